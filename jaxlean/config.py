@@ -1,0 +1,345 @@
+"""Every setting, once.
+
+A run is one `RunConfig`, read from a YAML file with `section.key=value` overrides. Keys carry the names that
+Hugging Face, PEFT and TRL users know; the common aliases (`micro_batch_size`, `cutoff_len`, `lora_r` ...) are
+accepted, an unknown key is an error with a suggestion.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+
+from jaxlean.errors import ConfigError, did_you_mean
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _named(default: Any, description: str, *aliases: str, **constraints: Any) -> Any:
+    """A field that is also accepted under other projects' names for it (its own stays valid: `populate_by_name`)."""
+    return Field(default, description=description, validation_alias=AliasChoices(*aliases), **constraints)
+
+
+class Section(BaseModel):
+    """A part of the config. Unknown keys are errors, and a value is checked again when it is assigned."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, validate_assignment=True, protected_namespaces=())
+
+
+class ModelSection(Section):
+    """Which model, and the numbers it is held in."""
+
+    path: str | None = _named(None, "Hugging Face id or folder of the base model.", "model_name_or_path", "base_model")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hugging Face hub.")
+    architecture: dict[str, Any] | None = Field(
+        None, description="pretrain only: a Hugging Face config (model_type, hidden_size ...) to start from zero."
+    )
+    tokenizer: str | None = Field(None, description="Folder or id of the tokenizer; default: the one beside the model.")
+    chat_template: str | None = Field(None, description="A Jinja file that replaces the tokenizer's chat template.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="What matrices are multiplied in. auto: float32 on CPU, bfloat16 on GPU and TPU."
+    )
+
+
+class SourceSection(Section):
+    """One dataset: a file (.jsonl .json .csv .tsv .parquet), a `datasets` folder, or a Hugging Face hub id."""
+
+    path: str = Field(description="File, folder or hub id.")
+    split: str = Field("train", description="Split of a folder or hub dataset.")
+    name: str | None = Field(None, description="Configuration name of a hub dataset (`datasets` calls it name).")
+    weight: float = Field(1.0, gt=0, description="Share of this source in the mix; weights are normalised.")
+    format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "template"] = _named(
+        "auto", "Shape of a row. auto recognises it from the columns.", "type"
+    )
+    prompt: str | None = Field(None, description="Template of the prompt over the columns: 'Classify: {text}'.")
+    completion: str | None = Field(None, description="Template of what is learned: '{category}'.")
+    system: str | None = Field(None, description="System message put before each conversation.")
+    limit: PositiveInt | None = Field(None, description="Read only the first rows.")
+
+
+class DataSection(Section):
+    """What is learned from, and how rows become tokens."""
+
+    train: list[SourceSection] | None = _named(None, "Training data: a path, or a list of sources.", "dataset", "datasets")
+    eval: list[SourceSection] | None = Field(None, description="Held-out data: a path, or a list of sources.")
+    eval_fraction: Fraction = Field(0.0, description="Without `eval`: this share of the training rows is held out.")
+    prompt: str | None = Field(None, description="Default `prompt` template of every source.")
+    completion: str | None = Field(None, description="Default `completion` template of every source.")
+    system: str | None = Field(None, description="Default `system` message of every source.")
+    chat: bool = Field(
+        True, description="Render prompt/completion rows through the chat template where the tokenizer has one."
+    )
+    max_length: PositiveInt = _named(1024, "Tokens a row may have.", "max_seq_length", "cutoff_len", "sequence_len")
+    on_long: Literal["error", "truncate", "drop"] = _named(
+        "error", "What happens to a longer row; the counts are printed.", "excess_length_strategy"
+    )
+    packing: bool = _named(True, "Put several rows into one sequence, each seeing only itself.", "sample_packing")
+    train_on: Literal["completion", "all"] = Field(
+        "completion", description="Loss on assistant/completion tokens only, or on every token."
+    )
+    shuffle: bool = Field(True, description="A new order each epoch, from the seed.")
+    streaming: bool = Field(False, description="Read while training, for data larger than the disk; needs train.max_steps.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_is_a_source(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for key in ("train", "eval", "dataset", "datasets"):
+                value = values.get(key)
+                if isinstance(value, str):
+                    values = {**values, key: [{"path": value}]}
+                elif isinstance(value, dict):
+                    values = {**values, key: [value]}
+                elif isinstance(value, list):
+                    values = {**values, key: [{"path": v} if isinstance(v, str) else v for v in value]}
+        return values
+
+
+class LoraSection(Section):
+    """Low-rank adaptation (arXiv 2106.09685), with PEFT's names."""
+
+    r: PositiveInt = _named(16, "Rank.", "lora_r", "lora_rank")
+    lora_alpha: float = Field(32.0, gt=0, description="The adapter is scaled by lora_alpha / r.")
+    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout on the adapter's input.")
+    target_modules: str | list[str] = Field(
+        "all-linear", description="'all-linear' (all but the head), a list of names (q_proj, query ...), or a regex."
+    )
+    use_rslora: bool = Field(False, description="Scale by lora_alpha / sqrt(r) (arXiv 2312.03732).")
+    use_dora: bool = Field(False, description="Learn magnitude and direction apart (arXiv 2402.09353).")
+    init_lora_weights: Literal["default", "pissa"] = Field(
+        "default", description="default: A random, B zero. pissa: the principal singular vectors (arXiv 2404.02948)."
+    )
+    loraplus_lr_ratio: float | None = Field(None, gt=0, description="LoRA+ (arXiv 2402.12354): B learns this much faster.")
+
+
+class TrainSection(Section):
+    """How it is trained."""
+
+    learning_rate: float = _named(2e-4, "Peak learning rate.", "lr", gt=0)
+    num_train_epochs: float = _named(1.0, "Passes over the data; max_steps wins over it.", "num_epochs", "epochs", gt=0)
+    max_steps: PositiveInt | None = Field(None, description="Optimizer updates; default: from num_train_epochs.")
+    per_device_train_batch_size: PositiveInt = _named(
+        8, "Sequences in one forward and backward pass on one device.", "micro_batch_size", "batch_size"
+    )
+    gradient_accumulation_steps: PositiveInt = Field(1, description="Microbatches in one optimizer update.")
+    optim: Literal["adamw", "adafactor", "lion", "sgd", "muon"] = _named("adamw", "Optimizer (optax).", "optimizer")
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.999
+    adam_epsilon: float = Field(1e-8, gt=0)
+    momentum: Fraction = Field(0.9, description="sgd and muon.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled; never on norms, biases or 1-d parameters.")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="Clip the global gradient norm; null turns it off.")
+    lr_scheduler_type: Literal["constant", "linear", "cosine", "warmup_stable_decay", "cosine_with_restarts"] = _named(
+        "cosine", "Shape of the learning rate after warm-up.", "lr_scheduler"
+    )
+    warmup_ratio: Fraction = Field(0.03, description="Share of the steps in linear warm-up.")
+    warmup_steps: NonNegativeInt | None = Field(None, description="Steps of warm-up; wins over warmup_ratio.")
+    min_lr_ratio: Fraction = Field(0.0, description="The learning rate ends at this share of its peak.")
+    decay_ratio: Fraction = Field(0.2, description="warmup_stable_decay: share of the steps in the decay.")
+    num_cycles: PositiveInt = Field(3, description="cosine_with_restarts: number of cosine cycles.")
+    trainable: list[str] | None = Field(
+        None, description="lora: null only. Regexes of the parameter paths that train; default: all."
+    )
+    remat: str | list[str] = _named(
+        "none", "Activations to recompute: none, full, dots, dots_no_batch, or names to keep.", "gradient_checkpointing"
+    )
+    logging_steps: PositiveInt = 10
+    save_steps: PositiveInt | None = Field(None, description="Steps between checkpoints; default: a tenth of the run.")
+    save_total_limit: PositiveInt = Field(2, description="Checkpoints kept.")
+
+
+class EvalSection(Section):
+    """How quality is measured."""
+
+    eval_steps: PositiveInt | None = Field(None, description="Steps between evaluations of the loss; default: only the ends.")
+    before: bool = Field(True, description="Measure the base before training, so that the gain is known.")
+    per_device_eval_batch_size: PositiveInt = _named(16, "Sequences at a time.", "eval_batch_size")
+    exact_match: bool = Field(False, description="Generate each held-out completion and compare it, word for word.")
+    max_new_tokens: PositiveInt = Field(128, description="Longest generation.")
+    max_examples: PositiveInt | None = Field(None, description="Use only the first held-out rows.")
+
+
+class MeshSection(Section):
+    """Devices by axis; -1 takes what is left."""
+
+    data: int = Field(-1, ge=-1, description="Copies of the model, each with its part of the batch.")
+    fsdp: int = Field(1, ge=-1, description="Parameters and batch split over this axis.")
+    tensor: int = Field(1, ge=-1, description="Matrices split over this axis.")
+
+
+class CostSection(Section):
+    """What the hardware costs."""
+
+    usd_per_hour: float | None = Field(None, ge=0, description="Price of all devices of the run together; wins over the table.")
+    prices: str | None = Field(None, description="A YAML file that replaces the built-in price table.")
+
+
+class ReportSection(Section):
+    """Where the numbers go, beside metrics.jsonl."""
+
+    tensorboard: bool = True
+    wandb: bool = False
+    wandb_project: str = "jaxlean"
+    run_name: str | None = None
+    progress: bool = Field(True, description="Draw a progress bar when the output is a terminal.")
+
+
+class RunConfig(Section):
+    """One run. `jaxlean finetune FILE section.key=value ...` fills it."""
+
+    output_dir: str = Field("runs/run", description="Folder that the run writes; it must not hold another run.")
+    seed: int = Field(0, description="Of everything random: data order, adapter, dropout.")
+    model: ModelSection = Field(default_factory=ModelSection)
+    data: DataSection = Field(default_factory=DataSection)
+    lora: LoraSection | None = Field(default_factory=LoraSection)
+    train: TrainSection = Field(default_factory=TrainSection)
+    eval: EvalSection = Field(default_factory=EvalSection)
+    mesh: MeshSection = Field(default_factory=MeshSection)
+    cost: CostSection = Field(default_factory=CostSection)
+    report: ReportSection = Field(default_factory=ReportSection)
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "RunConfig":
+        if self.lora is not None and self.train.trainable is not None:
+            raise ValueError("train.trainable needs lora: null (with LoRA, the adapter is what trains)")
+        if self.lora is not None and self.lora.use_dora and self.lora.init_lora_weights == "pissa":
+            raise ValueError("lora.use_dora and lora.init_lora_weights=pissa exclude each other")
+        if self.data.streaming and self.train.max_steps is None:
+            raise ValueError("data.streaming needs train.max_steps: the length of a stream is not known")
+        return self
+
+
+def load(file: str | Path | None, overrides: list[str] | None = None) -> RunConfig:
+    """Read a YAML file and apply `section.key=value` overrides, whose values are YAML too.
+
+    Relative paths in the file are meant from the current folder; where nothing lies there, from the file's folder.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key, a value of the wrong type.
+    """
+    values: Any = {}
+    if file is not None:
+        file = Path(file)
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            raise ConfigError("no such config file", where=file, fix="configs/ holds examples") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError("the config file cannot be read", where=file, got=error) from None
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f"{file}:{mark.line + 1}" if mark else file
+            raise ConfigError("not valid YAML", where=where, got=getattr(error, "problem", error)) from None
+        if not isinstance(values, dict):
+            raise ConfigError("a config is a mapping of sections", where=file, got=type(values).__name__)
+    for override in overrides or []:
+        _apply(values, override)
+    config = build(values, where=file)
+    if file is not None:
+        _find_paths(config, Path(file).resolve().parent)
+    return config
+
+
+def build(values: dict[str, Any], *, where: object = None) -> RunConfig:
+    """Check a nested dict and make it a `RunConfig`.
+
+    Raises:
+        ConfigError: names the first key that is unknown or holds a wrong value.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, where) from None
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved config as YAML, every default written out; `load` reads it back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError("an override is section.key=value", got=repr(override), wanted="train.learning_rate=1e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, str):
+        # YAML 1.1 reads 1e-4 as text; people write it for a number.
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    node: Any = values
+    *parents, last = path.split(".")
+    for depth, key in enumerate(parents):
+        step = node[int(key)] if isinstance(node, list) and key.isdigit() and int(key) < len(node) else None
+        if step is None:
+            if not isinstance(node, dict):
+                raise ConfigError("an override goes through a value that has no keys", got=override, where=".".join(parents[:depth]))
+            if not isinstance(node.get(key), (dict, list)):
+                node[key] = {}
+            step = node[key]
+        node = step
+    if isinstance(node, list):
+        if not last.isdigit() or int(last) >= len(node):
+            raise ConfigError("no such list entry", got=override, wanted=f"an index below {len(node)}")
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _explain(error: ValidationError, where: object) -> ConfigError:
+    """The first of pydantic's findings, in our form."""
+    first = error.errors()[0]
+    location = [part for part in first["loc"] if not (isinstance(part, str) and "[" in part)]
+    key = ".".join(str(part) for part in location) or "the config"
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(location[:-1])
+        return ConfigError(f"unknown key: {key}", where=where, fix=did_you_mean(str(location[-1]), known))
+    message = first["msg"].removeprefix("Value error, ")
+    got = None if first["type"] == "value_error" else repr(first.get("input"))
+    return ConfigError(f"{key}: {message}", where=where, got=got)
+
+
+def _keys_at(location: list[Any]) -> list[str]:
+    """The keys of the section at a location in the config."""
+    section: Any = RunConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = section.model_fields.get(part)
+        if field is None:
+            return []
+        section = _section_of(field.annotation)
+        if section is None:
+            return []
+    return list(section.model_fields)
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _section_of(inner)
+        if found is not None:
+            return found
+    return None
+
+
+def _find_paths(config: RunConfig, folder: Path) -> None:
+    """Point relative paths that exist only beside the config file there."""
+
+    def found(path: str | None) -> str | None:
+        if path is None or Path(path).exists() or Path(path).is_absolute():
+            return path
+        beside = folder / path
+        return str(beside) if beside.exists() else path
+
+    model = config.model
+    model.path, model.tokenizer, model.chat_template = found(model.path), found(model.tokenizer), found(model.chat_template)
+    for source in [*(config.data.train or []), *(config.data.eval or [])]:
+        source.path = found(source.path) or source.path
+    config.cost.prices = found(config.cost.prices)
