@@ -1,0 +1,281 @@
+"""The one decoder behind every decoder family: pre-norm, rotary positions, gated MLP, layers stacked and scanned.
+
+A family (Llama, Mistral, Qwen ...) is a `DecoderConfig` and a table of names in `jaxlean.hub.families`, never a
+copy of this file.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxlean.models.attention import Slots, attention
+from jaxlean.models.linear import Dropout, Linear, _normal
+from jaxlean.models.norm import RMSNorm
+from jaxlean.models.rope import Rope, rotate
+
+# Every activation a remat policy can name, in the order they arise in a layer.
+ACTIVATIONS = ("attention_in", "query", "key", "value", "context", "attention_out", "mlp_in", "gate", "up", "mlp_out")
+
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The shape of a decoder. `windows` holds one entry a layer: how far back it sees, None for everything."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope: Rope = Rope()
+    norm_eps: float = 1e-6
+    activation: str = "silu"
+    tie_embeddings: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    windows: tuple[int | None, ...] = ()
+    max_position_embeddings: int = 2048
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens so far, for generation. `index` slots are filled."""
+
+    key: jax.Array  # [layers, batch, slots, kv_heads, head_dim]
+    value: jax.Array
+    segments: jax.Array  # int32 [batch, slots], 0 where there is nothing to see
+    index: jax.Array  # int32 []
+
+    @staticmethod
+    def empty(config: DecoderConfig, batch: int, slots: int, dtype: jnp.dtype) -> "Cache":
+        shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
+        zeros = jnp.zeros(shape, dtype)
+        return Cache(zeros, jnp.zeros_like(zeros), jnp.zeros((batch, slots), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+class Embedding(nnx.Module):
+    """Token id -> vector; read backwards, the output head of models that tie the two."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(_normal(rngs, (vocab_size, hidden_size)))
+        self.dtype = dtype
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+
+
+class Attention(nnx.Module):
+    """Projections, rotary positions, attention, output projection."""
+
+    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        wide, narrow = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.query = Linear(config.hidden_size, wide, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.key = Linear(config.hidden_size, narrow, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.value = Linear(config.hidden_size, narrow, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.out = Linear(wide, config.hidden_size, bias=config.out_bias, dtype=dtype, rngs=rngs)
+        self.query_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.key_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.head_dim = config.head_dim
+
+    def __call__(self, x, angles, slots: Slots, window, cache, dropout: Dropout | None):
+        """x [batch, length, hidden] -> (the same, the layer's (key, value) cache with x's written in, or None)."""
+        heads = (*x.shape[:2], -1, self.head_dim)
+        drop = [dropout.fold(i) if dropout is not None else None for i in range(4)]
+        query = checkpoint_name(self.query(x, drop[0]), "query").reshape(heads)
+        key = checkpoint_name(self.key(x, drop[1]), "key").reshape(heads)
+        value = checkpoint_name(self.value(x, drop[2]), "value").reshape(heads)
+        if self.query_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query, key = rotate(query, *angles), rotate(key, *angles)
+        if cache is not None:
+            start = (0, slots.query_index[0], 0, 0)
+            cache = tuple(
+                jax.lax.dynamic_update_slice(old, new.astype(old.dtype), start)
+                for old, new in zip(cache, (key, value), strict=True)
+            )
+            key, value = cache[0].astype(query.dtype), cache[1].astype(query.dtype)
+        context = attention(query, key, value, slots.visible(window))
+        context = checkpoint_name(context.reshape(*x.shape[:2], -1), "context")
+        return checkpoint_name(self.out(context, drop[3]), "attention_out"), cache
+
+
+class MLP(nnx.Module):
+    """`down(act(gate(x)) * up(x))` (arXiv 2002.05202)."""
+
+    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.gate = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias, dtype=dtype, rngs=rngs)
+        self.up = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias, dtype=dtype, rngs=rngs)
+        self.down = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias, dtype=dtype, rngs=rngs)
+        self.activation = getattr(jax.nn, config.activation)
+
+    def __call__(self, x: jax.Array, dropout: Dropout | None) -> jax.Array:
+        drop = [dropout.fold(i) if dropout is not None else None for i in range(4, 7)]
+        gate = checkpoint_name(self.gate(x, drop[0]), "gate")
+        up = checkpoint_name(self.up(x, drop[1]), "up")
+        inner = (self.activation(gate.astype(jnp.float32)) * up).astype(gate.dtype)
+        return checkpoint_name(self.down(inner, drop[2]), "mlp_out")
+
+
+class Layer(nnx.Module):
+    """Attention and MLP, each normalised before and added after."""
+
+    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.mlp_norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, angles, slots: Slots, window, cache=None, dropout: Dropout | None = None):
+        """x [batch, length, hidden] -> (x, cache)."""
+        mixed, cache = self.attention(
+            checkpoint_name(self.attention_norm(x), "attention_in"), angles, slots, window, cache, dropout
+        )
+        x = x + mixed
+        x = x + self.mlp(checkpoint_name(self.mlp_norm(x), "mlp_in"), dropout)
+        return x, cache
+
+
+class Decoder(nnx.Module):
+    """Tokens -> logits.
+
+    Args:
+        config: its shape.
+        dtype: what matrices are multiplied in; norms, softmax and angles are float32 always.
+        rngs: draws the initial parameters.
+    """
+
+    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.embed = Embedding(config.vocab_size, config.hidden_size, dtype=dtype, rngs=rngs)
+        self.layers = _stack(lambda rngs: Layer(config, dtype=dtype, rngs=rngs), config.num_layers, rngs)
+        self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.head = (
+            None
+            if config.tie_embeddings
+            else Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype, rngs=rngs)
+        )
+        self.config = config
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        dropout: Dropout | None = None,
+        wrap: Wrap | None = None,
+    ) -> jax.Array:
+        """Logits of the next token at every position.
+
+        Args:
+            tokens: int32 [batch, length].
+            positions: int32 [batch, length], each token's place in its own sequence; default 0, 1, 2 ...
+            segments: int32 [batch, length]; a token sees only its own segment, 0 is padding. Default: one segment.
+            dropout: of the adapters, in training.
+            wrap: what is done to the body of the scan over layers (a remat policy).
+
+        Returns:
+            float32 [batch, length, vocab].
+        """
+        x, _ = self._hidden(tokens, positions, segments, None, dropout, wrap)
+        return self.logits(x)
+
+    def decode(self, tokens: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache):
+        """Logits of `tokens`, which follow what `cache` holds; and the cache with them written in.
+
+        Args as in `__call__`; `length + cache.index` must not exceed the cache's slots.
+
+        Returns:
+            (float32 [batch, length, vocab], Cache).
+        """
+        x, cache = self._hidden(tokens, positions, segments, cache, None, None)
+        return self.logits(x), cache
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Normalised hidden states [..., hidden] -> float32 [..., vocab]."""
+        if self.head is not None:
+            return self.head(x).astype(jnp.float32)
+        table = self.embed.embedding[...].astype(x.dtype)
+        return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
+
+    def _hidden(self, tokens, positions, segments, cache: Cache | None, dropout, wrap):
+        batch, length = tokens.shape
+        steps = jnp.arange(length, dtype=jnp.int32)
+        if positions is None:
+            positions = jnp.broadcast_to(steps, tokens.shape)
+        if segments is None:
+            segments = jnp.ones_like(tokens)
+        if cache is None:
+            slots = Slots(steps, steps, segments, segments)
+        else:
+            filled = jax.lax.dynamic_update_slice(cache.segments, segments, (0, cache.index))
+            slots = Slots(steps + cache.index, jnp.arange(filled.shape[1], dtype=jnp.int32), segments, filled)
+        angles = self.config.rope.cos_sin(positions, self.config.head_dim)
+        graph, params = nnx.split(self.layers)
+        windows, fixed = self._windows()
+
+        def body(x, per_layer):
+            params, window, cached, place = per_layer
+            layer = nnx.merge(graph, params)
+            drop = dropout.fold(place) if dropout is not None else None
+            return layer(x, angles, slots, window if fixed is None else fixed, cached, drop)
+
+        if wrap is not None:
+            body = wrap(body)
+        cached = None if cache is None else (cache.key, cache.value)
+        places = jnp.arange(self.config.num_layers, dtype=jnp.uint32)
+        x, cached = jax.lax.scan(body, self.embed(tokens), (params, windows, cached, places))
+        if cache is not None:
+            cache = Cache(cached[0], cached[1], slots.key_segments, cache.index + length)
+        return self.norm(x), cache
+
+    def _windows(self) -> tuple[jax.Array | None, int | None]:
+        """(one window a layer, None) where layers differ, else (None, the window they share or None)."""
+        kinds = set(self.config.windows)
+        if not kinds or kinds == {None}:
+            return None, _EVERYTHING
+        if len(kinds) == 1:
+            return None, kinds.pop()
+        return jnp.asarray([_EVERYTHING if w is None else w for w in self.config.windows], jnp.int32), None
+
+
+_EVERYTHING = 2**30
+
+
+def _stack(build: Callable[[nnx.Rngs], nnx.Module], num: int, rngs: nnx.Rngs) -> Any:
+    """`num` modules as one whose parameters have a leading dim of `num`, each drawn from a key of its own."""
+    graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+    params = jax.vmap(lambda key: nnx.split(build(nnx.Rngs(params=key)))[1])(jax.random.split(rngs.params(), num))
+    return nnx.merge(graph, params)
+
+
+def abstract(config: DecoderConfig, params: Mapping[str, Any] | None = None, *, dtype: Any = jnp.float32):
+    """The decoder's graph and its parameters' shapes, without a byte of memory.
+
+    Args:
+        config: the decoder's shape.
+        params: a parameter tree; the adapters that stand in it (`lora_a`, ...) are attached to the linear layers
+            beside which they stand.
+        dtype: compute dtype.
+
+    Returns:
+        (graph for `nnx.merge(graph, params)`, nested dict of `jax.ShapeDtypeStruct`).
+    """
+    model = nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    if params is not None:
+        for path, module in list(nnx.iter_modules(model)):
+            if isinstance(module, Linear):
+                node: Any = params
+                for key in path:
+                    node = node.get(key, {}) if isinstance(node, Mapping) else {}
+                module.attach_lora(node)
+    graph, state = nnx.split(model)
+    return graph, nnx.to_pure_dict(state)

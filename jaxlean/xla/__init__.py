@@ -1,0 +1,1 @@
+"""How XLA runs a function: devices, precision, recomputation, compilation."""
