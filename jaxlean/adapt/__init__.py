@@ -1,0 +1,1 @@
+"""Tree -> tree: what is added to a model so that little of it needs to train. Knows no model."""

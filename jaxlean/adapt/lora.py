@@ -1,0 +1,196 @@
+"""LoRA: freeze the base, learn a low-rank change beside some of its matrices (arXiv 2106.09685).
+
+Beside `x.kernel` [.., in, out] stand `x.lora_a` [.., in, r] and `x.lora_b` [.., r, out]; the layer computes
+`x @ kernel + lora_scale * (x @ lora_a) @ lora_b`. A leading dim is the stacked layers'. Which kernels are adapted is
+a rule over parameter paths; nothing here knows what the paths mean.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlean import tree
+from jaxlean.config import LoraSection
+from jaxlean.errors import ConfigError, did_you_mean
+
+TRAINED = ("lora_a", "lora_b", "lora_magnitude")
+
+
+def scale(config: LoraSection) -> float:
+    """What the adapter's product is multiplied with: alpha / r, or alpha / sqrt(r) with rsLoRA (arXiv 2312.03732)."""
+    return config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a parameter is a trained part of an adapter."""
+    return path.rsplit(".", 1)[-1] in TRAINED
+
+
+def targets(
+    params: Mapping[str, Any], target_modules: str | Sequence[str], names: Mapping[str, str] | None = None
+) -> list[str]:
+    """The modules whose kernel gets an adapter.
+
+    Args:
+        params: the base.
+        target_modules: `all-linear` (every kernel but the output head's), a list of names, or one regex.
+        names: our module path -> its name elsewhere (`model.layers.{}.self_attn.q_proj`), which may be used as well.
+
+    Returns:
+        module paths, sorted.
+
+    Raises:
+        ConfigError: a name or regex that matches nothing.
+    """
+    names = names or {}
+    modules = [path.removesuffix(".kernel") for path in tree.flatten(params) if path.endswith(".kernel")]
+    if target_modules == "all-linear":
+        return [module for module in modules if module != "head"]
+
+    def called(module: str) -> set[str]:
+        known = (module, names.get(module, module))
+        return {*known, *(name.rsplit(".", 1)[-1] for name in known)}
+
+    everything = sorted(set().union(*(called(module) for module in modules)))
+    if isinstance(target_modules, str):
+        try:
+            pattern = re.compile(target_modules)
+        except re.error as error:
+            raise ConfigError(
+                "lora.target_modules: not a regular expression", got=repr(target_modules), fix=str(error)
+            ) from error
+        found = [module for module in modules if any(pattern.search(name) for name in called(module))]
+        if not found:
+            raise ConfigError(
+                "lora.target_modules: the rule matched no module",
+                got=repr(target_modules),
+                wanted="all-linear, or a regex found in one of: " + ", ".join(modules),
+            )
+        return found
+    chosen: set[str] = set()
+    for name in target_modules:
+        found = [module for module in modules if name in called(module)]
+        if not found:
+            raise ConfigError(
+                "lora.target_modules: no such module", got=repr(name), fix=did_you_mean(name, everything)
+            )
+        chosen.update(found)
+    return sorted(chosen)
+
+
+def add(params: tree.Tree, modules: Sequence[str], config: LoraSection, key: jax.Array) -> tree.Tree:
+    """The base with fresh adapters beside the kernels of `modules`.
+
+    `default`: lora_a is Kaiming-uniform and lora_b zero, so that the model starts as the base. `pissa` (arXiv
+    2404.02948): the adapter starts as the kernel's r principal singular directions, which are taken out of the kernel.
+
+    Args:
+        params: nested dict of arrays.
+        modules: as `targets` gives them.
+        config: rank, alpha and variant.
+        key: draws lora_a; one key a module, folded in by its place in the sorted list.
+
+    Returns:
+        a new tree; adapters are float32.
+
+    Raises:
+        ConfigError: the rank exceeds a matrix's smaller side.
+    """
+    leaves = dict(tree.flatten(params))
+    for number, module in enumerate(sorted(modules)):
+        kernel = leaves[f"{module}.kernel"]
+        *stack, dim_in, dim_out = kernel.shape
+        if config.r > min(dim_in, dim_out):
+            raise ConfigError("lora.r exceeds the matrix", where=module, got=config.r, wanted=f"at most {min(dim_in, dim_out)}")
+        if config.init_lora_weights == "pissa":
+            a, b, residual = _principal(kernel, config.r, scale(config))
+            leaves[f"{module}.kernel"] = residual
+        else:
+            a, b = _fresh(jax.random.fold_in(key, number), tuple(stack), dim_in, config.r, dim_out)
+        leaves[f"{module}.lora_a"], leaves[f"{module}.lora_b"] = a, b
+        leaves[f"{module}.lora_scale"] = jnp.full(tuple(stack), scale(config), jnp.float32)
+        if config.use_dora:
+            # the length of each column of the base: at the start, direction and magnitude give the base again
+            leaves[f"{module}.lora_magnitude"] = jnp.linalg.norm(kernel.astype(jnp.float32), axis=-2)
+    return tree.unflatten(leaves)
+
+
+def merge(params: tree.Tree) -> tree.Tree:
+    """Fold every adapter into its kernel: a base of plain kernels that computes the same.
+
+    The product is taken in float32 and the kernel keeps its dtype.
+    """
+    leaves = tree.flatten(params)
+    merged = {path: leaf for path, leaf in leaves.items() if ".lora_" not in path}
+    for path in leaves:
+        if path.endswith(".lora_a"):
+            module = path.removesuffix(".lora_a")
+            kernel = leaves[f"{module}.kernel"]
+            merged[f"{module}.kernel"] = _merged(
+                kernel, leaves[path], leaves[f"{module}.lora_b"], leaves[f"{module}.lora_scale"],
+                leaves.get(f"{module}.lora_magnitude"),
+            ).astype(kernel.dtype)  # fmt: skip
+    return tree.unflatten(merged)
+
+
+def unprincipal(params: tree.Tree, start: tree.Tree) -> tree.Tree:
+    """PiSSA adapters as plain LoRA of twice the rank over the *original* base, which is what others can load.
+
+    The base that trained is `kernel - s * a0 @ b0`, so the change against the original is `s * (a @ b - a0 @ b0)`:
+    the columns of `a` and `a0`, and the rows of `b` and `-b0`, side by side.
+
+    Args:
+        params: adapter leaves after training.
+        start: the same leaves as they were before the first step.
+    """
+    now, before = tree.flatten(params), tree.flatten(start)
+    out = dict(now)
+    for path, leaf in now.items():
+        if path.endswith(".lora_a"):
+            out[path] = jnp.concatenate([leaf, before[path]], axis=-1)
+        elif path.endswith(".lora_b"):
+            out[path] = jnp.concatenate([leaf, -before[path]], axis=-2)
+    return tree.unflatten(out)
+
+
+def learning_rate_ratios(config: LoraSection | None) -> Callable[[str], float]:
+    """path -> how much faster than the base rate it learns: LoRA+ (arXiv 2402.12354) speeds up `lora_b`."""
+    ratio = (config.loraplus_lr_ratio if config is not None else None) or 1.0
+    return lambda path: ratio if path.endswith(".lora_b") else 1.0
+
+
+def _fresh(key: jax.Array, stack: tuple[int, ...], dim_in: int, r: int, dim_out: int) -> tuple[jax.Array, jax.Array]:
+    # torch's kaiming_uniform_(a=sqrt(5)), which PEFT uses: uniform within 1 / sqrt(in)
+    bound = dim_in**-0.5
+    a = jax.random.uniform(key, (*stack, dim_in, r), jnp.float32, -bound, bound)
+    return a, jnp.zeros((*stack, r, dim_out), jnp.float32)
+
+
+def _principal(kernel: jax.Array, r: int, factor: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    # numpy, float64, layer by layer: done once, and the same on every run
+    wide = np.asarray(kernel, np.float64)
+    flat = wide.reshape(-1, *wide.shape[-2:])
+    a, b = [], []
+    for matrix in flat:
+        u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+        root = np.sqrt(s[:r] / factor)
+        a.append(u[:, :r] * root)
+        b.append(root[:, None] * vt[:r])
+    stack = wide.shape[:-2]
+    a_all = np.reshape(np.stack(a), (*stack, wide.shape[-2], r)).astype(np.float32)
+    b_all = np.reshape(np.stack(b), (*stack, r, wide.shape[-1])).astype(np.float32)
+    residual = wide - factor * (a_all.astype(np.float64) @ b_all.astype(np.float64))
+    return jnp.asarray(a_all), jnp.asarray(b_all), jnp.asarray(residual.astype(np.float32)).astype(kernel.dtype)
+
+
+@jax.jit
+def _merged(kernel, a, b, scale, magnitude):
+    delta = jnp.einsum("...ir,...ro->...io", a, b, precision=jax.lax.Precision.HIGHEST)
+    whole = kernel.astype(jnp.float32) + scale[..., None, None] * delta
+    if magnitude is not None:
+        whole = whole * (magnitude / jnp.linalg.norm(whole, axis=-2))[..., None, :]
+    return whole

@@ -1,0 +1,173 @@
+"""`jaxlean.load`: a Hugging Face model as a parameter tree and a function."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxlean import tree
+from jaxlean.errors import ModelError
+from jaxlean.hub.families import family_of
+from jaxlean.hub.family import Family
+from jaxlean.hub.files import locate, read_json
+from jaxlean.hub.read import read_params
+from jaxlean.models.decoder import DecoderConfig, abstract
+from jaxlean.xla.mesh import make_mesh, place
+from jaxlean.xla.precision import compute_dtype, parameter_dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass
+class Model:
+    """A loaded model.
+
+    `params` is a plain nested dict of jax arrays that you may replace; `graph` is what `nnx.merge(graph, params)` needs
+    to make them a Flax module again; calling the model runs it under `jax.jit`.
+    """
+
+    family: Family
+    config: DecoderConfig
+    hf_config: dict[str, Any] = field(repr=False)
+    params: tree.Tree = field(repr=False)
+    graph: nnx.GraphDef = field(repr=False)
+    dtype: Any
+    folder: Path | None
+    tokenizer_path: str | None = None
+
+    def __call__(
+        self, tokens: Any, *, positions: jax.Array | None = None, segments: jax.Array | None = None
+    ) -> jax.Array:
+        """int32 tokens [batch, length] -> float32 logits [batch, length, vocab]."""
+        return _forward(self.graph, self.params, jnp.asarray(tokens, jnp.int32), positions, segments)
+
+    def with_params(self, params: tree.Tree) -> "Model":
+        """The same model over other parameters, whose adapters (if any) are attached."""
+        graph, shapes = abstract(self.config, params, dtype=self.dtype)
+        tree.check(params, shapes, where=self.folder)
+        return Model(
+            self.family, self.config, self.hf_config, params, graph, self.dtype, self.folder, self.tokenizer_path
+        )
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
+        """The tokenizer beside the model (or the one asked for), read on first use."""
+        path = self.tokenizer_path or (str(self.folder) if self.folder is not None else None)
+        if path is None:
+            raise ModelError("the model has no tokenizer", fix="set model.tokenizer")
+        return load_tokenizer(path)
+
+
+def load(
+    path_or_id: str | Path,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    revision: str | None = None,
+    tokenizer: str | None = None,
+    trains: Callable[[str], bool] = lambda path: False,
+) -> Model:
+    """Load a model from a folder or the Hugging Face hub.
+
+    Args:
+        path_or_id: folder with `config.json` and safetensors, or a hub id.
+        dtype: what matrices are held and multiplied in; auto is float32 on CPU, bfloat16 elsewhere.
+        mesh: devices to place the parameters on; default: all, each with a copy of the parameters.
+        revision: branch, tag or commit on the hub.
+        tokenizer: folder or id of another tokenizer.
+        trains: path -> whether the parameter will be trained; such are held in float32.
+
+    Returns:
+        the model. `model(tokens)` gives float32 logits.
+
+    Raises:
+        ModelError: names the file or tensor that is missing or wrong, or the families that are supported.
+    """
+    folder = locate(str(path_or_id), revision=revision)
+    raw = read_json(folder / "config.json")
+    family = family_of(raw.get("model_type"), where=folder / "config.json")
+    config = family.config(_transformers_config(raw, folder / "config.json"))
+    compute = compute_dtype(dtype)
+    graph, shapes = abstract(config, dtype=compute)
+    mesh = mesh if mesh is not None else make_mesh()
+    params = read_params(folder, family, shapes, dtype=parameter_dtype(compute, trains), place=place(mesh))
+    tree.check(params, shapes, where=folder)
+    return Model(family, config, raw, params, graph, compute, folder, tokenizer)
+
+
+def load_tokenizer(path_or_id: str) -> "PreTrainedTokenizerFast":
+    """The tokenizer in a folder or on the hub.
+
+    Raises:
+        ModelError: there is none, or its files cannot be read.
+    """
+    folder = locate(path_or_id)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers and tokenizers raise plain Exceptions for broken files
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            "no tokenizer that can be read",
+            where=folder,
+            got=first_line,
+            wanted="tokenizer.json and tokenizer_config.json",
+            fix="set model.tokenizer to a folder or id that has one",
+        ) from error
+
+
+def initial(
+    architecture: dict[str, Any],
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    seed: int = 0,
+    tokenizer: str | None = None,
+) -> Model:
+    """A model that has learned nothing, from a Hugging Face config: for pre-training.
+
+    Args:
+        architecture: `model_type`, `hidden_size` ... as in a `config.json`.
+        seed: draws the parameters.
+
+    Returns:
+        the model; all its parameters are float32, since all of them will train.
+    """
+    from jaxlean.models.decoder import Decoder
+
+    family = family_of(architecture.get("model_type"), where="model.architecture")
+    hf = _transformers_config(architecture, "model.architecture")
+    config = family.config(hf)
+    compute = compute_dtype(dtype)
+    graph, shapes = abstract(config, dtype=compute)
+    where = place(mesh if mesh is not None else make_mesh())
+    shardings = tree.map_with_path(lambda path, leaf: where(path, tuple(leaf.shape)), shapes)
+
+    @partial(jax.jit, out_shardings=shardings)
+    def draw() -> tree.Tree:
+        return nnx.to_pure_dict(nnx.split(Decoder(config, dtype=compute, rngs=nnx.Rngs(seed)))[1])
+
+    return Model(family, config, hf.to_dict(), draw(), graph, compute, None, tokenizer)
+
+
+def _transformers_config(raw: dict[str, Any], where: object) -> Any:
+    """The config with the defaults and translations of transformers."""
+    from transformers import CONFIG_MAPPING
+
+    values = {key: value for key, value in raw.items() if key not in ("model_type", "architectures")}
+    try:
+        return CONFIG_MAPPING[raw["model_type"]](**values)
+    except Exception as error:  # transformers checks configs with several libraries' exception types
+        raise ModelError("the model's config is not valid", where=where, got=str(error).strip().splitlines()[0]) from error
+
+
+@partial(jax.jit, static_argnums=0)
+def _forward(graph, params, tokens, positions, segments):
+    return nnx.merge(graph, params)(tokens, positions=positions, segments=segments)
