@@ -1,0 +1,125 @@
+"""The optimizer: an optax chain of clipping, the rule, decoupled weight decay and the schedule."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlean import tree
+from jaxlean.config import TrainSection
+
+
+def schedule(config: TrainSection, num_steps: int) -> optax.Schedule:
+    """The learning rate of each step 0, 1 ... `num_steps` - 1: linear warm-up to `learning_rate`, then its shape."""
+    peak, low = config.learning_rate, config.learning_rate * config.min_lr_ratio
+    warmup = config.warmup_steps if config.warmup_steps is not None else round(config.warmup_ratio * num_steps)
+    warmup = min(warmup, num_steps)
+    rest = max(num_steps - warmup, 1)
+    after: optax.Schedule
+    match config.lr_scheduler_type:
+        case "constant":
+            after = optax.constant_schedule(peak)
+        case "linear":
+            after = optax.linear_schedule(peak, low, rest)
+        case "cosine":
+            after = optax.cosine_decay_schedule(peak, rest, alpha=config.min_lr_ratio)
+        case "warmup_stable_decay":
+            decay = max(round(config.decay_ratio * num_steps), 1)
+            after = optax.join_schedules(
+                [optax.constant_schedule(peak), optax.linear_schedule(peak, low, decay)], [max(rest - decay, 0)]
+            )
+        case "cosine_with_restarts":
+            cycle = max(-(-rest // config.num_cycles), 1)
+            cosine = optax.cosine_decay_schedule(peak, cycle, alpha=config.min_lr_ratio)
+            after = lambda step: cosine(step % cycle)  # noqa: E731
+    if warmup == 0:
+        return after
+    # The first step learns too: it has 1 / warmup of the peak, not zero.
+    return optax.join_schedules([lambda step: peak * (step + 1) / warmup, after], [warmup])
+
+
+def optimizer(
+    config: TrainSection,
+    num_steps: int,
+    params: Mapping[str, Any],
+    *,
+    ratio: Callable[[str], float] = lambda path: 1.0,
+) -> optax.GradientTransformation:
+    """The gradient transformation for a tree of trainable parameters.
+
+    Args:
+        config: rule, rates, decay, clipping.
+        num_steps: length of the schedule.
+        params: the trainable tree (arrays or their shapes).
+        ratio: path -> multiple of the learning rate (LoRA+).
+
+    Returns:
+        an optax transformation whose updates are added to the parameters.
+    """
+    rate = schedule(config, num_steps)
+    ratios = tree.map_with_path(lambda path, leaf: ratio(path), params)
+    chain: list[optax.GradientTransformation] = []
+    if config.max_grad_norm is not None:
+        chain.append(optax.clip_by_global_norm(config.max_grad_norm))
+    chain.append(_rule(config, params))
+    if config.weight_decay:
+        chain.append(optax.add_decayed_weights(config.weight_decay, mask=tree.map_with_path(_decays, params)))
+    chain.append(_scale_each(ratios))
+    chain.append(optax.scale_by_learning_rate(rate))
+    return optax.chain(*chain)
+
+
+def _rule(config: TrainSection, params: Mapping[str, Any]) -> optax.GradientTransformation:
+    match config.optim:
+        case "adamw":
+            return optax.scale_by_adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon)
+        case "lion":
+            return optax.scale_by_lion(config.adam_beta1, config.adam_beta2)
+        case "sgd":
+            return optax.trace(config.momentum)
+        case "adafactor":
+            # As in arXiv 1804.04235: factored second moments, updates clipped by their own root mean square.
+            return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+        case "muon":
+            return _muon(config, params)
+
+
+def _muon(config: TrainSection, params: Mapping[str, Any]) -> optax.GradientTransformation:
+    """Orthogonalised momentum for matrices (kellerjordan.github.io/posts/muon), Adam for all else."""
+    from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+    def is_matrix(path: str) -> bool:
+        return path.endswith((".kernel", ".lora_a", ".lora_b")) and path != "head.kernel"
+
+    kinds = tree.map_with_path(lambda path, leaf: "matrix" if is_matrix(path) else "other", params)
+    # the last two dims are the matrix, any before them a stack of matrices
+    dims = tree.map_with_path(
+        lambda path, leaf: MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if is_matrix(path) else None, params
+    )
+    matrices, _ = tree.split(dims, is_matrix)
+    return optax.partition(
+        {
+            "matrix": scale_by_muon(beta=config.momentum, weight_dimension_numbers=lambda _: _masked_like(matrices, kinds)),
+            "other": optax.scale_by_adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon),
+        },
+        kinds,
+    )
+
+
+def _masked_like(matrices: Mapping[str, Any], kinds: Mapping[str, Any]) -> tree.Tree:
+    # optax.partition puts MaskedNode where a leaf belongs to the other group
+    found = tree.flatten(matrices)
+    return tree.map_with_path(lambda path, kind: found.get(path, optax.MaskedNode()), kinds)
+
+
+def _decays(path: str, leaf: Any) -> bool:
+    return path.endswith((".kernel", ".embedding", ".lora_a", ".lora_b"))
+
+
+def _scale_each(ratios: tree.Tree) -> optax.GradientTransformation:
+    """Multiply each update with its own constant."""
+    if all(value == 1.0 for value in tree.flatten(ratios).values()):
+        return optax.identity()
+    return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, ratios))

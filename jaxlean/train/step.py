@@ -1,0 +1,115 @@
+"""The one jitted step: microbatches in, gradient of what trains, update.
+
+The gradient is taken with respect to the trainable tree alone, and only that tree has optimizer state, so a frozen
+base costs neither. The state is donated: the new one takes the old one's memory.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlean import tree
+from jaxlean.train.loss import next_token_loss
+
+Batch = Mapping[str, jax.Array]
+# (all parameters, one microbatch, dropout key) -> logits [rows, length, vocab]
+Apply = Callable[[tree.Tree, Batch, jax.Array], jax.Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that changes from step to step, but the place in the data."""
+
+    trainable: tree.Tree
+    optimizer: Any
+    step: jax.Array  # int32 [], steps taken
+    broken_at: jax.Array  # int32 [], the first step whose loss or gradient was not a number; 0 while there is none
+
+
+class StepMetrics(NamedTuple):
+    """What a step says of itself; arrays on the device, so that reading them is the caller's choice."""
+
+    loss: jax.Array  # mean over the tokens that carry loss
+    grad_norm: jax.Array  # before clipping
+    tokens: jax.Array
+    total_tokens: jax.Array
+    broken_at: jax.Array
+
+
+def init_state(trainable: tree.Tree, transform: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    # one array each: a donated buffer must not be given away twice
+    return TrainState(trainable, transform.init(trainable), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def make_step(
+    apply: Apply, transform: optax.GradientTransformation, *, seed: int = 0, shardings: TrainState | None = None
+) -> Callable[[TrainState, tree.Tree, Batch], tuple[TrainState, StepMetrics]]:
+    """The jitted step.
+
+    Args:
+        apply: the model.
+        transform: the optimizer.
+        seed: of dropout; each step and microbatch has a key of its own.
+        shardings: where the state lies, pinned so that step 2 finds what step 1 compiled for.
+
+    Returns:
+        `step(state, frozen, batch) -> (state, metrics)`, `state` donated. `batch` holds int32 [microbatches, rows,
+        length] arrays `tokens`, `segments`, `positions` and the bool `loss_mask`.
+
+    One update equals that of a single batch of all rows: losses are summed over microbatches and divided by the tokens
+    of all of them. Where the loss or the gradient is not a number the state stays as it was, `broken_at` says which
+    step it was, and no later step changes anything.
+    """
+
+    def summed_loss(trainable: tree.Tree, frozen: tree.Tree, rows: Batch, key: jax.Array) -> jax.Array:
+        logits = apply(tree.merge(trainable, frozen), rows, key)
+        return next_token_loss(logits, rows["tokens"], rows["loss_mask"])
+
+    def step(state: TrainState, frozen: tree.Tree, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        gradient = jax.value_and_grad(summed_loss)
+
+        def microbatch(total, numbered):
+            number, rows = numbered
+            found = gradient(state.trainable, frozen, rows, jax.random.fold_in(key, number))
+            return jax.tree.map(jnp.add, total, found), None
+
+        num = batch["tokens"].shape[0]
+        if num == 1:  # no second gradient tree
+            loss, grads = gradient(state.trainable, frozen, {k: v[0] for k, v in batch.items()}, jax.random.fold_in(key, 0))
+        else:
+            zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.trainable))
+            (loss, grads), _ = jax.lax.scan(microbatch, zero, (jnp.arange(num, dtype=jnp.uint32), dict(batch)))
+        # the first token of a row has no logit before it
+        tokens = batch["loss_mask"][..., 1:].sum(dtype=jnp.int32)
+        share = 1.0 / jnp.maximum(tokens, 1).astype(jnp.float32)
+        loss, grads = loss * share, jax.tree.map(lambda g: g * share, grads)
+        norm = optax.global_norm(grads)
+
+        number = state.step + 1
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        broken_at = jnp.where((state.broken_at == 0) & ~finite, number, state.broken_at)
+        updates, moved = transform.update(grads, state.optimizer, state.trainable)
+        new = TrainState(optax.apply_updates(state.trainable, updates), moved, number, broken_at)
+        kept = TrainState(state.trainable, state.optimizer, state.step, broken_at)
+        new = jax.tree.map(lambda a, b: jnp.where(broken_at == 0, a, b), new, kept)
+        total = (batch["segments"] > 0).sum(dtype=jnp.int32)
+        return new, StepMetrics(loss, norm, tokens, total, broken_at)
+
+    out_shardings = None if shardings is None else (shardings, None)
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+
+
+def make_eval_step(apply: Apply) -> Callable[[tree.Tree, tree.Tree, Batch], tuple[jax.Array, jax.Array]]:
+    """The jitted `(trainable, frozen, batch of [rows, length]) -> (summed loss, tokens)`."""
+
+    @jax.jit
+    def step(trainable: tree.Tree, frozen: tree.Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        logits = apply(tree.merge(trainable, frozen), batch, jax.random.key(0))
+        loss = next_token_loss(logits, batch["tokens"], batch["loss_mask"])
+        return loss, batch["loss_mask"][:, 1:].sum(dtype=jnp.int32)
+
+    return step
