@@ -1,0 +1,45 @@
+"""How much memory the run has used at most: of the device where it counts that itself, else of this process."""
+
+import sys
+from pathlib import Path
+
+# Linux counts the peak resident set here, in kB (proc_pid_status(5)).
+_STATUS = Path("/proc/self/status")
+
+
+def peak_memory_bytes() -> int:
+    """Peak memory so far, in bytes: the most that any local GPU or TPU had in use, on CPU that of the process.
+
+    The process's peak counts everything since it started: loading and compiling too, and Python itself.
+    """
+    device = _device_peak()
+    return _process_peak()[0] if device is None else device
+
+
+def memory_source() -> str:
+    """Where `peak_memory_bytes` has its number from, for the report."""
+    return _process_peak()[1] if _device_peak() is None else "device memory_stats()['peak_bytes_in_use']"
+
+
+def _device_peak() -> int | None:
+    import jax
+
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    return max((peak for peak in peaks if peak is not None), default=None)
+
+
+def _process_peak() -> tuple[int, str]:
+    try:
+        status = _STATUS.read_text(encoding="utf-8")
+    except OSError:
+        status = ""
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024, "peak resident set of the process (VmHWM)"
+    if sys.platform == "win32":
+        return 0, "not measured on Windows"
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # The one field of getrusage whose unit differs: bytes on macOS, kB everywhere else.
+    return (peak if sys.platform == "darwin" else peak * 1024), "peak resident set of the process (getrusage)"

@@ -1,0 +1,105 @@
+"""What a run came to: summary.json and the table printed at its end."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from jaxlean.errors import RunError
+from jaxlean.run.metrics import to_json
+from jaxlean.run.units import show_bytes, show_count, show_number, show_percent, show_seconds, show_usd
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Evaluation(TypedDict, total=False):
+    """Quality on the held-out rows."""
+
+    loss: float | None  # nats per token that carries loss
+    perplexity: float | None  # exp(loss)
+    exact_match: float | None  # share of generated completions that are the wanted one, 0 to 1
+    examples: int  # held-out rows
+    tokens: int  # held-out tokens that carry loss
+
+
+class Summary(TypedDict, total=False):
+    """The keys of summary.json; a key with nothing to say is null."""
+
+    status: str  # completed, preempted, failed
+    steps: int  # optimizer updates done
+    tokens: int  # trained tokens that carry loss
+    total_tokens: int  # trained tokens, padding left out
+    seconds: float  # wall time of the training loop, compilation left out
+    compile_seconds: float  # tracing and compiling
+    tokens_per_second: float  # total_tokens / seconds
+    peak_memory_bytes: int  # of one device, or of the process on CPU (jaxlean.cost.memory)
+    num_params: int  # parameters of base and adapter
+    num_trainable: int  # parameters that train
+    train_loss: float | None  # nats per token, mean over the last logging interval
+    eval_before: Evaluation | None  # of the base, before training
+    eval_after: Evaluation | None  # of the result
+    usd: float | None  # null where the price of the device is not known
+    device_kind: str  # as jax says it
+    num_devices: int
+    versions: dict[str, str]  # of jaxlean and what it stands on
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write summary.json, whole or not at all. Keys of `Summary` that are missing become null, others are kept.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    full = {key: summary.get(key) for key in Summary.__annotations__} | dict(summary)
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        partial.write_text(json.dumps(to_json(full), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise RunError("the summary cannot be written", where=path, got=error) from error
+
+
+def final_table(
+    summary: Mapping[str, Any], *, adapter: Path | str | None = None, console: "Console | None" = None
+) -> None:
+    """Print the run's result: quality before and after, speed, memory, time, dollars, and where the adapter lies.
+
+    Args:
+        summary: keys of `Summary`; a missing one shows as "-".
+        adapter: folder of the result.
+        console: default: rich's on stdout.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    before, after = summary.get("eval_before") or {}, summary.get("eval_after") or {}
+    quality = Table(show_header=True, header_style="bold")
+    for name, justify in (("held-out", "left"), ("before", "right"), ("after", "right")):
+        quality.add_column(name, justify=justify)  # type: ignore[arg-type]
+    quality.add_row("loss", show_number(before.get("loss")), show_number(after.get("loss")))
+    quality.add_row("perplexity", show_number(before.get("perplexity"), 2), show_number(after.get("perplexity"), 2))
+    quality.add_row("exact match", show_percent(before.get("exact_match")), show_percent(after.get("exact_match")))
+
+    params, trainable = summary.get("num_params"), summary.get("num_trainable")
+    share = trainable / params if params and trainable is not None else None
+    usd = summary.get("usd")
+    rows = (
+        ("steps", show_count(summary.get("steps"))),
+        ("tokens/s", show_count(summary.get("tokens_per_second"))),
+        ("peak memory", show_bytes(summary.get("peak_memory_bytes"))),
+        ("training time", show_seconds(summary.get("seconds"))),
+        ("compile time", show_seconds(summary.get("compile_seconds"))),
+        ("cost", show_usd(usd) if usd is not None else "- (price unknown: set cost.usd_per_hour)"),
+        ("trainable", f"{show_count(trainable)} of {show_count(params)} ({show_percent(share)})"),
+        ("adapter", str(adapter) if adapter is not None else "-"),
+    )
+    cost = Table(show_header=False)
+    cost.add_column(style="bold")
+    cost.add_column(overflow="fold")
+    for row in rows:
+        cost.add_row(*row)
+    console = console if console is not None else Console()
+    console.print(quality)
+    console.print(cost)

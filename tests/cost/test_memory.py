@@ -1,0 +1,48 @@
+"""Peak memory of the device or the process."""
+
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlean.cost import memory
+
+
+def device(peak):
+    return types.SimpleNamespace(memory_stats=lambda: None if peak is None else {"peak_bytes_in_use": peak})
+
+
+def test_the_most_loaded_device_counts(monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: [device(5), device(9), device(7)])
+    assert memory.peak_memory_bytes() == 9
+    assert "peak_bytes_in_use" in memory.memory_source()
+
+
+def test_the_process_where_devices_do_not_count(monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: [device(None)])
+    assert "process" in memory.memory_source()
+    before = memory.peak_memory_bytes()
+    block = np.ones(before // 8 + (64 << 20) // 8)  # more than the process ever had
+    after = memory.peak_memory_bytes()
+    assert after >= before + (32 << 20)
+    del block
+    assert memory.peak_memory_bytes() >= after - (4 << 20)  # the kernel counts pages in batches
+
+
+@pytest.mark.parametrize(("system", "unit"), [("darwin", 1), ("linux", 1024), ("freebsd14", 1024)])
+def test_getrusage_counts_bytes_on_macos_and_kilobytes_elsewhere(monkeypatch, tmp_path, system, unit):
+    import resource
+
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(resource, "getrusage", lambda who: types.SimpleNamespace(ru_maxrss=1000))
+    assert memory._process_peak() == (1000 * unit, "peak resident set of the process (getrusage)")
+
+
+def test_proc_status_counts_kilobytes(monkeypatch, tmp_path):
+    status = tmp_path / "status"
+    status.write_text("VmPeak:\t 900 kB\nVmHWM:\t 123 kB\nVmRSS:\t 100 kB\n")
+    monkeypatch.setattr(memory, "_STATUS", status)
+    assert memory._process_peak() == (123 * 1024, "peak resident set of the process (VmHWM)")

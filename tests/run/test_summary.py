@@ -1,0 +1,101 @@
+"""summary.json and the final table."""
+
+import io
+import json
+import os
+
+import pytest
+from rich.console import Console
+
+from jaxlean.errors import RunError
+from jaxlean.run.summary import Summary, final_table, write_summary
+
+KEYS = """status steps tokens total_tokens seconds compile_seconds tokens_per_second peak_memory_bytes num_params
+num_trainable train_loss eval_before eval_after usd device_kind num_devices versions""".split()
+
+FULL = {
+    "status": "completed",
+    "steps": 300,
+    "tokens": 90_000,
+    "total_tokens": 200_000,
+    "seconds": 100.0,
+    "compile_seconds": 4.5,
+    "tokens_per_second": 2000.0,
+    "peak_memory_bytes": 3 * 2**30,
+    "num_params": 2_000_000,
+    "num_trainable": 100_000,
+    "train_loss": 0.1,
+    "eval_before": {"loss": 3.2, "perplexity": 24.53, "exact_match": 0.0},
+    "eval_after": {"loss": 0.12, "perplexity": 1.13, "exact_match": 0.955},
+    "usd": 0.0023,
+    "device_kind": "cpu",
+    "num_devices": 1,
+    "versions": {"jax": "0.10.2"},
+}
+
+
+def table(summary, **options):
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    final_table(summary, console=console, **options)
+    return console.file.getvalue()
+
+
+def row(text, name):
+    (line,) = [line for line in text.splitlines() if name in line]
+    return [cell.strip() for cell in line.replace("┃", "│").split("│")[1:-1]]
+
+
+def test_the_documented_keys_are_those_of_the_issue():
+    assert list(Summary.__annotations__) == KEYS
+
+
+def test_the_file_has_every_key_and_no_nan(tmp_path):
+    file = tmp_path / "summary.json"
+    write_summary(file, {"status": "failed", "train_loss": float("nan"), "more": 1})
+    got = json.loads(file.read_text())
+    assert list(got) == [*KEYS, "more"]
+    assert got["status"] == "failed"
+    assert got["train_loss"] is None
+    assert got["more"] == 1
+    assert os.listdir(tmp_path) == ["summary.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    file = tmp_path / "summary.json"
+    write_summary(file, {"status": "completed"})
+    before = file.read_text()
+    (tmp_path / "summary.json.tmp").mkdir()
+    with pytest.raises(RunError, match="summary cannot be written"):
+        write_summary(file, {"status": "other"})
+    with pytest.raises(TypeError):
+        write_summary(file, {"status": object()})
+    assert file.read_text() == before
+
+
+def test_the_table_says_it_all():
+    text = table(FULL, adapter="runs/quick/adapter")
+    assert row(text, "loss") == ["loss", "3.2000", "0.1200"]
+    assert row(text, "perplexity") == ["perplexity", "24.53", "1.13"]
+    assert row(text, "exact match") == ["exact match", "0.0 %", "95.5 %"]
+    assert row(text, "tokens/s")[1] == "2,000"
+    assert row(text, "peak memory")[1] == "3.0 GiB"
+    assert row(text, "training time")[1] == "1 min 40 s"
+    assert row(text, "compile time")[1] == "4.50 s"
+    assert row(text, "cost")[1] == "$0.0023"
+    assert row(text, "steps")[1] == "300"
+    assert row(text, "trainable")[1] == "100,000 of 2,000,000 (5.0 %)"
+    assert row(text, "adapter")[1] == "runs/quick/adapter"
+
+
+def test_what_is_missing_is_a_dash():
+    text = table({})
+    assert row(text, "loss")[1:] == ["-", "-"]
+    assert row(text, "steps")[1] == "-"
+    assert row(text, "trainable")[1] == "- of - (-)"
+    assert row(text, "cost")[1].startswith("- (price unknown")
+
+
+def test_a_long_folder_name_is_not_cut():
+    path = "/very/long/" * 12 + "adapter"
+    cells = [line.strip("│ ").removeprefix("adapter").strip() for line in table({}, adapter=path).splitlines()]
+    assert path in "".join(cells)
