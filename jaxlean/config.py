@@ -48,7 +48,9 @@ class SourceSection(Section):
     path: str = Field(description="File, folder or hub id.")
     split: str = Field("train", description="Split of a folder or hub dataset.")
     name: str | None = Field(None, description="Configuration name of a hub dataset (`datasets` calls it name).")
-    weight: float = Field(1.0, gt=0, description="Share of this source in the mix; weights are normalised.")
+    weight: float | None = Field(
+        None, gt=0, description="Share of this source in the mix, if all sources have one; default: every row counts alike."
+    )
     format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "template"] = _named(
         "auto", "Shape of a row. auto recognises it from the columns.", "type"
     )

@@ -1,0 +1,5 @@
+"""`python -m jaxlean`."""
+
+from jaxlean.cli import main
+
+main()

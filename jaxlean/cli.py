@@ -1,0 +1,172 @@
+"""The verbs: each reads its arguments, makes one call, and turns a `UserError` into a message and exit code 2.
+
+jax, transformers and the rest are imported by the verb that needs them, so that `--help` answers at once.
+"""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jaxlean import __version__
+from jaxlean.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, ConfigError, Preempted, RunError, UserError
+
+if TYPE_CHECKING:
+    from jaxlean.config import RunConfig
+
+app = typer.Typer(
+    name="jaxlean", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    help="Training made cheap: fine-tune open-weight models with JAX.",
+)  # fmt: skip
+
+Config = Annotated[Path, typer.Argument(help="YAML file; configs/ holds examples.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="section.key=value ..., e.g. model.path=org/name train.learning_rate=1e-4")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in output_dir.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in output_dir.")]
+
+
+@app.command()
+def finetune(config: Config, overrides: Overrides = None, resume: Resume = False, overwrite: Overwrite = False) -> None:
+    """Fine-tune a model (LoRA by default) and measure what it gained and cost."""
+    settings = _load(config, overrides)
+    from jaxlean.run.finetune import finetune
+
+    finetune(settings, resume=resume, overwrite=overwrite)
+
+
+@app.command()
+def pretrain(config: Config, overrides: Overrides = None, resume: Resume = False, overwrite: Overwrite = False) -> None:
+    """Train a model from zero: model.architecture and model.tokenizer instead of model.path."""
+    settings = _load(config, overrides)
+    if settings.model.architecture is None:
+        raise ConfigError("model.architecture is not set", where=config, fix="configs/pretrain_tiny.yaml shows one")
+    from jaxlean.run.finetune import finetune
+
+    finetune(settings, resume=resume, overwrite=overwrite)
+
+
+@app.command()
+def evaluate(
+    config: Config,
+    overrides: Overrides = None,
+    adapter: Annotated[Path | None, typer.Option(help="PEFT adapter folder; default: the base alone.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="Write generated and wanted completions to this JSONL file.")] = None,
+) -> None:
+    """Measure loss, perplexity and (eval.exact_match=true) exact match on the held-out data."""
+    settings = _load(config, overrides)
+    from jaxlean.run.evaluate import evaluate
+
+    evaluate(settings, adapter=adapter, answers=answers)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="Folder or Hugging Face id.")],
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to complete; may be given several times.")],
+    adapter: Annotated[Path | None, typer.Option(help="PEFT adapter folder.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message, where the model has a chat template.")] = None,
+    chat: Annotated[bool, typer.Option("--chat/--no-chat", help="Use the tokenizer's chat template, if any.")] = True,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option()] = None,
+    top_p: Annotated[float | None, typer.Option()] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+) -> None:
+    """Complete prompts with a model, with an adapter if you have one."""
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise ConfigError("--dtype", got=dtype, wanted="auto, float32 or bfloat16")
+    from jaxlean.hub.load import load
+    from jaxlean.run.generate import Sampling, encode_prompt, generate, stop_ids
+    from jaxlean.run.merge import load_adapted
+
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    loaded = load(model, dtype)  # type: ignore[arg-type]
+    if adapter is not None:
+        loaded = load_adapted(loaded, adapter)
+    prompts = [encode_prompt(loaded, text, system=system, chat=chat) for text in prompt]
+    new = generate(loaded, prompts, max_new_tokens=max_new_tokens, stop=stop_ids(loaded), sampling=sampling)
+    for ids in new:
+        typer.echo(loaded.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+@app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="PEFT adapter folder.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write the merged model to.")],
+    base: Annotated[str | None, typer.Option(help="Base model; default: the one the adapter names.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, or auto: as the base.")] = "auto",
+) -> None:
+    """Fold an adapter into its base and write a plain Hugging Face model."""
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise ConfigError("--dtype", got=dtype, wanted="auto, float32 or bfloat16")
+    from jaxlean.run.merge import merge
+
+    merge(adapter, output, base=base, dtype=dtype)
+    typer.echo(f"merged model: {output}")
+
+
+@app.command()
+def inspect(
+    config: Config,
+    overrides: Overrides = None,
+    examples: Annotated[int, typer.Option("--examples", "-n", min=0, help="Rows to show.")] = 3,
+) -> None:
+    """Show what will be learned: rendered rows with the trained tokens marked, lengths, what packing saves."""
+    settings = _load(config, overrides)
+    from jaxlean.run.inspect import inspect
+
+    inspect(settings, num_examples=examples)
+
+
+@app.command()
+def env() -> None:
+    """Print versions and devices, for bug reports."""
+    from jaxlean.run.environment import print_environment
+
+    print_environment()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"jaxlean {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    # transformers says at import that there is no PyTorch; that is how we want it
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def _load(config: Path, overrides: list[str] | None) -> "RunConfig":
+    from jaxlean.config import load
+
+    return load(config, overrides)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 2 something the user can mend, 75 preempted (the state is saved)."""
+    try:
+        app()
+    except UserError as error:
+        _fail(error)
+    except Preempted as preempted:
+        print(f"preempted ({preempted}): the state is saved; the same command with --resume goes on", file=sys.stderr)
+        sys.exit(EXIT_PREEMPTED)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(RunError("no disk space", where=error.filename, fix="free some; --resume goes on from the last checkpoint"))
+
+
+def _fail(error: UserError) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)

@@ -1,0 +1,134 @@
+"""Quality on held-out rows: loss and perplexity over their tokens, exact match by generating their completions."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxlean import tree
+from jaxlean.config import RunConfig
+from jaxlean.data.loader import eval_batches, eval_examples
+from jaxlean.errors import ConfigError, DataError
+from jaxlean.hub.load import Model, load
+from jaxlean.run.generate import generate, stop_ids
+from jaxlean.run.merge import load_adapted
+from jaxlean.run.summary import Evaluation
+from jaxlean.train.step import Apply, Batch, make_eval_step
+from jaxlean.xla.mesh import batch_sharding, make_mesh, num_batch_shards
+
+
+class Evaluator:
+    """Measures a model on the config's held-out rows, as often as asked, compiling once.
+
+    Args:
+        config: `data.eval` (or `data.eval_fraction`) and the `eval` section.
+        tokenizer: the model's.
+        apply: the model as a function of its parameters, as `train.step` takes it.
+        mesh: the rows of a batch are split over it.
+
+    Raises:
+        DataError: no held-out row carries a token to predict.
+    """
+
+    def __init__(self, config: RunConfig, tokenizer: Any, apply: Apply, mesh: jax.sharding.Mesh, *, vocab_size: int):
+        self._config, self._tokenizer = config, tokenizer
+        rows = config.eval.per_device_eval_batch_size * num_batch_shards(mesh)
+        self._batches: Sequence[Any] = eval_batches(config, tokenizer, rows=rows, vocab_size=vocab_size)
+        if not len(self._batches):
+            raise DataError("the held-out data is empty", where="data.eval")
+        self._step = make_eval_step(apply)
+        self._sharding = batch_sharding(mesh)
+        self._prompts: list[tuple[list[int], str, str]] | None = None  # encoded on first use
+
+    def loss(self, trainable: tree.Tree, frozen: tree.Tree) -> Evaluation:
+        """Mean cross entropy over every held-out token that carries loss."""
+        sums = [
+            self._step(trainable, frozen, {k: jax.device_put(v, self._sharding) for k, v in batch.items()})
+            for batch in self._batches
+        ]
+        # one transfer for all batches; summed in float64
+        losses, tokens = zip(*jax.device_get(sums), strict=True)
+        total = int(np.sum(tokens, dtype=np.int64))
+        loss = float(np.sum(losses, dtype=np.float64)) / max(total, 1)
+        rows = sum(int((batch["segments"].max(axis=1)).sum()) for batch in self._batches)
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "examples": rows, "tokens": total}
+
+    def __call__(self, model: Model, trainable: tree.Tree, frozen: tree.Tree) -> Evaluation:
+        """Loss, and exact match where the config asks for it.
+
+        Args:
+            model: its graph matches `merge(trainable, frozen)`.
+        """
+        found = self.loss(trainable, frozen)
+        if self._config.eval.exact_match:
+            whole = model.with_params(tree.merge(trainable, frozen))
+            right = [got == want for got, want in self.answers(whole)]
+            found["exact_match"] = sum(right) / len(right)
+            found["examples"] = len(right)
+        return found
+
+    def answers(self, model: Model) -> list[tuple[str, str]]:
+        """(generated, wanted) completion of each held-out row, without the blanks around them."""
+        if self._prompts is None:
+            self._prompts = eval_examples(self._config, self._tokenizer)
+        if not self._prompts:
+            raise DataError("no held-out row has a prompt and a completion to compare", where="data.eval")
+        new = generate(
+            model,
+            [prompt for prompt, _, _ in self._prompts],
+            max_new_tokens=self._config.eval.max_new_tokens,
+            stop=stop_ids(model),
+            batch_size=max(self._config.eval.per_device_eval_batch_size, 1),
+        )
+        texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [(text.strip(), want.strip()) for text, (_, want, _) in zip(texts, self._prompts, strict=True)]
+
+
+def evaluate(config: RunConfig, *, adapter: Path | None = None, answers: Path | None = None) -> Evaluation:
+    """`jaxlean evaluate`: measure a model, perhaps with an adapter, and print what was found.
+
+    Args:
+        config: `model`, `data` and `eval` count; the rest is not read.
+        adapter: PEFT adapter folder.
+        answers: a JSONL file to write `generated` and `wanted` of each held-out row to.
+
+    Raises:
+        ConfigError: no model or no held-out data is named.
+    """
+    if config.model.path is None:
+        raise ConfigError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
+    if not config.data.eval and not config.data.eval_fraction:
+        raise ConfigError("no held-out data", where="data.eval", fix="data.eval=FILE, or data.eval_fraction=0.1")
+    mesh = make_mesh(config.mesh)
+    model = load(config.model.path, config.model.dtype, mesh, revision=config.model.revision, tokenizer=config.model.tokenizer)
+    if config.model.chat_template is not None:
+        model.tokenizer.chat_template = Path(config.model.chat_template).read_text(encoding="utf-8")
+    if adapter is not None:
+        model = load_adapted(model, adapter)
+    graph = model.graph
+
+    def apply(params: tree.Tree, batch: Batch, key: jax.Array) -> jax.Array:
+        module = nnx.merge(graph, params)
+        return module(batch["tokens"], positions=batch["positions"], segments=batch["segments"])
+
+    evaluator = Evaluator(config, model.tokenizer, apply, mesh, vocab_size=model.config.vocab_size)
+    found = evaluator.loss({}, model.params)
+    if config.eval.exact_match or answers is not None:
+        pairs = evaluator.answers(model)
+        found["exact_match"] = sum(got == want for got, want in pairs) / len(pairs)
+        if answers is not None:
+            lines = [json.dumps({"generated": got, "wanted": want}, ensure_ascii=False) for got, want in pairs]
+            answers.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print_evaluation(found)
+    return found
+
+
+def print_evaluation(found: Evaluation) -> None:
+    """One line a number."""
+    for name, value in found.items():
+        print(f"{name:<12} {value:,.4f}" if isinstance(value, float) else f"{name:<12} {value:,}")

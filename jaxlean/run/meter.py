@@ -1,0 +1,194 @@
+"""What a run has done and cost so far: tokens, seconds, losses, dollars. Nothing in it waits for the device every step."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from jaxlean.cost.memory import peak_memory_bytes
+from jaxlean.cost.price import Price
+from jaxlean.errors import RunError
+from jaxlean.run.summary import Evaluation
+from jaxlean.train.step import StepMetrics
+
+# Steps that may be under way on the device while the host goes on.
+_AHEAD = 2
+
+
+class Meter:
+    """Collects the metrics of steps while they are still being computed and hands them over when they are there.
+
+    Args:
+        price: of the run's devices.
+        clock_start: `time.perf_counter()` at the start of the process's work: all of it is paid for.
+    """
+
+    def __init__(self, price: Price, *, clock_start: float):
+        self._price = price
+        self._started = clock_start
+        self._before = 0.0  # seconds of earlier processes of the same run
+        self._train_seconds = 0.0
+        self._training_since: float | None = None
+        self.compile_seconds = 0.0
+        self.tokens = self.total_tokens = 0
+        self.train_loss: float | None = None
+        self.eval_before: Evaluation | None = None
+        self.eval_after: Evaluation | None = None
+        self._waiting: list[tuple[int, StepMetrics]] = []
+        self._marks: list[int] = []
+        self._last_line = (0.0, 0)  # training seconds and total tokens at the last line
+
+    # ---- clocks
+
+    def start_training(self) -> None:
+        self._training_since = time.perf_counter()
+
+    def stop_training(self) -> None:
+        if self._training_since is not None:
+            self._train_seconds += time.perf_counter() - self._training_since
+            self._training_since = None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that is not training: an evaluation, a compilation."""
+        self.stop_training()
+        try:
+            yield
+        finally:
+            self.start_training()
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        start = time.perf_counter()
+        with self.paused():
+            yield
+        self.compile_seconds += time.perf_counter() - start
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run, over all its processes."""
+        return self._before + time.perf_counter() - self._started
+
+    @property
+    def train_seconds(self) -> float:
+        """Of these, in steps."""
+        running = time.perf_counter() - self._training_since if self._training_since is not None else 0.0
+        return self._train_seconds + running
+
+    @property
+    def usd(self) -> float | None:
+        return self._price.usd(self.seconds)
+
+    # ---- steps
+
+    def add(self, step: int, measured: StepMetrics) -> None:
+        """Remember a step that has been dispatched; waits only for the one `_AHEAD` steps before it."""
+        self._waiting.append((step, measured))
+        if len(self._waiting) > _AHEAD:
+            jax.block_until_ready(self._waiting[-1 - _AHEAD][1].loss)
+
+    def mark(self, step: int) -> None:
+        """A line of metrics is due at this step."""
+        self._marks.append(step)
+
+    def ready(self, *, wait: bool = False) -> Iterator[dict[str, Any]]:
+        """The lines due whose steps are done; with `wait`, all that are due.
+
+        Raises:
+            RunError: a step's loss or gradient was not a number.
+        """
+        while self._marks and self._waiting and (wait or self._waiting[-1][0] >= self._marks[0] + _AHEAD):
+            yield self._line(self._marks.pop(0))
+
+    def check(self, step: int) -> None:
+        """Wait for everything up to `step` and see that it was sound: before it is saved.
+
+        Raises:
+            RunError: a step's loss or gradient was not a number.
+        """
+        last = [measured for number, measured in self._waiting if number <= step][-1:]
+        for measured in last:
+            self._refuse_broken(int(measured.broken_at))
+
+    def _line(self, step: int) -> dict[str, Any]:
+        chosen = jax.device_get([measured for number, measured in self._waiting if number <= step])
+        self._waiting = [(number, measured) for number, measured in self._waiting if number > step]
+        for measured in chosen:
+            self._refuse_broken(int(measured.broken_at))
+        tokens = sum(int(m.tokens) for m in chosen)
+        self.tokens += tokens
+        self.total_tokens += sum(int(m.total_tokens) for m in chosen)
+        self.train_loss = sum(float(m.loss) * int(m.tokens) for m in chosen) / max(tokens, 1)
+        now = self.train_seconds
+        seconds, done = now - self._last_line[0], self.total_tokens - self._last_line[1]
+        self._last_line = (now, self.total_tokens)
+        return {
+            "step": step,
+            "loss": self.train_loss,
+            "grad_norm": float(chosen[-1].grad_norm),
+            "tokens": self.tokens,
+            "total_tokens": self.total_tokens,
+            "tokens_per_second": done / seconds if seconds > 0 else None,
+            "seconds": self.seconds,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "usd": self.usd,
+        }
+
+    def _refuse_broken(self, broken_at: int) -> None:
+        if broken_at:
+            raise RunError(
+                f"the loss or its gradient is not a number at step {broken_at}",
+                where="training",
+                wanted="a finite loss",
+                fix="lower train.learning_rate or set train.max_grad_norm; the last checkpoint is from before that step",
+            )
+
+    @staticmethod
+    def shown(line: dict[str, Any]) -> dict[str, Any]:
+        """What the progress bar shows of a line."""
+        return {
+            "loss": line["loss"],
+            "tokens_per_second": line["tokens_per_second"],
+            "memory_bytes": line["peak_memory_bytes"],
+            "usd": line["usd"],
+        }
+
+    # ---- across processes
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know; JSON. Steps not yet counted are counted now."""
+        pending = jax.device_get([measured for _, measured in self._waiting])
+        return {
+            "tokens": self.tokens + sum(int(m.tokens) for m in pending),
+            "total_tokens": self.total_tokens + sum(int(m.total_tokens) for m in pending),
+            "seconds": self.seconds,
+            "train_seconds": self.train_seconds,
+            "compile_seconds": self.compile_seconds,
+            "train_loss": self.train_loss,
+            "eval_before": self.eval_before,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.tokens, self.total_tokens = state["tokens"], state["total_tokens"]
+        self._before, self._train_seconds = state["seconds"], state["train_seconds"]
+        self.compile_seconds = state["compile_seconds"]
+        self.train_loss, self.eval_before = state["train_loss"], state["eval_before"]
+        self._last_line = (self._train_seconds, self.total_tokens)
+
+    def totals(self) -> dict[str, Any]:
+        """The meter's part of the summary."""
+        train_seconds = self.train_seconds
+        return {
+            "tokens": self.tokens,
+            "total_tokens": self.total_tokens,
+            "seconds": self.seconds,
+            "train_seconds": train_seconds,
+            "compile_seconds": self.compile_seconds,
+            "tokens_per_second": self.total_tokens / train_seconds if train_seconds > 0 else None,
+            "train_loss": self.train_loss,
+            "eval_before": self.eval_before,
+            "eval_after": self.eval_after,
+            "usd": self.usd,
+        }
