@@ -4,6 +4,7 @@ Shows examples as the model will see them with the learned tokens coloured (and 
 without colour), how long the rows are, what `data.on_long` would do to them, and what packing saves.
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,7 @@ STREAM_ROWS = 1000  # looked at, of a source that is streamed
 _LEARNED = "bold green"
 
 
-def inspect(
-    config: RunConfig, num_examples: int = 3, *, tokenizer: Any = None, console: Console | None = None
-) -> None:
+def inspect(config: RunConfig, num_examples: int = 3, *, tokenizer: Any = None, console: Console | None = None) -> None:
     """Print examples, length statistics and the saving of packing.
 
     Args:
@@ -55,9 +54,8 @@ def inspect(
                 console.print()
     console.rule(f"the first {counts.rows:,} rows" if data.streaming else "all rows")
     all_lengths = np.array(lengths)
-    console.print(
-        f"{counts.rows:,} rows, {all_lengths.sum():,} tokens, {tokens:,} of them learned ({tokens / all_lengths.sum():.1%})"
-    )
+    total = int(all_lengths.sum())
+    console.print(f"{counts.rows:,} rows, {total:,} tokens, {tokens:,} of them learned ({tokens / total:.1%})")
     console.print(_percentiles(all_lengths))
     console.print(_histogram(all_lengths))
     console.print(_too_long(all_lengths, data.max_length, data.on_long))
@@ -68,9 +66,11 @@ def rendered(example: Tokens, tokenizer: Any) -> Text:
     """One example: its origin, then its text with the learned runs coloured and between « »."""
     ids, mask = example.input_ids[:SHOWN_TOKENS], example.loss_mask[:SHOWN_TOKENS]
     text = Text()
-    text.append(f"{example.origin}: {len(example.input_ids)} tokens, {int(example.loss_mask.sum())} learned\n", style="dim")
+    text.append(
+        f"{example.origin}: {len(example.input_ids)} tokens, {int(example.loss_mask.sum())} learned\n", style="dim"
+    )
     cuts = [0, *(np.flatnonzero(np.diff(mask)) + 1).tolist(), len(ids)]
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in itertools.pairwise(cuts):
         run = tokenizer.decode(ids[start:end].tolist(), clean_up_tokenization_spaces=False)
         if mask[start]:
             text.append(f"«{run}»", style=_LEARNED)
@@ -122,7 +122,9 @@ def _saving(lengths: np.ndarray, max_length: int, on_long: str, packing: bool) -
     longest = min(max_length, -(-int(kept.max()) // 64) * 64)
     without, sequences = len(kept) * longest, len(pack(kept, max_length))
     packed = sequences * max_length
-    saving = f"{1 - packed / without:.1%} fewer" if packed <= without else "more: the data are too few to fill a sequence"
+    saving = (
+        f"{1 - packed / without:.1%} fewer" if packed <= without else "more: the data are too few to fill a sequence"
+    )
     return (
         f"an epoch without packing: {len(kept):,} sequences of {longest:,} = {without:,} tokens; "
         f"with packing: {sequences:,} of {max_length:,} = {packed:,} tokens, {saving} "

@@ -1,0 +1,204 @@
+"""From a config to the batches of its run: what the training loop, the evaluation and `jaxlean inspect` call."""
+
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxlean.config import DataSection, RunConfig, SourceSection
+from jaxlean.data.batches import Batches, EvalBatches, Stats, in_memory, measure, sequence_length
+from jaxlean.data.epochs import Mix, Steps
+from jaxlean.data.files import Rows
+from jaxlean.data.format import Example, recogniser
+from jaxlean.data.source import open_rows, stream_rows
+from jaxlean.data.tokenize import Counts, Encoder, Ragged, Tokens
+from jaxlean.errors import ConfigError, DataError
+
+
+def train_batches(config: RunConfig, tokenizer: Any, *, rows_per_step: int, vocab_size: int | None = None) -> Batches:
+    """The training batches of a run.
+
+    Reads and tokenizes every source first, so that every problem of the data is found before the first step, unless
+    `data.streaming` is set.
+
+    Args:
+        config: its `data`, `train.num_train_epochs`, `train.max_steps` and `seed`.
+        tokenizer: a transformers fast tokenizer.
+        rows_per_step: sequences of one optimizer step.
+        vocab_size: rows of the model's embedding.
+
+    Raises:
+        DataError: anything wrong with the data, with its place.
+        ConfigError: no training data named, or settings that exclude each other.
+    """
+    data = config.data
+    if not data.train:
+        raise ConfigError("no training data", wanted="data.train: a file, a folder or a hub id")
+    encoder = _encoder(data, tokenizer, vocab_size)
+    if data.streaming:
+        return _stream(config, encoder, rows_per_step)
+    weights = _weights(data.train)
+    counts = Counts()
+    parts = [_read(source, data, encoder, counts, config.seed) for source in data.train]
+    for source, part in zip(data.train, parts, strict=True):
+        if not len(part):
+            raise DataError(
+                "no row is left to train on",
+                where=source.path,
+                got=f"{counts.rows} rows, {counts.dropped} dropped for their length",
+                fix="raise data.max_length" if counts.dropped else "lower data.eval_fraction",
+            )
+    examples = Ragged.join(parts)
+    return in_memory(
+        examples,
+        Mix([len(part) for part in parts], weights, config.seed, data.shuffle),
+        rows=rows_per_step,
+        length=sequence_length(examples, data.packing, data.max_length),
+        packing=data.packing,
+        num_epochs=config.train.num_train_epochs,
+        max_steps=config.train.max_steps,
+        counts=counts,
+        names=[source.path for source in data.train],
+    )
+
+
+def eval_batches(config: RunConfig, tokenizer: Any, *, rows: int, vocab_size: int | None = None) -> EvalBatches:
+    """The held-out batches: `data.eval`, or the share `data.eval_fraction` of the training rows; each row once.
+
+    Args:
+        rows: sequences of a batch; the last batch is filled up with empty ones (segment 0).
+
+    Raises:
+        DataError, ConfigError: as `train_batches`.
+    """
+    data = config.data
+    encoder, counts = _encoder(data, tokenizer, vocab_size), Counts()
+    examples = Ragged.of(_tokens(_held_out(config, encoder), encoder, counts))
+    if not len(examples):
+        if counts.rows:
+            raise DataError("no held-out row is left", got=f"all {counts.rows} dropped for their length")
+        return EvalBatches(None, data.max_length, Stats(counts))
+    length = sequence_length(examples, data.packing, data.max_length)
+    mix = Mix([len(examples)], None, config.seed, shuffle=False)
+    steps = Steps(examples, mix, rows=rows, length=length, packing=data.packing)
+    return EvalBatches(steps, length, measure(steps, counts, ["eval"]))
+
+
+def eval_examples(config: RunConfig, tokenizer: Any) -> list[tuple[list[int], str, str]]:
+    """The held-out rows for generation: (token ids of the prompt, wanted completion, origin).
+
+    Of a conversation, the last assistant turn is wanted. Rows of plain text have no completion and are left out.
+    """
+    encoder = _encoder(config.data, tokenizer, None)
+    made = ((encoder.prompt(example, origin), origin) for example, origin in _held_out(config, encoder))
+    return [(*prompt, origin) for prompt, origin in made if prompt is not None]
+
+
+def encoded(config: RunConfig, source: SourceSection, tokenizer: Any, counts: Counts, limit: int) -> Iterator[Tokens]:
+    """The first rows of one source as tokens, at their full length, for looking at (`jaxlean inspect`)."""
+    data = config.data
+    encoder = Encoder(tokenizer, max_length=sys.maxsize, train_on=data.train_on)
+    if data.streaming:
+        found = [(row, origin) for _, (_, row, origin) in zip(range(limit), stream_rows(source), strict=False)]
+        make = recogniser(found[0][0] if found else [], source, data, chat=data.chat and encoder.template is not None)
+        return _tokens(((make(row, origin), origin) for row, origin in found), encoder, counts)
+    rows = open_rows(source)
+    return _tokens(_examples(rows, range(min(limit, len(rows))), source, data, encoder), encoder, counts)
+
+
+# --- from rows to examples to tokens ----------------------------------------------------------------------------
+
+
+def _encoder(data: DataSection, tokenizer: Any, vocab_size: int | None) -> Encoder:
+    return Encoder(
+        tokenizer, max_length=data.max_length, on_long=data.on_long, train_on=data.train_on, vocab_size=vocab_size
+    )
+
+
+def _examples(
+    rows: Rows, chosen: Sequence[int], source: SourceSection, data: DataSection, encoder: Encoder
+) -> Iterator[tuple[Example, str]]:
+    """(example, origin) of the chosen rows (ascending)."""
+    make = recogniser(rows[0], source, data, chat=data.chat and encoder.template is not None)
+    wanted = iter(chosen)
+    next_one = next(wanted, None)
+    for i, row in enumerate(rows):
+        if next_one is None:
+            return
+        if i == next_one:
+            origin = rows.origin(i)
+            yield make(row, origin), origin
+            next_one = next(wanted, None)
+
+
+def _tokens(examples: Iterator[tuple[Example, str]], encoder: Encoder, counts: Counts) -> Iterator[Tokens]:
+    return (tokens for tokens in encoder.encode(examples, counts) if tokens is not None)
+
+
+def _read(source: SourceSection, data: DataSection, encoder: Encoder, counts: Counts, seed: int) -> Ragged:
+    rows = open_rows(source)
+    chosen = _part(len(rows), data, False, seed)
+    return Ragged.of(_tokens(_examples(rows, chosen, source, data, encoder), encoder, counts))
+
+
+def _part(num_rows: int, data: DataSection, held_out: bool, seed: int) -> Sequence[int]:
+    """The rows that train, or those held out by `data.eval_fraction`: a fixed share of each source, by the seed."""
+    if data.eval or not data.eval_fraction:
+        return range(0) if held_out else range(num_rows)
+    count = max(1, round(num_rows * data.eval_fraction))
+    chosen = np.random.default_rng([seed, num_rows]).permutation(num_rows)
+    return np.sort(chosen[:count] if held_out else chosen[count:]).tolist()
+
+
+def _held_out(config: RunConfig, encoder: Encoder) -> Iterator[tuple[Example, str]]:
+    """The held-out examples in their fixed order, the first `eval.max_examples` of them."""
+    data = config.data
+    _no_split_of_a_stream(data)
+
+    def every() -> Iterator[tuple[Example, str]]:
+        for source in data.eval or (data.train if data.eval_fraction else None) or []:
+            rows = open_rows(source)
+            chosen = range(len(rows)) if data.eval else _part(len(rows), data, True, config.seed)
+            yield from _examples(rows, chosen, source, data, encoder)
+
+    return itertools.islice(every(), config.eval.max_examples)
+
+
+def _weights(sources: Sequence[SourceSection]) -> list[float] | None:
+    """Mixing weights, or None where no source has one: then every row counts alike."""
+    given = [source.weight for source in sources if source.weight is not None]
+    if len(sources) == 1 or not given:
+        return None
+    for source in sources:
+        if source.weight is None:
+            raise ConfigError("a source without a weight beside others that have one", where=source.path)
+    return given
+
+
+def _no_split_of_a_stream(data: DataSection) -> None:
+    if data.streaming and data.eval_fraction and not data.eval:
+        raise ConfigError(
+            "data.eval_fraction needs the number of rows, which a stream does not tell",
+            fix="name held-out data in data.eval, or set data.streaming: false",
+        )
+
+
+def _stream(config: RunConfig, encoder: Encoder, rows_per_step: int) -> Batches:
+    from jaxlean.data.stream import stream
+
+    data, max_steps = config.data, config.train.max_steps
+    _no_split_of_a_stream(data)
+    assert data.train, "train_batches checks this"
+    assert max_steps is not None, "the config checks this"
+    counts = Counts()
+    weights = _weights(data.train) or [1.0] * len(data.train)
+    source = stream(data, encoder, counts, weights=weights, rows=rows_per_step, seed=config.seed)
+    names = ", ".join(part.path for part in data.train)
+    fingerprint = (
+        f"stream of {names}, seed {config.seed}, {rows_per_step} rows of {data.max_length}, "
+        f"packing {data.packing}, shuffle {data.shuffle}, mix {weights}"
+    )
+    stats = Stats(counts, length=data.max_length)
+    return Batches(source, num_steps=max_steps, length=data.max_length, stats=stats, fingerprint=fingerprint)
