@@ -174,7 +174,7 @@ class CostSection(Section):
     """What the hardware costs."""
 
     usd_per_hour: float | None = Field(None, ge=0, description="Price of all devices of the run together; wins over the table.")
-    prices: str | None = Field(None, description="A YAML file that replaces the built-in price table.")
+    prices: str | None = Field(None, description="A YAML price table that goes before the built-in one.")
 
 
 class ReportSection(Section):

@@ -1,5 +1,6 @@
 """One training run, top to bottom: config, mesh, model, data, adapt, step, resume, loop, evaluate, write."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
 from jaxlean import tree
@@ -15,7 +17,7 @@ from jaxlean.config import RunConfig
 from jaxlean.cost.memory import peak_memory_bytes
 from jaxlean.cost.price import lookup
 from jaxlean.data.loader import train_batches
-from jaxlean.errors import ConfigError, Preempted
+from jaxlean.errors import ConfigError, Preempted, UserError
 from jaxlean.hub.adapter import write_adapter
 from jaxlean.hub.load import Model, initial, load
 from jaxlean.hub.write import write_model
@@ -94,7 +96,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     apply = _apply(config, model)
     transform = optimizer(config.train, num_steps, trainable, ratio=lora.learning_rate_ratios(config.lora))
     rate = schedule(config.train, num_steps)
-    state = _place(init_state, trainable, transform, mesh)
+    state = _place(trainable, transform, mesh)
     step = make_step(apply, transform, seed=config.seed, shardings=jax.tree.map(lambda x: x.sharding, state))
     evaluator = (
         Evaluator(config, tokenizer, _apply(config, model, training=False), mesh, vocab_size=model.config.vocab_size)
@@ -116,7 +118,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     elif resume:
         say("no checkpoint to resume from: starting at step 0")
     done = saved.step if saved is not None else 0
-    metrics = Metrics(output_dir, config.report, resume_step=done if resume else None, config=config.model_dump())
+    metrics = Metrics(output_dir, config.report, resume_step=saved.step if saved is not None else None, config=config.model_dump())
     progress = Progress(num_steps, start_step=done, bar=config.report.progress)
 
     def save(at: int, *, wait: bool = False) -> None:
@@ -150,7 +152,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
                     for line in meter.ready(wait=done == num_steps):
                         line["learning_rate"] = float(rate(line["step"] - 1))
                         metrics.log(line["step"], line)
-                        progress.update(done, **Meter.shown(line))
+                        progress.report(**Meter.shown(line))
                     if done % save_steps == 0 or done == num_steps:
                         save(done)
                 if evaluator and config.eval.eval_steps and done % config.eval.eval_steps == 0 and done < num_steps:
@@ -173,13 +175,15 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
             meter.stop_training()
             save(done, wait=True)
             _summarise(output_dir, "preempted", done, meter, mesh, num_params, num_trainable)
+            checkpoints.close()
         raise
     except BaseException:
         meter.stop_training()
-        _summarise(output_dir, "failed", done, meter, mesh, num_params, num_trainable)
+        with contextlib.suppress(UserError):  # a full disk, say: the first error is the one to show
+            _summarise(output_dir, "failed", done, meter, mesh, num_params, num_trainable)
+            checkpoints.close()
         raise
     finally:
-        checkpoints.close()
         metrics.close()
     summary = _summarise(output_dir, "completed", done, meter, mesh, num_params, num_trainable)
     final_table(summary, adapter=result)
@@ -233,15 +237,21 @@ def _apply(config: RunConfig, model: Model, *, training: bool = True) -> Apply:
     return apply
 
 
-def _place(init: Callable[..., TrainState], trainable: tree.Tree, transform: Any, mesh: jax.sharding.Mesh) -> TrainState:
-    """The first state, every leaf on the mesh: moments beside the parameters they belong to, scalars everywhere."""
-    where = jax.tree.map(lambda x: x.sharding, trainable)
+def _place(trainable: tree.Tree, transform: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
+    """The first state on the mesh: moments where the parameters they belong to lie, all else on every device."""
     everywhere = replicated(mesh)
-    shapes = jax.eval_shape(lambda t: init(t, transform), trainable)
-    by_shape = {(x.shape, s) for x, s in zip(jax.tree.leaves(trainable), jax.tree.leaves(where), strict=True)}
-    sharded = {shape: s for shape, s in by_shape}
-    out = jax.tree.map(lambda x: sharded.get(x.shape, everywhere), shapes)._replace(trainable=where)
-    return jax.jit(lambda t: init(jax.tree.map(jnp.copy, t), transform), out_shardings=out)(trainable)
+    shapes = jax.eval_shape(lambda t: init_state(t, transform), trainable)
+    moments = optax.tree_map_params(
+        transform,
+        # a factored moment (adafactor) is smaller than its parameter and small enough to be everywhere
+        lambda moment, parameter: parameter.sharding if moment.shape == parameter.shape else everywhere,
+        shapes.optimizer,
+        trainable,
+        transform_non_params=lambda _: everywhere,
+    )
+    where = TrainState(jax.tree.map(lambda x: x.sharding, trainable), moments, everywhere, everywhere)
+    # copied: the step donates its state, and the caller's tree must stay alive
+    return jax.jit(lambda t: init_state(jax.tree.map(jnp.copy, t), transform), out_shardings=where)(trainable)
 
 
 def _on_device(numbers: dict[str, Any], microbatches: int, sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:

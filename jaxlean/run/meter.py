@@ -149,6 +149,7 @@ class Meter:
     def shown(line: dict[str, Any]) -> dict[str, Any]:
         """What the progress bar shows of a line."""
         return {
+            "step": line["step"],
             "loss": line["loss"],
             "tokens_per_second": line["tokens_per_second"],
             "memory_bytes": line["peak_memory_bytes"],

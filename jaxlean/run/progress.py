@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 class Progress:
     """Step of steps, loss, tokens a second, memory, USD so far, time left.
 
-    `update(step)` is called after every step and costs microseconds; the numbers are handed over only when the loop
-    has them (every `train.logging_steps`), and stay in view until the next ones. In a terminal they are drawn in a
+    `update(step)` is called after every step and costs microseconds; `report` hands over the numbers when the loop
+    has them (every `train.logging_steps`), which stay in view until the next ones. In a terminal they are drawn in a
     bar, elsewhere each hand-over is one plain line.
 
     Args:
@@ -37,7 +37,16 @@ class Progress:
             self._bar, self._task = _bar(self._console, num_steps, start_step)
             self._bar.start()
 
-    def update(
+    def update(self, step: int) -> None:
+        """Step `step` is under way; called after every step."""
+        self._step = step
+        if self._clock is None:
+            self._clock = (step, time.perf_counter())
+        if self._bar is not None:
+            # Text is made only when there is something new to say; the bar redraws itself twice a second.
+            self._bar.update(self._task, completed=step)
+
+    def report(
         self,
         step: int,
         *,
@@ -46,23 +55,17 @@ class Progress:
         memory_bytes: float | None = None,
         usd: float | None = None,
     ) -> None:
-        """A step is done.
+        """The numbers of a step that is done; it may lie a little behind the one under way.
 
         Args:
-            step: optimizer steps done.
-            loss, tokens_per_second, memory_bytes, usd: the newest numbers; nothing where they were not read.
+            step: the step they were read at.
+            loss, tokens_per_second, memory_bytes, usd: None where not known; the last known one stays in view.
         """
-        self._step = step
-        if self._clock is None:
-            self._clock = (step, time.perf_counter())
         given = {"loss": loss, "tokens_per_second": tokens_per_second, "memory_bytes": memory_bytes, "usd": usd}
-        news = {name: value for name, value in given.items() if value is not None}
-        self._numbers.update(news)
+        self._numbers.update({name: value for name, value in given.items() if value is not None})
         if self._bar is not None:
-            # Text is made only when there is something new to say; the bar redraws itself twice a second.
-            text = {"numbers": self._text()} if news else {}
-            self._bar.update(self._task, completed=step, **text)
-        elif news:
+            self._bar.update(self._task, numbers=self._text())
+        else:
             self._console.print(f"step {step}/{self._num_steps}  {self._text()}", highlight=False, soft_wrap=True)
 
     def seconds_left(self) -> float | None:

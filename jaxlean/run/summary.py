@@ -31,9 +31,10 @@ class Summary(TypedDict, total=False):
     steps: int  # optimizer updates done
     tokens: int  # trained tokens that carry loss
     total_tokens: int  # trained tokens, padding left out
-    seconds: float  # wall time of the training loop, compilation left out
+    seconds: float  # wall time of the whole run, loading, compilation and evaluation included: what is paid for
+    train_seconds: float  # of these, in training steps
     compile_seconds: float  # tracing and compiling
-    tokens_per_second: float  # total_tokens / seconds
+    tokens_per_second: float  # total_tokens / train_seconds
     peak_memory_bytes: int  # of one device, or of the process on CPU (jaxlean.cost.memory)
     num_params: int  # parameters of base and adapter
     num_trainable: int  # parameters that train
@@ -89,8 +90,9 @@ def final_table(
         ("steps", show_count(summary.get("steps"))),
         ("tokens/s", show_count(summary.get("tokens_per_second"))),
         ("peak memory", show_bytes(summary.get("peak_memory_bytes"))),
-        ("training time", show_seconds(summary.get("seconds"))),
-        ("compile time", show_seconds(summary.get("compile_seconds"))),
+        ("seconds", show_seconds(summary.get("seconds"))),
+        ("  in training steps", show_seconds(summary.get("train_seconds"))),
+        ("  compiling the step", show_seconds(summary.get("compile_seconds"))),
         ("cost", show_usd(usd) if usd is not None else "- (price unknown: set cost.usd_per_hour)"),
         ("trainable", f"{show_count(trainable)} of {show_count(params)} ({show_percent(share)})"),
         ("adapter", str(adapter) if adapter is not None else "-"),
