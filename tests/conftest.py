@@ -1,0 +1,158 @@
+"""What every test stands on: eight CPU devices, no network, nothing written outside a temporary folder.
+
+The environment is set when this file is imported, which is before any test imports jax or a Hugging Face library.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+TOKENIZER = Path(__file__).parent.parent / "configs" / "quickstart" / "base"
+# Folders whose tests run with strict dtype promotion, so that a float32 that slips into bfloat16 arithmetic (or the
+# other way round) is an error. Not where optax runs: its own Adam multiplies int32 by float.
+STRICT = {"models", "adapt", "xla"}
+
+# A shared machine is slow now and then, and the first call of a jitted function always is.
+hypothesis.settings.register_profile("jaxlean", deadline=None)
+hypothesis.settings.load_profile("jaxlean")
+
+collect_ignore = ["golden"]  # the script that makes the golden files needs torch
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    home = tempfile.TemporaryDirectory(prefix="jaxlean-tests-")
+    config.add_cleanup(home.cleanup)
+    os.environ["JAXLEAN_HOME"] = f"{home.name}/jaxlean"
+    os.environ["HF_HOME"] = f"{home.name}/huggingface"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of golden checkpoints; tests/golden/make_golden.py says what is in it."""
+    return GOLDEN
+
+
+@pytest.fixture(autouse=True)
+def _strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
+    parts = request.path.parts
+    if "tests" in parts and STRICT.intersection(parts[parts.index("tests") :]):
+        import jax
+
+        with jax.numpy_dtype_promotion("strict"):
+            yield
+    else:
+        yield
+
+
+@pytest.fixture(scope="session")
+def compiled_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `small_machine` keeps what was compiled."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def small_machine(compiled_dir: Path) -> Iterator[None]:
+    """jax as on a machine with one device, that keeps what it compiled: a run of a few steps takes a second."""
+    import jax
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+    first = jax.devices()[:1]
+    settings = {
+        "jax_compilation_cache_dir": str(compiled_dir),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(jax, "devices", lambda *backend: first)
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        reset_cache()
+        yield
+        for name, value in before.items():
+            jax.config.update(name, value)
+        reset_cache()
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 2 layers that has learned nothing, with the quickstart's tokenizer (2048 tokens, ChatML), float32."""
+    from jaxlean.hub.load import initial
+    from jaxlean.hub.write import write_model
+
+    architecture = {
+        "model_type": "llama",
+        "vocab_size": 2048,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "eos_token_id": None,
+    }
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    write_model(initial(architecture, "float32", tokenizer=str(TOKENIZER)), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 rows of prompt and completion, of 15 to 20 tokens in ChatML; the completion depends on the whole prompt."""
+    colours = ["red", "green", "blue", "white"]
+    things = ["house", "train", "order", "street", "price", "water"]
+    rows = [
+        {"prompt": f"{colour} {thing}", "completion": f"{things[i - c]} {colours[(i + c) % 4]}"}
+        for c, colour in enumerate(colours)
+        for i, thing in enumerate(things)
+    ]
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny_values(tiny_base: Path, tiny_rows: Path) -> dict[str, Any]:
+    """The config of a run of seconds: 6 steps of 2 x 64 tokens a device; `output_dir` is to be set."""
+    return {
+        "model": {"path": str(tiny_base), "dtype": "float32"},
+        "data": {"train": str(tiny_rows), "eval": str(tiny_rows), "max_length": 64},
+        "lora": {"r": 4, "lora_alpha": 8},
+        "train": {
+            "learning_rate": 0.01,
+            "max_steps": 6,
+            "per_device_train_batch_size": 2,
+            "logging_steps": 2,
+            "save_steps": 2,
+        },
+        "eval": {"max_new_tokens": 8},
+        "report": {"tensorboard": False},
+    }
+
+
+@pytest.fixture
+def tiny_yaml(tiny_values: dict[str, Any], tmp_path: Path) -> Path:
+    """`tiny_values` as a file, with `tmp_path / "run"` for output_dir."""
+    file = tmp_path / "tiny.yaml"
+    file.write_text(json.dumps(tiny_values | {"output_dir": str(tmp_path / "run")}, indent=1))  # which is YAML too
+    return file
+
+
+@pytest.fixture
+def tiny_run(tiny_yaml: Path) -> Callable[..., Any]:
+    """`tiny_run("train.max_steps=3")`: the `RunConfig` of `tiny_yaml` with overrides."""
+    from jaxlean.config import load
+
+    return lambda *overrides: load(tiny_yaml, list(overrides))

@@ -1,0 +1,255 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxlean import config
+from jaxlean.config import RunConfig, Section
+from jaxlean.errors import ConfigError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "run.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def sections(section: type[Section] = RunConfig, prefix: str = "") -> dict[str, type[Section]]:
+    """Every section by its path."""
+    found = {prefix: section}
+    for name, declared in section.model_fields.items():
+        inner = config._section_of(declared.annotation)
+        if inner is not None:
+            found |= sections(inner, f"{prefix}{name}.")
+    return found
+
+
+def test_no_file_and_no_override_is_all_defaults() -> None:
+    assert config.load(None) == RunConfig() == config.build({})
+
+
+def test_a_file_and_overrides_make_one_config(tmp_path: Path) -> None:
+    file = write(tmp_path, "seed: 3\ntrain: {learning_rate: 1e-4, max_steps: 5}\ndata: {train: a.jsonl}\n")
+    loaded = config.load(file, ["train.max_steps=7", "lora.r=4", "train.warmup_steps=null", "data.streaming=true"])
+    assert (loaded.seed, loaded.train.learning_rate, loaded.train.max_steps) == (3, 1e-4, 7)
+    assert loaded.lora is not None
+    assert (loaded.lora.r, loaded.train.warmup_steps, loaded.data.streaming) == (4, None, True)
+    assert loaded.data.train is not None
+    assert [source.path for source in loaded.data.train] == ["a.jsonl"]
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    assert config.load(write(tmp_path, "# nothing yet\n")) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("train.learning_rate=1e-4", "train.learning_rate", 1e-4),  # YAML 1.1 reads this one as text
+        ("train.learning_rate=0.5", "train.learning_rate", 0.5),
+        ("lora=null", "lora", None),
+        ("lora.target_modules=[q_proj, v_proj]", "lora.target_modules", ["q_proj", "v_proj"]),
+        ("lora.target_modules='.*mlp.*'", "lora.target_modules", ".*mlp.*"),
+        ("output_dir=a=b", "output_dir", "a=b"),
+        ("model.path=org/name", "model.path", "org/name"),
+        ("train.remat=full", "train.remat", "full"),
+        ("eval.before=no", "eval.before", False),
+    ],
+)
+def test_the_value_of_an_override_is_yaml(override: str, path: str, value: Any) -> None:
+    found: Any = config.load(None, [override])
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert found == value
+
+
+def test_an_override_reaches_into_a_list_and_revives_a_null(tmp_path: Path) -> None:
+    file = write(tmp_path, "data: {train: [{path: a}, {path: b}]}\nlora: null\n")
+    loaded = config.load(file, ["data.train.1.weight=2", "lora.r=8"])
+    assert loaded.data.train is not None
+    default = config.SourceSection(path="a").weight
+    assert [(source.path, source.weight) for source in loaded.data.train] == [("a", default), ("b", 2.0)]
+    assert loaded.lora is not None
+    assert loaded.lora.r == 8
+
+
+def test_a_later_override_wins() -> None:
+    assert config.load(None, ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", r"an override is section\.key=value\n  got:    'seed'"),
+        ("=3", r"an override is section\.key=value"),
+        ("train.lerning_rate=1", r"unknown key: train\.lerning_rate\n.*\n.*did you mean 'learning_rate'"),
+        ("data.train.2.weight=1", r"goes through a value that has no keys\n  where:  data\.train"),
+        ("data.train.2=a", r"no such list entry\n.*\n  wanted: an index below 2"),
+    ],
+)
+def test_an_override_that_cannot_be_is_an_error(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config.load(write(tmp_path, "data: {train: [{path: a}, {path: b}]}\n"), [override])
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("train.lr", "train.learning_rate"),
+        ("train.micro_batch_size", "train.per_device_train_batch_size"),
+        ("train.num_epochs", "train.num_train_epochs"),
+        ("train.gradient_checkpointing", "train.remat"),
+        ("lora.lora_r", "lora.r"),
+        ("data.cutoff_len", "data.max_length"),
+        ("data.sample_packing", "data.packing"),
+        ("data.datasets", "data.train"),
+        ("model.base_model", "model.path"),
+        ("eval.eval_batch_size", "eval.per_device_eval_batch_size"),
+    ],
+)
+def test_names_from_other_projects_mean_the_same(alias: str, name: str) -> None:
+    value = {"train.remat": "full", "data.packing": "false", "data.train": "a", "model.path": "a"}.get(name, "3")
+    assert config.load(None, [f"{alias}={value}"]) == config.load(None, [f"{name}={value}"]) != RunConfig()
+
+
+def test_no_name_means_two_things() -> None:
+    for path, section in sections().items():
+        names = [
+            str(choice)
+            for name, declared in section.model_fields.items()
+            for choice in (name, *getattr(declared.validation_alias, "choices", ()))
+        ]
+        assert len(names) == len(set(names)), path
+
+
+@pytest.mark.parametrize("path", sorted(sections()))
+def test_an_unknown_key_is_an_error_that_knows_better(path: str) -> None:
+    section = sections()[path]
+    name = max(section.model_fields, key=len)
+    wrong = name[:-2] + name[-1] + name[-2] + "x"
+    values: Any = {wrong: 1}
+    for part in reversed(path.split(".")[:-1]):
+        values = {part: [{"path": "a", **values}] if part in ("train", "eval") and path.startswith("data.") else values}
+    with pytest.raises(
+        ConfigError, match=f"unknown key: .*{wrong}\n  where:  here.yaml\n  fix:    did you mean '{name}'"
+    ):
+        config.build(values, where="here.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train": {"learning_rate": "fast"}}, r"train\.learning_rate: .* number.*\n  got:    'fast'"),
+        ({"train": {"learning_rate": 0}}, r"train\.l\w+: Input should be greater than 0\n  got:    0"),
+        ({"seed": None}, r"seed: Input should be a valid integer\n  got:    None"),
+        ({"model": {"dtype": "float16"}}, r"model\.dtype: .*'bfloat16'\n  got:    'float16'"),
+        ({"data": {"train": [{"path": "a", "weight": -1}]}}, r"data\.train\.0\.weight: .*greater than 0"),
+        ({"data": {"train": [{"format": "text"}]}}, r"data\.train\.0\.path: Field required"),
+        ({"data": {"eval_fraction": 1.5}}, r"data\.eval_fraction: .*less than or equal to 1"),
+        ({"mesh": {"fsdp": -2}}, r"mesh\.fsdp: .*greater than or equal to -1"),
+        ({"train": {"trainable": ["norm"]}}, r"train\.trainable needs lora: null"),
+        ({"lora": {"use_dora": True, "init_lora_weights": "pissa"}}, r"exclude each other"),
+        ({"data": {"streaming": True}}, r"data\.streaming needs train\.max_steps"),
+    ],
+)
+def test_a_wrong_value_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config.build(values)
+
+
+def test_full_fine_tuning_may_choose_what_trains() -> None:
+    assert config.build({"lora": None, "train": {"trainable": ["norm"]}}).train.trainable == ["norm"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: [1, 2\nc: 3\n", r"not valid YAML\n  where:  .*run\.yaml:3\n"),
+        ("- a\n- b\n", r"a config is a mapping of sections\n  where:  .*run\.yaml\n  got:    list"),
+        ("seed: x\n", r"seed: .*\n  where:  .*run\.yaml"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config.load(write(tmp_path, text))
+
+
+def test_a_missing_file_and_one_that_is_not_text_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such config file\n  where:  .*absent\.yaml"):
+        config.load(tmp_path / "absent.yaml")
+    with pytest.raises(ConfigError, match="the config file cannot be read"):
+        config.load(tmp_path)
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00a")
+    with pytest.raises(ConfigError, match="the config file cannot be read"):
+        config.load(tmp_path / "bytes.yaml")
+
+
+def test_relative_paths_are_found_beside_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside, current = tmp_path / "beside", tmp_path / "current"
+    for folder in (beside, current):
+        folder.mkdir()
+        (folder / "both.jsonl").touch()
+    (beside / "one.jsonl").touch()
+    monkeypatch.chdir(current)
+    file = write(
+        beside, "model: {path: org/name}\ndata: {train: [one.jsonl, both.jsonl, absent.jsonl], eval: one.jsonl}\n"
+    )
+    loaded = config.load(file)
+    assert loaded.data.train is not None
+    assert loaded.data.eval is not None
+    assert [s.path for s in loaded.data.train] == [str(beside / "one.jsonl"), "both.jsonl", "absent.jsonl"]
+    assert loaded.data.eval[0].path == str(beside / "one.jsonl")
+    assert loaded.model.path == "org/name"
+
+
+@given(
+    seed=st.integers(),
+    rate=st.floats(1e-12, 1e3),
+    name=st.none() | st.text(st.characters(exclude_categories=["Cs", "Cc"])),
+    lora=st.none()
+    | st.fixed_dictionaries({"r": st.integers(1, 512), "target_modules": st.just(["q_proj"]) | st.just("q.*")}),
+    train=st.none()
+    | st.lists(st.fixed_dictionaries({"path": st.just("a"), "weight": st.floats(1e-3, 10)}), min_size=1),
+)
+def test_dump_is_read_back_equal(seed: int, rate: float, name: str | None, lora: Any, train: Any) -> None:
+    values = {
+        "seed": seed,
+        "train": {"learning_rate": rate},
+        "report": {"run_name": name},
+        "lora": lora,
+        "data": {"train": train},
+    }
+    built = config.build(values)
+    assert config.build(yaml.safe_load(config.dump(built))) == built
+
+
+def test_every_setting_is_described_or_plain() -> None:
+    """A setting says what it does, unless its name is the whole story (adam_beta1, logging_steps ...)."""
+    plain = {
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "logging_steps",
+        "tensorboard",
+        "wandb",
+        "wandb_project",
+        "run_name",
+    }
+    for path, section in sections().items():
+        for name, declared in section.model_fields.items():
+            is_section = config._section_of(declared.annotation) is not None
+            assert declared.description or is_section or name in plain, f"{path}{name}"
+
+
+def test_the_quickstart_has_a_config() -> None:
+    assert (CONFIGS / "quickstart.yaml").is_file()
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: file.stem)
+def test_every_config_of_the_project_loads(file: Path) -> None:
+    config.load(file)
