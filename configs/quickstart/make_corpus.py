@@ -2,11 +2,13 @@
 
     python configs/quickstart/make_corpus.py --data ../shared/data --seed 0 --out corpus.jsonl
 
-Two fifths is real English (WikiText-2 validation, Shakespeare, GSM8K train, Banking77 train: never their test
-files). The rest is made up: records, commands and look-ups full of values that nobody has seen before, each followed
-by the same values in JSON, `key: value` lines, tables or an answer. A small model learns two things from it: to copy
-any word or number, and to answer in the chat format. `schemas.json` holds those domains; none of them, nor any key or
-label, is the quickstart's own task (`tests/configs/test_make_corpus.py` checks it).
+The file is a curriculum, to be read in order. First lines of random words, said two or three times: nothing in them can
+be learned but to copy, and a small model that copies learns the rest in a fraction of the steps (without this lesson
+a 3M-parameter model had not learned it after 4 million tokens of the rest). Then, shuffled, real English (WikiText-2
+validation, Shakespeare, GSM8K train, Banking77 train: never their test files) and made-up records, commands and
+look-ups full of values that nobody has seen before, each followed by the same values in JSON, `key: value` lines,
+tables or an answer, so that it copies for a purpose and answers in the chat format. `schemas.json` holds those domains;
+none of them, nor any key or label, is the quickstart's own task (`tests/configs/test_make_corpus.py` checks it).
 
 Standard library only; as in `make_task.py` all randomness is `Random.random()`.
 """
@@ -318,6 +320,24 @@ class Maker:
             return "\n".join([text] * self.between(2, 3))
         return chat(asked, answer) if self.random() < CHAT_SHARE else f"{asked}\n{answer}"
 
+    def fragment(self) -> str:
+        """A word that no language has: slices of real words run together, digits, or a capitalised slice."""
+        draw = self.random()
+        if draw < 0.2:
+            return self.digits(3, 7)
+        slices = []
+        for _ in range(self.between(1, 3)):
+            word = self.pick(self.words)
+            start = self.between(0, max(len(word) - 3, 0))
+            slices.append(word[start : start + self.between(2, 5)])
+        return "".join(slices).capitalize() if draw < 0.4 else "".join(slices)
+
+    def repeated(self) -> str:
+        """Random words, said two or three times."""
+        words = [self.fragment() for _ in range(self.between(4, 14))]
+        text = self.pick([" ", " ", ", ", "\n", "; "]).join(words)
+        return self.pick([". ", "\n", " | ", " "]).join([text] * self.pick([2, 2, 3]))[:MAX_CHARS]
+
     def which(self) -> str:
         """One message, one question about a single field."""
         message, _, pairs = self.record() if self.random() < 0.6 else self.action()
@@ -409,23 +429,28 @@ def real_words(documents: list[str]) -> list[str]:
     return sorted({word for text in documents for word in re.findall(r"\b[a-z]{3,10}\b", text)} - TASK_KEYS)
 
 
-def make(data: Path, seed: int, synthetic_docs: int) -> list[str]:
-    """All documents, real and made up, shuffled."""
+def make(data: Path, seed: int, copy_docs: int, real_docs: int, synthetic_docs: int) -> list[str]:
+    """All documents: the copying lesson first, then real and made-up ones and some more copying, shuffled."""
     schemas = json.loads((Path(__file__).parent / "schemas.json").read_text(encoding="utf-8"))
-    documents = list(real_documents(data))
-    maker = Maker(seed, schemas, real_words(documents))
-    documents += [maker.document() for _ in range(synthetic_docs)]
-    return maker.some(documents, len(documents), len(documents))
+    real = list(real_documents(data))
+    maker = Maker(seed, schemas, real_words(real))
+    lesson = [maker.repeated() for _ in range(copy_docs)]
+    rest = maker.some(real, real_docs, real_docs)
+    rest += [maker.document() for _ in range(synthetic_docs)]
+    rest += [maker.repeated() for _ in range(copy_docs // 4)]
+    return lesson + maker.some(rest, len(rest), len(rest))
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with " + ", ".join(FILES))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--synthetic-docs", type=int, default=50_000)
+    parser.add_argument("--copy-docs", type=int, default=20_000, help="documents of the copying lesson")
+    parser.add_argument("--real-docs", type=int, default=8_000, help="how many of the real documents")
+    parser.add_argument("--synthetic-docs", type=int, default=36_000, help="made-up documents")
     parser.add_argument("--out", type=Path, required=True, help="the JSONL file to write")
     args = parser.parse_args(arguments)
-    documents = make(args.data, args.seed, args.synthetic_docs)
+    documents = make(args.data, args.seed, args.copy_docs, args.real_docs, args.synthetic_docs)
     lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents)
     args.out.write_text("".join(lines), encoding="utf-8", newline="\n")
     print(f"{args.out}: {len(documents)} documents, {sum(map(len, documents))} characters")

@@ -21,7 +21,7 @@ PAD, END_OF_TEXT, TURN_START, TURN_END = "<|pad|>", "<|endoftext|>", "<|im_start
 # A run of letters; or one digit; or one sign that values begin with or hold; or punctuation, with single spaces
 # between and after its marks (`": "` is one piece, so that JSON is short); or line ends; or other white space. Every
 # character is in exactly one piece.
-PIECES = r"\p{L}+|\p{N}|[$£€#@+]|[^\s\p{L}\p{N}$£€#@+]+(?: [^\s\p{L}\p{N}$£€#@+]+)* ?|[\r\n]+|[^\S\r\n]+"
+PIECES = r"\p{L}+|\p{N}{1,2}|[$£€#@+]|[^\s\p{L}\p{N}$£€#@+]+(?: [^\s\p{L}\p{N}$£€#@+]+)* ?|[\r\n]+|[^\S\r\n]+"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
