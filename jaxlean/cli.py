@@ -55,7 +55,7 @@ def evaluate(
     config: Config,
     overrides: Overrides = None,
     adapter: Annotated[Path | None, typer.Option(help="PEFT adapter folder; default: the base alone.")] = None,
-    answers: Annotated[Path | None, typer.Option(help="Write generated and wanted completions to this JSONL file.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="JSONL file to write generated and wanted texts to.")] = None,
 ) -> None:
     """Measure loss, perplexity and (eval.exact_match=true) exact match on the held-out data."""
     settings = _load(config, overrides)
@@ -71,16 +71,15 @@ def generate(
     adapter: Annotated[Path | None, typer.Option(help="PEFT adapter folder.")] = None,
     system: Annotated[str | None, typer.Option(help="System message, where the model has a chat template.")] = None,
     chat: Annotated[bool, typer.Option("--chat/--no-chat", help="Use the tokenizer's chat template, if any.")] = True,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int | None, typer.Option()] = None,
-    top_p: Annotated[float | None, typer.Option()] = None,
-    seed: Annotated[int, typer.Option()] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; above, tokens are drawn.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest tokens that hold this mass.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the drawing.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
 ) -> None:
     """Complete prompts with a model, with an adapter if you have one."""
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise ConfigError("--dtype", got=dtype, wanted="auto, float32 or bfloat16")
+    _check_dtype(dtype)
     from jaxlean.hub.load import load
     from jaxlean.run.generate import Sampling, encode_prompt, generate, stop_ids
     from jaxlean.run.merge import load_adapted
@@ -103,8 +102,7 @@ def merge(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, or auto: as the base.")] = "auto",
 ) -> None:
     """Fold an adapter into its base and write a plain Hugging Face model."""
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise ConfigError("--dtype", got=dtype, wanted="auto, float32 or bfloat16")
+    _check_dtype(dtype)
     from jaxlean.run.merge import merge
 
     merge(adapter, output, base=base, dtype=dtype)
@@ -140,10 +138,17 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     # transformers says at import that there is no PyTorch; that is how we want it
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def _check_dtype(name: str) -> None:
+    if name not in ("auto", "float32", "bfloat16"):
+        raise ConfigError("--dtype is unknown", got=name, wanted="auto, float32 or bfloat16")
 
 
 def _load(config: Path, overrides: list[str] | None) -> "RunConfig":
@@ -159,12 +164,20 @@ def main() -> None:
     except UserError as error:
         _fail(error)
     except Preempted as preempted:
-        print(f"preempted ({preempted}): the state is saved; the same command with --resume goes on", file=sys.stderr)
+        print(f"preempted ({preempted}): the same command with --resume goes on from what is saved", file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        if not _no_space(error):
             raise
-        _fail(RunError("no disk space", where=error.filename, fix="free some; --resume goes on from the last checkpoint"))
+        where = getattr(error, "filename", None)
+        fix = "make room; a run goes on from its last checkpoint with --resume"
+        _fail(RunError("no disk space", where=where, got=error, fix=fix))
+
+
+def _no_space(error: Exception) -> bool:
+    # safetensors and tensorstore write from other languages and raise errors of their own with the system's words
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)
 
 
 def _fail(error: UserError) -> None:

@@ -5,11 +5,12 @@ Hugging Face, PEFT and TRL users know; the common aliases (`micro_batch_size`, `
 accepted, an unknown key is an error with a suggestion.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
 from jaxlean.errors import ConfigError, did_you_mean
 
@@ -40,10 +41,13 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="What matrices are multiplied in. auto: float32 on CPU, bfloat16 on GPU and TPU."
     )
+    save_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="What a whole written model is held in (lora: null). auto: as dtype."
+    )
 
 
 class SourceSection(Section):
-    """One dataset: a file (.jsonl .json .csv .tsv .parquet), a `datasets` folder, or a Hugging Face hub id."""
+    """One dataset: a file (.jsonl .json .csv .tsv .parquet .txt), a `datasets` folder, a URL, or a hub id."""
 
     path: str = Field(description="File, folder or hub id.")
     split: str = Field("train", description="Split of a folder or hub dataset.")
@@ -201,6 +205,16 @@ class RunConfig(Section):
     cost: CostSection = Field(default_factory=CostSection)
     report: ReportSection = Field(default_factory=ReportSection)
 
+    @field_validator("train")
+    @classmethod
+    def _rules_compile(cls, train: TrainSection) -> TrainSection:
+        for rule in train.trainable or []:
+            try:
+                re.compile(rule)
+            except re.error as error:
+                raise ValueError(f"train.trainable: not a regular expression: {rule!r} ({error})") from error
+        return train
+
     @model_validator(mode="after")
     def _sections_agree(self) -> "RunConfig":
         if self.lora is not None and self.train.trainable is not None:
@@ -216,6 +230,8 @@ def load(file: str | Path | None, overrides: list[str] | None = None) -> RunConf
     """Read a YAML file and apply `section.key=value` overrides, whose values are YAML too.
 
     Relative paths in the file are meant from the current folder; where nothing lies there, from the file's folder.
+    `data.train=...` without `data.eval=...` drops the file's `data.eval`, which belongs to other data, and holds out
+    a twentieth of what was given.
 
     Raises:
         ConfigError: no such file, not YAML, an unknown key, a value of the wrong type.
@@ -235,8 +251,10 @@ def load(file: str | Path | None, overrides: list[str] | None = None) -> RunConf
             raise ConfigError("not valid YAML", where=where, got=getattr(error, "problem", error)) from None
         if not isinstance(values, dict):
             raise ConfigError("a config is a mapping of sections", where=file, got=type(values).__name__)
+    values = _canonical(values, RunConfig, where=file)
     for override in overrides or []:
         _apply(values, override)
+    _own_held_out_rows(values, overrides or [])
     config = build(values, where=file)
     if file is not None:
         _find_paths(config, Path(file).resolve().parent)
@@ -260,30 +278,61 @@ def dump(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def _canonical(values: Any, section: type[Section], where: object) -> Any:
+    """The same settings under our names for them, so that a file and an override may use different ones."""
+    if isinstance(values, list):
+        return [_canonical(value, section, where) for value in values]
+    if not isinstance(values, dict):
+        return values
+    out: dict[Any, Any] = {}
+    for key, value in values.items():
+        name = _field_name(section, str(key))
+        if name in out:
+            raise ConfigError(f"{name} is given twice", where=where, got=key, fix="keep one of its names")
+        field = section.model_fields.get(name)
+        inner = _section_of(field.annotation) if field is not None else None
+        out[name] = _canonical(value, inner, where) if inner is not None else value
+    return out
+
+
+def _field_name(section: type[Section], key: str) -> str:
+    """Our name of a key that may be an alias; an unknown key stays as it is."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.validation_alias, AliasChoices) and key in field.validation_alias.choices:
+            return name
+    return key
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError("an override is section.key=value", got=repr(override), wanted="train.learning_rate=1e-4")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    if isinstance(value, str):
-        # YAML 1.1 reads 1e-4 as text; people write it for a number.
-        try:
-            value = float(value)
-        except ValueError:
-            pass
+    keys: list[str] = []
+    section: type[Section] | None = RunConfig
+    annotation: Any = None
+    for key in path.split("."):
+        if section is not None and not key.isdigit():
+            key = _field_name(section, key)
+            field = section.model_fields.get(key)
+            annotation = field.annotation if field is not None else None
+            section = _section_of(annotation)
+        keys.append(key)
+    value = _parse(text, annotation)
+    if section is not None:
+        value = _canonical(value, section, override)
     node: Any = values
-    *parents, last = path.split(".")
+    *parents, last = keys
     for depth, key in enumerate(parents):
-        step = node[int(key)] if isinstance(node, list) and key.isdigit() and int(key) < len(node) else None
-        if step is None:
-            if not isinstance(node, dict):
-                raise ConfigError("an override goes through a value that has no keys", got=override, where=".".join(parents[:depth]))
-            if not isinstance(node.get(key), (dict, list)):
+        if isinstance(node, list):
+            step = node[int(key)] if key.isdigit() and int(key) < len(node) else None
+        else:
+            if node.get(key) is None:  # not there, or `lora: null` in the file and lora.r=8 on the command line
                 node[key] = {}
             step = node[key]
+        if not isinstance(step, (dict, list)):
+            raise ConfigError(
+                "an override goes through a value that has no keys", got=override, where=".".join(keys[: depth + 1])
+            )
         node = step
     if isinstance(node, list):
         if not last.isdigit() or int(last) >= len(node):
@@ -293,10 +342,41 @@ def _apply(values: dict[str, Any], override: str) -> None:
         node[last] = value
 
 
+def _parse(text: str, annotation: Any) -> Any:
+    """The value of an override: YAML, but a setting that is text stays text (`data.prompt={text}`)."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    kinds = getattr(annotation, "__args__", (annotation,))
+    if str in kinds and value is not None and not isinstance(value, (str, list)):
+        return text
+    if isinstance(value, str) and str not in kinds:
+        # YAML 1.1 reads 1e-4 as text; people write it for a number.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    return value
+
+
+def _own_held_out_rows(values: dict[str, Any], overrides: list[str]) -> None:
+    """Training data given on the command line does not keep the file's held-out rows, which belong to other data.
+
+    Where the command names none of its own, a twentieth of the given data is held out instead.
+    """
+    given = {override.partition("=")[0] for override in overrides}
+    data = values.get("data")
+    if "data.train" in given and isinstance(data, dict) and data.get("eval") is not None:
+        if not any(key.startswith("data.eval") for key in given):
+            del data["eval"]
+            data.setdefault("eval_fraction", 0.05)
+
+
 def _explain(error: ValidationError, where: object) -> ConfigError:
     """The first of pydantic's findings, in our form."""
     first = error.errors()[0]
-    location = [part for part in first["loc"] if not (isinstance(part, str) and "[" in part)]
+    location = _location(first["loc"], unknown=first["type"] == "extra_forbidden")
     key = ".".join(str(part) for part in location) or "the config"
     if first["type"] == "extra_forbidden":
         known = _keys_at(location[:-1])
@@ -304,6 +384,17 @@ def _explain(error: ValidationError, where: object) -> ConfigError:
     message = first["msg"].removeprefix("Value error, ")
     got = None if first["type"] == "value_error" else repr(first.get("input"))
     return ConfigError(f"{key}: {message}", where=where, got=got)
+
+
+def _location(parts: tuple[int | str, ...], *, unknown: bool) -> list[Any]:
+    """Where an error is, as a user would write it: pydantic also names the member of a union it tried."""
+    location: list[Any] = []
+    for number, part in enumerate(parts):
+        last_and_unknown = unknown and number == len(parts) - 1
+        if not isinstance(part, int) and not last_and_unknown and part not in _keys_at(location):
+            break
+        location.append(part)
+    return location
 
 
 def _keys_at(location: list[Any]) -> list[str]:

@@ -6,8 +6,8 @@ It learns from the pre-training corpus only, never from the task. It is made for
 into JSON: a word has the same token ids after a space, after a quote, after a bracket and at the start of a line. So a
 space is a token of its own (or belongs to the punctuation before it, `, `) and never to the word after it, as it
 does in GPT-2's tokenizer, where `Alice` and ` Alice` share nothing. That costs about a third more tokens on plain
-text, and saves a vocabulary that would hold most words twice. Every digit is a token, so every number is copied
-the same way.
+text, and saves a vocabulary that would hold most words twice. Digits go in pairs from the left: a number is the same
+few tokens wherever it stands, and a pair is less often seen twice in one message than a digit is.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 VOCAB_SIZE = 2048
 PAD, END_OF_TEXT, TURN_START, TURN_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-# A run of letters; or one digit; or one sign that values begin with or hold; or punctuation, with single spaces
+# A run of letters; or up to two digits; or one sign that values begin with or hold; or punctuation, with single spaces
 # between and after its marks (`": "` is one piece, so that JSON is short); or line ends; or other white space. Every
 # character is in exactly one piece.
 PIECES = r"\p{L}+|\p{N}{1,2}|[$£€#@+]|[^\s\p{L}\p{N}$£€#@+]+(?: [^\s\p{L}\p{N}$£€#@+]+)* ?|[\r\n]+|[^\S\r\n]+"

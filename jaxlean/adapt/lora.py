@@ -12,12 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlean import tree
 from jaxlean.config import LoraSection
 from jaxlean.errors import ConfigError, did_you_mean
 
-TRAINED = ("lora_a", "lora_b", "lora_magnitude")
+_TRAINED = ("lora_a", "lora_b", "lora_magnitude")
 
 
 def scale(config: LoraSection) -> float:
@@ -27,7 +28,7 @@ def scale(config: LoraSection) -> float:
 
 def is_adapter(path: str) -> bool:
     """Whether a parameter is a trained part of an adapter."""
-    return path.rsplit(".", 1)[-1] in TRAINED
+    return path.rsplit(".", 1)[-1] in _TRAINED
 
 
 def targets(
@@ -75,9 +76,7 @@ def targets(
     for name in target_modules:
         found = [module for module in modules if name in called(module)]
         if not found:
-            raise ConfigError(
-                "lora.target_modules: no such module", got=repr(name), fix=did_you_mean(name, everything)
-            )
+            raise ConfigError("lora.target_modules: no such module", got=repr(name), fix=did_you_mean(name, everything))
         chosen.update(found)
     return sorted(chosen)
 
@@ -105,18 +104,27 @@ def add(params: tree.Tree, modules: Sequence[str], config: LoraSection, key: jax
         kernel = leaves[f"{module}.kernel"]
         *stack, dim_in, dim_out = kernel.shape
         if config.r > min(dim_in, dim_out):
-            raise ConfigError("lora.r exceeds the matrix", where=module, got=config.r, wanted=f"at most {min(dim_in, dim_out)}")
+            raise ConfigError(
+                "lora.r exceeds the matrix", where=module, got=config.r, wanted=f"at most {min(dim_in, dim_out)}"
+            )
         if config.init_lora_weights == "pissa":
-            a, b, residual = _principal(kernel, config.r, scale(config))
-            leaves[f"{module}.kernel"] = residual
+            a, b, leaves[f"{module}.kernel"] = _principal(kernel, config.r, scale(config))
         else:
             a, b = _fresh(jax.random.fold_in(key, number), tuple(stack), dim_in, config.r, dim_out)
-        leaves[f"{module}.lora_a"], leaves[f"{module}.lora_b"] = a, b
-        leaves[f"{module}.lora_scale"] = jnp.full(tuple(stack), scale(config), jnp.float32)
+        adapter = {"lora_a": a, "lora_b": b, "lora_scale": jnp.full(tuple(stack), scale(config), jnp.float32)}
         if config.use_dora:
             # the length of each column of the base: at the start, direction and magnitude give the base again
-            leaves[f"{module}.lora_magnitude"] = jnp.linalg.norm(kernel.astype(jnp.float32), axis=-2)
+            adapter["lora_magnitude"] = jnp.linalg.norm(kernel.astype(jnp.float32), axis=-2)
+        leaves |= {f"{module}.{name}": beside(kernel, leaf) for name, leaf in adapter.items()}
     return tree.unflatten(leaves)
+
+
+def beside(kernel: Any, leaf: jax.Array) -> jax.Array:
+    """An adapter's leaf where its kernel is: a copy on each device that holds a part of it, for the leaf is small."""
+    sharding = getattr(kernel, "sharding", None)
+    if not isinstance(sharding, NamedSharding):
+        return leaf
+    return jax.device_put(leaf, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
 def merge(params: tree.Tree) -> tree.Tree:
@@ -184,11 +192,12 @@ def _principal(kernel: jax.Array, r: int, factor: float) -> tuple[jax.Array, jax
     a_all = np.reshape(np.stack(a), (*stack, wide.shape[-2], r)).astype(np.float32)
     b_all = np.reshape(np.stack(b), (*stack, r, wide.shape[-1])).astype(np.float32)
     residual = wide - factor * (a_all.astype(np.float64) @ b_all.astype(np.float64))
-    return jnp.asarray(a_all), jnp.asarray(b_all), jnp.asarray(residual.astype(np.float32)).astype(kernel.dtype)
+    rest = jax.device_put(residual.astype(kernel.dtype), kernel.sharding)
+    return jnp.asarray(a_all), jnp.asarray(b_all), rest
 
 
 @jax.jit
-def _merged(kernel, a, b, scale, magnitude):
+def _merged(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array, magnitude: jax.Array | None) -> jax.Array:
     delta = jnp.einsum("...ir,...ro->...io", a, b, precision=jax.lax.Precision.HIGHEST)
     whole = kernel.astype(jnp.float32) + scale[..., None, None] * delta
     if magnitude is not None:

@@ -17,18 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlean import tree
+from jaxlean.adapt.lora import beside
 from jaxlean.config import LoraSection
 from jaxlean.errors import ModelError
 from jaxlean.hub.family import Family
 from jaxlean.hub.files import read_json
 
 _PREFIX = "base_model.model."
-_SUFFIXES = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "lora_magnitude"}
+_PEFT_ALPHA = 8  # PEFT's own default, for a file that does not state it
+# Our leaf -> the end of PEFT's tensor name.
+_SUFFIXES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "lora_magnitude": "lora_magnitude_vector"}
 
 
-def write_adapter(
-    folder: Path, family: Family, adapter: Mapping[str, Any], config: LoraSection, *, base: str
-) -> None:
+def write_adapter(folder: Path, family: Family, adapter: Mapping[str, Any], config: LoraSection, *, base: str) -> None:
     """Write adapter leaves, and read them back to be sure of what lies on the disk.
 
     Args:
@@ -45,36 +46,39 @@ def write_adapter(
 
     leaves = {path: np.asarray(jax.device_get(leaf)) for path, leaf in tree.flatten(adapter).items()}
     tensors: dict[str, np.ndarray] = {}
-    modules: set[str] = set()
+    targets: set[str] = set()
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
     for path, leaf in leaves.items():
         module, name = path.rsplit(".", 1)
-        suffix = next((theirs for theirs, ours in _SUFFIXES.items() if ours == name), None)
-        if suffix is None:
-            continue
         theirs = family.modules[module]
-        modules.add(theirs.rsplit(".", 1)[-1])
-        rows = leaf if "{}" in theirs else leaf[None]
-        for i, row in enumerate(rows):
-            tensors[f"{_PREFIX}{theirs.format(i)}.{suffix}"] = np.ascontiguousarray(row.T)
-    r = next(leaf.shape[-1] for path, leaf in leaves.items() if path.endswith(".lora_a"))
-    scale = float(next(leaf.flat[0] for path, leaf in leaves.items() if path.endswith(".lora_scale")))
+        targets.add(theirs.rsplit(".", 1)[-1])
+        for i, row in enumerate(leaf if "{}" in theirs else leaf[None]):
+            if name == "lora_scale":
+                rank = leaves[f"{module}.lora_a"].shape[-1]
+                ranks[theirs.format(i)] = rank
+                alphas[theirs.format(i)] = _alpha(float(row), rank, config.use_rslora)
+            else:
+                tensors[f"{_PREFIX}{theirs.format(i)}.{_SUFFIXES[name]}"] = np.ascontiguousarray(row.T)
+    # The first module's, and what differs from it by name. A PiSSA adapter is written with twice its rank, and alpha
+    # follows, so that the scale stays.
+    r, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": r,
-        # a PiSSA adapter is written with twice its rank: alpha follows, so that the scale stays
-        "lora_alpha": _alpha(scale, r, config.use_rslora),
+        "lora_alpha": alpha,
         "lora_dropout": config.lora_dropout,
         "bias": "none",
-        "target_modules": sorted(modules),
+        "target_modules": sorted(targets),
         "inference_mode": True,
         "use_rslora": config.use_rslora,
         "use_dora": config.use_dora,
         "modules_to_save": None,
         "trainable_token_indices": None,
-        "rank_pattern": {},
-        "alpha_pattern": {},
+        "rank_pattern": {name: rank for name, rank in ranks.items() if rank != r},
+        "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "layers_to_transform": None,
@@ -108,7 +112,9 @@ def read_adapter(folder: Path, family: Family, base: Mapping[str, Any]) -> tree.
     from safetensors.numpy import load_file
 
     if not folder.is_dir():
-        raise ModelError("no such adapter folder", where=folder, wanted="adapter_config.json and adapter_model.safetensors")
+        raise ModelError(
+            "no such adapter folder", where=folder, wanted="adapter_config.json and adapter_model.safetensors"
+        )
     settings = read_json(folder / "adapter_config.json")
     file = folder / "adapter_model.safetensors"
     if settings.get("peft_type") != "LORA":
@@ -133,7 +139,10 @@ def read_adapter(folder: Path, family: Family, base: Mapping[str, Any]) -> tree.
         leaves |= _stack(module, layers, shapes[f"{module}.kernel"], settings, family, file)
     if settings.get("use_dora"):
         _complete_magnitudes(leaves, base)
-    return tree.unflatten({path: jnp.asarray(leaf) for path, leaf in leaves.items()})
+    kernels = tree.flatten(base)
+    return tree.unflatten(
+        {path: beside(kernels[f"{path.rsplit('.', 1)[0]}.kernel"], jnp.asarray(leaf)) for path, leaf in leaves.items()}
+    )
 
 
 def _alpha(scale: float, r: int, use_rslora: bool) -> float:
@@ -147,7 +156,7 @@ def _parse(name: str, family: Family, file: Path) -> tuple[str, int, str]:
     inner = name.removeprefix(_PREFIX)
     if inner == name:
         raise ModelError(f"an adapter tensor without PEFT's prefix: {name}", where=file, wanted=f"{_PREFIX}...")
-    for suffix, leaf in _SUFFIXES.items():
+    for leaf, suffix in _SUFFIXES.items():
         # some PEFT versions write lora_magnitude_vector.weight
         module = inner.removesuffix(".weight") if leaf == "lora_magnitude" else inner
         if module.endswith(f".{suffix}"):
@@ -176,7 +185,7 @@ def _stack(
     stacked = "{}" in family.modules[module]
     num = kernel[0] if stacked else 1
     dim_in, dim_out = kernel[-2:]
-    rank = max(parts["lora_a"].shape[-1] for parts in layers.values() if "lora_a" in parts)
+    rank = max((parts["lora_a"].shape[-1] for parts in layers.values() if "lora_a" in parts), default=0)
     a = np.zeros((num, dim_in, rank), np.float32)
     b = np.zeros((num, rank, dim_out), np.float32)
     scales = np.ones((num,), np.float32)
@@ -184,7 +193,9 @@ def _stack(
     for layer, parts in layers.items():
         name = family.modules[module].format(layer)
         if layer >= num:
-            raise ModelError(f"an adapter for a layer that the base does not have: {name}", where=file, wanted=f"{num} layers")
+            raise ModelError(
+                f"an adapter for a layer that the base does not have: {name}", where=file, wanted=f"{num} layers"
+            )
         if "lora_a" not in parts or "lora_b" not in parts:
             raise ModelError(f"lora_A or lora_B is missing: {name}", where=file)
         r = parts["lora_a"].shape[-1]
@@ -198,7 +209,7 @@ def _stack(
         a[layer, :, :r], b[layer, :r] = parts["lora_a"], parts["lora_b"]
         if "lora_magnitude" in parts:
             magnitude[layer] = parts["lora_magnitude"].reshape(-1)
-        alpha = _pattern(settings.get("alpha_pattern"), name, settings["lora_alpha"])
+        alpha = _pattern(settings.get("alpha_pattern"), name, settings.get("lora_alpha", _PEFT_ALPHA))
         scales[layer] = alpha / (r**0.5 if settings.get("use_rslora") else r)
     leaves = {"lora_a": a, "lora_b": b, "lora_scale": scales}
     if settings.get("use_dora"):
@@ -234,4 +245,6 @@ def _check_read_back(folder: Path, family: Family, leaves: Mapping[str, np.ndarr
     for path, leaf in leaves.items():
         same = path in back and back[path].shape == leaf.shape
         if not same or not np.allclose(back[path], leaf.astype(np.float32), rtol=1e-5, atol=0, equal_nan=True):
-            raise ModelError(f"the adapter read back is not the one written: {path}", where=folder, fix="is the disk sound?")
+            raise ModelError(
+                f"the adapter read back is not the one written: {path}", where=folder, fix="is the disk sound?"
+            )

@@ -4,6 +4,7 @@ A family says how its `config.json` becomes a `DecoderConfig`, and which Hugging
 our paths. The rest (reading, writing, adapters, sharding) is the same for all.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -61,18 +62,6 @@ class Family:
         module, leaf = path.rsplit(".", 1)
         return f"{self.modules[module]}.{LEAVES[leaf]}"
 
-    def module_of(self, name: str) -> str | None:
-        """Hugging Face's last word for a module (`q_proj`), or our own (`query`) -> our path; None if unknown.
-
-        >>> from jaxlean.hub.families import llama
-        >>> llama.FAMILY.module_of("q_proj")
-        'layers.attention.query'
-        """
-        for ours, theirs in self.modules.items():
-            if name in (ours, ours.rsplit(".", 1)[-1], theirs, theirs.rsplit(".", 1)[-1]):
-                return ours
-        return None
-
 
 def decoder_config(hf: "PreTrainedConfig", **changes: Any) -> DecoderConfig:
     """What all Llama-like configs have in common; `changes` holds what a family does in its own way."""
@@ -89,6 +78,7 @@ def decoder_config(hf: "PreTrainedConfig", **changes: Any) -> DecoderConfig:
         "activation": activation(hf),
         "tie_embeddings": bool(hf.tie_word_embeddings),
         "max_position_embeddings": hf.max_position_embeddings,
+        "initializer_range": hf.initializer_range,
     }
     return DecoderConfig(**(fields | changes))
 
@@ -117,34 +107,32 @@ def windows(hf: "PreTrainedConfig") -> tuple[int | None, ...]:
 
 def rope(hf: "PreTrainedConfig") -> Rope:
     """`rope_parameters` (transformers 5) -> `Rope`. transformers has already translated the older `rope_scaling`."""
-    given = dict(getattr(hf, "rope_parameters", None) or {})
+    given: dict[str, Any] = dict(getattr(hf, "rope_parameters", None) or {})
     kind = given.get("rope_type") or given.get("type") or "default"
     known = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
     if kind not in known:
         raise ModelError("a rope type that is not supported", got=kind, wanted=", ".join(known))
     if given.get("partial_rotary_factor") not in (None, 1.0, 1):
-        raise ModelError("rotary embeddings of a part of each head are not supported", got=given["partial_rotary_factor"])
-    fields = {name: given[name] for name in Rope.__dataclass_fields__ if given.get(name) is not None}
+        raise ModelError(
+            "rotary embeddings of a part of each head are not supported", got=given["partial_rotary_factor"]
+        )
+    fields: dict[str, Any] = {name: given[name] for name in Rope.__dataclass_fields__ if given.get(name) is not None}
     fields["rope_type"] = kind
-    fields["rope_theta"] = float(fields.get("rope_theta") or getattr(hf, "default_theta", 10_000.0))
+    fields["rope_theta"] = float(fields.get("rope_theta", getattr(hf, "default_theta", 10_000.0)))
     for name in ("short_factor", "long_factor"):
         if name in fields:
             fields[name] = tuple(fields[name])
     if kind == "dynamic":
         fields["original_max_position_embeddings"] = hf.max_position_embeddings
-    elif kind in ("llama3", "yarn", "longrope"):
-        fields.setdefault("original_max_position_embeddings", hf.max_position_embeddings)
+    context = fields.setdefault("original_max_position_embeddings", hf.max_position_embeddings)
     if kind in ("yarn", "longrope"):
-        factor = fields.get("factor") or hf.max_position_embeddings / fields["original_max_position_embeddings"]
-        fields["factor"] = factor
-        if "attention_factor" not in fields:
-            fields["attention_factor"] = _attention_factor(kind, factor, given, fields["original_max_position_embeddings"])
+        factor = fields.setdefault("factor", hf.max_position_embeddings / context)
+        fields.setdefault("attention_factor", _attention_factor(kind, factor, given, context))
     return Rope(**fields)
 
 
-def _attention_factor(kind: str, factor: float, given: dict[str, Any], context: int) -> float:
-    import math
-
+def _attention_factor(kind: str, factor: float, given: Mapping[str, Any], context: int) -> float:
+    """What cos and sin are multiplied with where the config does not say it."""
     if factor <= 1:
         return 1.0
     if kind == "longrope":

@@ -49,6 +49,8 @@ def read_json(file: Path) -> dict[str, Any]:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError("a model file is missing", where=file, fix="is this a Hugging Face model folder?") from None
+    except OSError as error:
+        raise ModelError("a model file cannot be read", where=file, got=error.strerror) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelError("not valid JSON", where=file, got=error) from None
     if not isinstance(value, dict):

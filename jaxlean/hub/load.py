@@ -1,7 +1,7 @@
 """`jaxlean.load`: a Hugging Face model as a parameter tree and a function."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,7 @@ from jaxlean.hub.families import family_of
 from jaxlean.hub.family import Family
 from jaxlean.hub.files import locate, read_json
 from jaxlean.hub.read import read_params
-from jaxlean.models.decoder import DecoderConfig, abstract
+from jaxlean.models.decoder import Decoder, DecoderConfig, abstract
 from jaxlean.xla.mesh import make_mesh, place
 from jaxlean.xla.precision import compute_dtype, parameter_dtype
 
@@ -48,12 +48,17 @@ class Model:
         return _forward(self.graph, self.params, jnp.asarray(tokens, jnp.int32), positions, segments)
 
     def with_params(self, params: tree.Tree) -> "Model":
-        """The same model over other parameters, whose adapters (if any) are attached."""
+        """The same model over other parameters, whose adapters (if any) are attached.
+
+        Raises:
+            ModelError: a parameter is missing, extra or of the wrong shape.
+        """
         graph, shapes = abstract(self.config, params, dtype=self.dtype)
         tree.check(params, shapes, where=self.folder)
-        return Model(
-            self.family, self.config, self.hf_config, params, graph, self.dtype, self.folder, self.tokenizer_path
-        )
+        other = replace(self, params=params, graph=graph)
+        if "tokenizer" in vars(self):  # read already, and perhaps given another chat template
+            vars(other)["tokenizer"] = self.tokenizer
+        return other
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerFast":
@@ -111,16 +116,16 @@ def load_tokenizer(path_or_id: str) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers and tokenizers raise plain Exceptions for broken files
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             "no tokenizer that can be read",
             where=folder,
-            got=first_line,
+            got=_first_line(error),
             wanted="tokenizer.json and tokenizer_config.json",
             fix="set model.tokenizer to a folder or id that has one",
         ) from error
+    return tokenizer
 
 
 def initial(
@@ -139,9 +144,10 @@ def initial(
 
     Returns:
         the model; all its parameters are float32, since all of them will train.
-    """
-    from jaxlean.models.decoder import Decoder
 
+    Raises:
+        ModelError: the family is not supported, or the config is not valid.
+    """
     family = family_of(architecture.get("model_type"), where="model.architecture")
     hf = _transformers_config(architecture, "model.architecture")
     config = family.config(hf)
@@ -165,9 +171,19 @@ def _transformers_config(raw: dict[str, Any], where: object) -> Any:
     try:
         return CONFIG_MAPPING[raw["model_type"]](**values)
     except Exception as error:  # transformers checks configs with several libraries' exception types
-        raise ModelError("the model's config is not valid", where=where, got=str(error).strip().splitlines()[0]) from error
+        raise ModelError("the model's config is not valid", where=where, got=_first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @partial(jax.jit, static_argnums=0)
-def _forward(graph, params, tokens, positions, segments):
+def _forward(
+    graph: nnx.GraphDef,
+    params: tree.Tree,
+    tokens: jax.Array,
+    positions: jax.Array | None,
+    segments: jax.Array | None,
+) -> jax.Array:
     return nnx.merge(graph, params)(tokens, positions=positions, segments=segments)

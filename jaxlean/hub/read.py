@@ -74,8 +74,9 @@ class _Source:
             if got != want:
                 raise ModelError(f"a tensor has the wrong shape: {name}", where=self.files[name], got=got, wanted=want)
 
-    def read(self, index: tuple[slice, ...]) -> np.ndarray:
-        """The part of the parameter that `index` cuts out. [layers, in, out] from [out, in] tensors where transposed."""
+    def read(self, index: tuple[slice, ...] | None) -> np.ndarray:
+        """The part that `index` cuts out of the parameter, put together from its tensors."""
+        assert index is not None, "only a scalar has no index"
         bounds = [range(*cut.indices(size)) for cut, size in zip(index, self.shape, strict=True)]
         out = _aligned(tuple(len(b) for b in bounds), self.dtype)
         if not self.stacked:

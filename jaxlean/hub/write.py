@@ -10,11 +10,12 @@ import jax
 import numpy as np
 
 from jaxlean import tree
-from jaxlean.errors import RunError
+from jaxlean.errors import ModelError, RunError
 from jaxlean.hub.family import Family
 from jaxlean.hub.load import Model
 
 _BYTES_PER_FILE = 5 * 10**9
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
 def write_model(model: Model, folder: Path, *, dtype: str | None = None, bytes_per_file: int = _BYTES_PER_FILE) -> None:
@@ -23,14 +24,18 @@ def write_model(model: Model, folder: Path, *, dtype: str | None = None, bytes_p
     Nothing is left half-written: the folder appears when it is whole.
 
     Args:
-        model: its parameters must hold no adapter (`adapt.lora.merge` folds them in).
+        model: with no adapter beside its parameters (`adapt.lora.merge` folds them in).
         folder: must not exist or be empty.
         dtype: `float32` or `bfloat16` of the tensors; default: as they are held.
         bytes_per_file: larger models are split, with an index.
 
     Raises:
+        ModelError: the model has an adapter.
         RunError: the folder holds something already.
     """
+    adapter = next((path for path in tree.flatten(model.params) if ".lora_" in path), None)
+    if adapter is not None:
+        raise ModelError("a model with an adapter cannot be written", where=adapter, fix="merge the adapter first")
     if folder.exists() and any(folder.iterdir()):
         raise RunError("the output folder is not empty", where=folder, fix="choose another, or remove it")
     part = folder.with_name(folder.name + ".part")
@@ -40,8 +45,9 @@ def write_model(model: Model, folder: Path, *, dtype: str | None = None, bytes_p
     _write_tensors(part, model.family, model.params, held, bytes_per_file)
     config = dict(model.hf_config) | {"dtype": held.name, "architectures": [_architecture(model.family.model_type)]}
     config.pop("torch_dtype", None)
-    (part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
-    if model.tokenizer_path is not None or model.folder is not None:
+    text = json.dumps(config, indent=2, sort_keys=True, default=str) + "\n"
+    (part / "config.json").write_text(text, encoding="utf-8")
+    if _has_tokenizer(model):
         model.tokenizer.save_pretrained(part)
     generation = model.folder / "generation_config.json" if model.folder is not None else None
     if generation is not None and generation.exists():
@@ -64,33 +70,41 @@ def tensors(family: Family, params: Mapping[str, Any], dtype: np.dtype) -> Itera
 def _write_tensors(folder: Path, family: Family, params: tree.Tree, dtype: np.dtype, limit: int) -> None:
     from safetensors.numpy import save_file
 
-    parts: list[dict[str, np.ndarray]] = [{}]
     files: list[list[str]] = []
+    waiting: dict[str, np.ndarray] = {}
     size = total = 0
 
     def close() -> None:
-        save_file(parts[0], folder / f"part-{len(files)}", metadata={"format": "pt"})
-        files.append(list(parts[0]))
-        parts[0] = {}
+        save_file(waiting, folder / f"part-{len(files)}", metadata={"format": "pt"})
+        files.append(list(waiting))
+        waiting.clear()
 
     for name, array in tensors(family, params, dtype):
-        if parts[0] and size + array.nbytes > limit:
+        if waiting and size + array.nbytes > limit:
             close()
             size = 0
-        parts[0][name] = array
+        waiting[name] = array
         size += array.nbytes
         total += array.nbytes
     close()
     if len(files) == 1:
         (folder / "part-0").rename(folder / "model.safetensors")
         return
-    weight_map = {}
+    # how many files there are, and so their names, is known only now
+    weight_map: dict[str, str] = {}
     for i, names in enumerate(files):
         final = f"model-{i + 1:05d}-of-{len(files):05d}.safetensors"
         (folder / f"part-{i}").rename(folder / final)
         weight_map |= dict.fromkeys(names, final)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _has_tokenizer(model: Model) -> bool:
+    """Whether there is one to write: a folder of weights alone is a model too."""
+    if model.tokenizer_path is not None:
+        return True
+    return model.folder is not None and any((model.folder / name).exists() for name in _TOKENIZER_FILES)
 
 
 def _architecture(model_type: str) -> str:

@@ -12,8 +12,8 @@ _MASKED = -1e30
 class Slots(NamedTuple):
     """Where the queries and keys of a batch stand.
 
-    A token sees another of its own segment that stands no later and less than `window` slots before. Padding has
-    segment 0 and sees nothing but itself, so that its row stays finite.
+    A token sees those of its own segment that stand no later than itself and less than `window` slots before. Padding
+    is segment 0 and sees only padding, itself at least, so that its row stays finite.
     """
 
     query_index: jax.Array  # int32 [query_length]

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxlean import tree
 from jaxlean.models.attention import Slots, attention
-from jaxlean.models.linear import Dropout, Linear, _normal
+from jaxlean.models.linear import Dropout, Linear, normal
 from jaxlean.models.norm import RMSNorm
 from jaxlean.models.rope import Rope, rotate
 
@@ -22,6 +23,12 @@ from jaxlean.models.rope import Rope, rotate
 ACTIVATIONS = ("attention_in", "query", "key", "value", "context", "attention_out", "mlp_in", "gate", "up", "mlp_out")
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+Angles = tuple[jax.Array, jax.Array]  # cosines and sines, each [batch, length, head_dim / 2]
+KeyValue = tuple[jax.Array, jax.Array]  # one layer's cache, each [batch, slots, kv_heads, head_dim]
+Window = int | jax.Array | None
+
+# A window that nothing reaches beyond, for the full layers of a model that has both kinds.
+_EVERYTHING = 2**30
 
 
 @dataclass(frozen=True)
@@ -45,18 +52,20 @@ class DecoderConfig:
     qk_norm: bool = False
     windows: tuple[int | None, ...] = ()
     max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far, for generation. `index` slots are filled."""
+    """Keys and values of the tokens so far, for generation."""
 
     key: jax.Array  # [layers, batch, slots, kv_heads, head_dim]
     value: jax.Array
     segments: jax.Array  # int32 [batch, slots], 0 where there is nothing to see
-    index: jax.Array  # int32 []
+    filled: jax.Array  # int32 [], slots in use
 
     @staticmethod
     def empty(config: DecoderConfig, batch: int, slots: int, dtype: jnp.dtype) -> "Cache":
+        """A cache with room for `slots` tokens a row, none there yet."""
         shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
         zeros = jnp.zeros(shape, dtype)
         return Cache(zeros, jnp.zeros_like(zeros), jnp.zeros((batch, slots), jnp.int32), jnp.zeros((), jnp.int32))
@@ -65,8 +74,8 @@ class Cache(NamedTuple):
 class Embedding(nnx.Module):
     """Token id -> vector; read backwards, the output head of models that tie the two."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(_normal(rngs, (vocab_size, hidden_size)))
+    def __init__(self, vocab_size: int, hidden_size: int, *, std: float = 0.02, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(normal(rngs, (vocab_size, hidden_size), std))
         self.dtype = dtype
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -78,29 +87,38 @@ class Attention(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         wide, narrow = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.query = Linear(config.hidden_size, wide, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
-        self.key = Linear(config.hidden_size, narrow, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
-        self.value = Linear(config.hidden_size, narrow, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
-        self.out = Linear(wide, config.hidden_size, bias=config.out_bias, dtype=dtype, rngs=rngs)
+        std = config.initializer_range
+        self.query = Linear(config.hidden_size, wide, bias=config.qkv_bias, std=std, dtype=dtype, rngs=rngs)
+        self.key = Linear(config.hidden_size, narrow, bias=config.qkv_bias, std=std, dtype=dtype, rngs=rngs)
+        self.value = Linear(config.hidden_size, narrow, bias=config.qkv_bias, std=std, dtype=dtype, rngs=rngs)
+        self.out = Linear(wide, config.hidden_size, bias=config.out_bias, std=std, dtype=dtype, rngs=rngs)
         self.query_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.head_dim = config.head_dim
 
-    def __call__(self, x, angles, slots: Slots, window, cache, dropout: Dropout | None):
-        """x [batch, length, hidden] -> (the same, the layer's (key, value) cache with x's written in, or None)."""
+    def __call__(
+        self,
+        x: jax.Array,
+        angles: Angles,
+        slots: Slots,
+        window: Window,
+        cache: KeyValue | None,
+        dropout: Dropout | None,
+    ) -> tuple[jax.Array, KeyValue | None]:
+        """x [batch, length, hidden] -> (the same shape, the layer's cache with x's keys and values written in)."""
         heads = (*x.shape[:2], -1, self.head_dim)
         drop = [dropout.fold(i) if dropout is not None else None for i in range(4)]
         query = checkpoint_name(self.query(x, drop[0]), "query").reshape(heads)
         key = checkpoint_name(self.key(x, drop[1]), "key").reshape(heads)
         value = checkpoint_name(self.value(x, drop[2]), "value").reshape(heads)
-        if self.query_norm is not None:
+        if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = rotate(query, *angles), rotate(key, *angles)
         if cache is not None:
             start = (0, slots.query_index[0], 0, 0)
-            cache = tuple(
-                jax.lax.dynamic_update_slice(old, new.astype(old.dtype), start)
-                for old, new in zip(cache, (key, value), strict=True)
+            cache = (
+                jax.lax.dynamic_update_slice(cache[0], key.astype(cache[0].dtype), start),
+                jax.lax.dynamic_update_slice(cache[1], value.astype(cache[1].dtype), start),
             )
             key, value = cache[0].astype(query.dtype), cache[1].astype(query.dtype)
         context = attention(query, key, value, slots.visible(window))
@@ -112,16 +130,23 @@ class MLP(nnx.Module):
     """`down(act(gate(x)) * up(x))` (arXiv 2002.05202)."""
 
     def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.gate = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias, dtype=dtype, rngs=rngs)
-        self.up = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias, dtype=dtype, rngs=rngs)
-        self.down = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias, dtype=dtype, rngs=rngs)
+        std = config.initializer_range
+        self.gate = Linear(
+            config.hidden_size, config.intermediate_size, bias=config.mlp_bias, std=std, dtype=dtype, rngs=rngs
+        )
+        self.up = Linear(
+            config.hidden_size, config.intermediate_size, bias=config.mlp_bias, std=std, dtype=dtype, rngs=rngs
+        )
+        self.down = Linear(
+            config.intermediate_size, config.hidden_size, bias=config.mlp_bias, std=std, dtype=dtype, rngs=rngs
+        )
         self.activation = getattr(jax.nn, config.activation)
 
     def __call__(self, x: jax.Array, dropout: Dropout | None) -> jax.Array:
         drop = [dropout.fold(i) if dropout is not None else None for i in range(4, 7)]
         gate = checkpoint_name(self.gate(x, drop[0]), "gate")
         up = checkpoint_name(self.up(x, drop[1]), "up")
-        inner = (self.activation(gate.astype(jnp.float32)) * up).astype(gate.dtype)
+        inner = (self.activation(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
         return checkpoint_name(self.down(inner, drop[2]), "mlp_out")
 
 
@@ -134,8 +159,16 @@ class Layer(nnx.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, angles, slots: Slots, window, cache=None, dropout: Dropout | None = None):
-        """x [batch, length, hidden] -> (x, cache)."""
+    def __call__(
+        self,
+        x: jax.Array,
+        angles: Angles,
+        slots: Slots,
+        window: Window,
+        cache: KeyValue | None,
+        dropout: Dropout | None,
+    ) -> tuple[jax.Array, KeyValue | None]:
+        """As `Attention.__call__`."""
         mixed, cache = self.attention(
             checkpoint_name(self.attention_norm(x), "attention_in"), angles, slots, window, cache, dropout
         )
@@ -154,13 +187,14 @@ class Decoder(nnx.Module):
     """
 
     def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
-        self.embed = Embedding(config.vocab_size, config.hidden_size, dtype=dtype, rngs=rngs)
+        std = config.initializer_range
+        self.embed = Embedding(config.vocab_size, config.hidden_size, std=std, dtype=dtype, rngs=rngs)
         self.layers = _stack(lambda rngs: Layer(config, dtype=dtype, rngs=rngs), config.num_layers, rngs)
         self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.head = (
             None
             if config.tie_embeddings
-            else Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype, rngs=rngs)
+            else Linear(config.hidden_size, config.vocab_size, bias=False, std=std, dtype=dtype, rngs=rngs)
         )
         self.config = config
 
@@ -186,29 +220,44 @@ class Decoder(nnx.Module):
             float32 [batch, length, vocab].
         """
         x, _ = self._hidden(tokens, positions, segments, None, dropout, wrap)
-        return self.logits(x)
+        return self.logits(x, dropout)
 
-    def decode(self, tokens: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache):
+    def decode(
+        self, tokens: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
         """Logits of `tokens`, which follow what `cache` holds; and the cache with them written in.
 
-        Args as in `__call__`; `length + cache.index` must not exceed the cache's slots.
+        With `dynamic` and `longrope` frequencies the cached keys keep the angles that they were written with, as in
+        transformers, so beyond the original context decoding is not quite the forward pass over the whole text.
+
+        Args as in `__call__`; `length + cache.filled` must not exceed the cache's slots.
 
         Returns:
             (float32 [batch, length, vocab], Cache).
         """
-        x, cache = self._hidden(tokens, positions, segments, cache, None, None)
-        return self.logits(x), cache
+        x, written = self._hidden(tokens, positions, segments, cache, None, None)
+        assert written is not None
+        return self.logits(x), written
 
-    def logits(self, x: jax.Array) -> jax.Array:
+    def logits(self, x: jax.Array, dropout: Dropout | None = None) -> jax.Array:
         """Normalised hidden states [..., hidden] -> float32 [..., vocab]."""
         if self.head is not None:
-            return self.head(x).astype(jnp.float32)
+            # the layers fold in 0, 1 ... num_layers - 1
+            drop = dropout.fold(self.config.num_layers) if dropout is not None else None
+            return self.head(x, drop).astype(jnp.float32)
         table = self.embed.embedding[...].astype(x.dtype)
         return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
 
-    def _hidden(self, tokens, positions, segments, cache: Cache | None, dropout, wrap):
-        batch, length = tokens.shape
-        steps = jnp.arange(length, dtype=jnp.int32)
+    def _hidden(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None,
+        segments: jax.Array | None,
+        cache: Cache | None,
+        dropout: Dropout | None,
+        wrap: Wrap | None,
+    ) -> tuple[jax.Array, Cache | None]:
+        steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         if positions is None:
             positions = jnp.broadcast_to(steps, tokens.shape)
         if segments is None:
@@ -216,38 +265,32 @@ class Decoder(nnx.Module):
         if cache is None:
             slots = Slots(steps, steps, segments, segments)
         else:
-            filled = jax.lax.dynamic_update_slice(cache.segments, segments, (0, cache.index))
-            slots = Slots(steps + cache.index, jnp.arange(filled.shape[1], dtype=jnp.int32), segments, filled)
+            seen = jax.lax.dynamic_update_slice(cache.segments, segments, (0, cache.filled))
+            slots = Slots(steps + cache.filled, jnp.arange(seen.shape[1], dtype=jnp.int32), segments, seen)
         angles = self.config.rope.cos_sin(positions, self.config.head_dim)
         graph, params = nnx.split(self.layers)
-        windows, fixed = self._windows()
+        shared, windows = self._windows()
 
-        def body(x, per_layer):
+        def body(x: jax.Array, per_layer: Any) -> tuple[jax.Array, KeyValue | None]:
             params, window, cached, place = per_layer
-            layer = nnx.merge(graph, params)
             drop = dropout.fold(place) if dropout is not None else None
-            return layer(x, angles, slots, window if fixed is None else fixed, cached, drop)
+            return nnx.merge(graph, params)(x, angles, slots, shared if windows is None else window, cached, drop)
 
         if wrap is not None:
             body = wrap(body)
         cached = None if cache is None else (cache.key, cache.value)
         places = jnp.arange(self.config.num_layers, dtype=jnp.uint32)
         x, cached = jax.lax.scan(body, self.embed(tokens), (params, windows, cached, places))
-        if cache is not None:
-            cache = Cache(cached[0], cached[1], slots.key_segments, cache.index + length)
+        if cache is not None and cached is not None:
+            cache = Cache(*cached, segments=slots.key_segments, filled=cache.filled + tokens.shape[1])
         return self.norm(x), cache
 
-    def _windows(self) -> tuple[jax.Array | None, int | None]:
-        """(one window a layer, None) where layers differ, else (None, the window they share or None)."""
-        kinds = set(self.config.windows)
-        if not kinds or kinds == {None}:
-            return None, _EVERYTHING
+    def _windows(self) -> tuple[int | None, jax.Array | None]:
+        """(the window that all layers share, None) or, where they differ, (None, int32 [layers])."""
+        kinds = set(self.config.windows) or {None}
         if len(kinds) == 1:
-            return None, kinds.pop()
-        return jnp.asarray([_EVERYTHING if w is None else w for w in self.config.windows], jnp.int32), None
-
-
-_EVERYTHING = 2**30
+            return kinds.pop(), None
+        return None, jnp.asarray([_EVERYTHING if w is None else w for w in self.config.windows], jnp.int32)
 
 
 def _stack(build: Callable[[nnx.Rngs], nnx.Module], num: int, rngs: nnx.Rngs) -> Any:
@@ -257,7 +300,9 @@ def _stack(build: Callable[[nnx.Rngs], nnx.Module], num: int, rngs: nnx.Rngs) ->
     return nnx.merge(graph, params)
 
 
-def abstract(config: DecoderConfig, params: Mapping[str, Any] | None = None, *, dtype: Any = jnp.float32):
+def abstract(
+    config: DecoderConfig, params: Mapping[str, Any] | None = None, *, dtype: Any = jnp.float32
+) -> tuple[nnx.GraphDef, tree.Tree]:
     """The decoder's graph and its parameters' shapes, without a byte of memory.
 
     Args:

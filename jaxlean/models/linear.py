@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-
 # What may stand beside a kernel in the parameter tree.
 LORA_LEAVES = frozenset({"lora_a", "lora_b", "lora_scale", "lora_magnitude"})
 
@@ -39,11 +38,16 @@ def dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
         x: [..., in].
         kernel: [in, out], same dtype.
     """
+    return _product(x, kernel)
+
+
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.dot(x, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
 
 
 def _dot_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return dot(x, kernel), (x, kernel)
+    # Not `dot` itself: a remat policy that keeps matrix products cannot see into a custom_vjp, but it sees this one.
+    return _product(x, kernel), (x, kernel)
 
 
 def _dot_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -67,8 +71,8 @@ class Linear(nnx.Module):
     Shapes: kernel [in, out], bias [out], lora_a [in, r], lora_b [r, out], lora_scale [], lora_magnitude [out].
     """
 
-    def __init__(self, dim_in: int, dim_out: int, *, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(_normal(rngs, (dim_in, dim_out)))
+    def __init__(self, dim_in: int, dim_out: int, *, bias: bool, std: float = 0.02, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(normal(rngs, (dim_in, dim_out), std))
         self.bias = nnx.Param(jnp.zeros((dim_out,), jnp.float32)) if bias else None
         # nnx.data: a place for a parameter, also while nothing stands there
         self.lora_a: nnx.Param | None = nnx.data(None)
@@ -87,21 +91,22 @@ class Linear(nnx.Module):
         x = x.astype(self.dtype)
         kernel = self.kernel[...].astype(self.dtype)
         y = dot(x, kernel)
-        if self.lora_a is not None:
-            a, b = self.lora_a[...].astype(self.dtype), self.lora_b[...].astype(self.dtype)
-            scale = self.lora_scale[...]
-            low = dot(dropout(x) if dropout is not None else x, a)
-            y = y + dot((low * scale.astype(self.dtype)).astype(self.dtype), b)
+        if self.lora_a is not None and self.lora_b is not None and self.lora_scale is not None:
+            a, b, scale = self.lora_a[...], self.lora_b[...], self.lora_scale[...]
+            low = dot(dropout(x) if dropout is not None else x, a.astype(self.dtype))
+            # scaled in float32: what is written out is the exact scale, not one rounded to the compute dtype
+            y = y + dot((low.astype(jnp.float32) * scale).astype(self.dtype), b.astype(self.dtype))
             if self.lora_magnitude is not None:
-                # The norm is a constant of the gradient, as the DoRA paper proposes (section 4.3): less memory, same quality.
-                delta = scale * (self.lora_a[...].astype(jnp.float32) @ self.lora_b[...].astype(jnp.float32))
+                # The norm is a constant of the gradient, as the DoRA paper proposes (section 4.3): it saves memory.
+                delta = scale * (a.astype(jnp.float32) @ b.astype(jnp.float32))
                 norm = jnp.linalg.norm(self.kernel[...].astype(jnp.float32) + delta, axis=0)
-                y = (y * (self.lora_magnitude[...] / jax.lax.stop_gradient(norm))).astype(self.dtype)
+                ratio = self.lora_magnitude[...] / jax.lax.stop_gradient(norm)
+                y = (y.astype(jnp.float32) * ratio).astype(self.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
         return y
 
 
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
-    # GPT-2's and Llama's initializer_range
-    return 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> jax.Array:
+    """Initial values of a matrix, float32."""
+    return std * jax.random.normal(rngs.params(), shape, jnp.float32)

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ from flax import nnx
 
 from jaxlean import tree
 from jaxlean.config import RunConfig
+from jaxlean.data.batches import EvalBatches, Stats
 from jaxlean.data.loader import eval_batches, eval_examples
-from jaxlean.errors import ConfigError, DataError
+from jaxlean.errors import ConfigError, DataError, RunError
 from jaxlean.hub.load import Model, load
-from jaxlean.run.generate import generate, stop_ids
+from jaxlean.run.generate import chat_template, generate, stop_ids
 from jaxlean.run.merge import load_adapted
 from jaxlean.run.summary import Evaluation
 from jaxlean.train.step import Apply, Batch, make_eval_step
@@ -38,12 +38,17 @@ class Evaluator:
     def __init__(self, config: RunConfig, tokenizer: Any, apply: Apply, mesh: jax.sharding.Mesh, *, vocab_size: int):
         self._config, self._tokenizer = config, tokenizer
         rows = config.eval.per_device_eval_batch_size * num_batch_shards(mesh)
-        self._batches: Sequence[Any] = eval_batches(config, tokenizer, rows=rows, vocab_size=vocab_size)
+        self._batches: EvalBatches = eval_batches(config, tokenizer, rows=rows, vocab_size=vocab_size)
         if not len(self._batches):
             raise DataError("the held-out data is empty", where="data.eval")
         self._step = make_eval_step(apply)
         self._sharding = batch_sharding(mesh)
         self._prompts: list[tuple[list[int], str, str]] | None = None  # encoded on first use
+
+    @property
+    def stats(self) -> Stats:
+        """What the held-out rows became."""
+        return self._batches.stats
 
     def loss(self, trainable: tree.Tree, frozen: tree.Tree) -> Evaluation:
         """Mean cross entropy over every held-out token that carries loss."""
@@ -82,7 +87,7 @@ class Evaluator:
             model,
             [prompt for prompt, _, _ in self._prompts],
             max_new_tokens=self._config.eval.max_new_tokens,
-            stop=stop_ids(model),
+            stop=stop_ids(model, self._tokenizer),
             batch_size=max(self._config.eval.per_device_eval_batch_size, 1),
         )
         texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
@@ -99,15 +104,22 @@ def evaluate(config: RunConfig, *, adapter: Path | None = None, answers: Path | 
 
     Raises:
         ConfigError: no model or no held-out data is named.
+        RunError: the answers cannot be written.
     """
     if config.model.path is None:
         raise ConfigError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
     if not config.data.eval and not config.data.eval_fraction:
         raise ConfigError("no held-out data", where="data.eval", fix="data.eval=FILE, or data.eval_fraction=0.1")
+    template = chat_template(config.model)
+    if answers is not None and (answers.is_dir() or not answers.parent.is_dir()):
+        what = "is a folder" if answers.is_dir() else "lies in a folder that is not there"
+        raise RunError(f"the file for the answers {what}", where=answers, fix="--answers names a file to write")
     mesh = make_mesh(config.mesh)
-    model = load(config.model.path, config.model.dtype, mesh, revision=config.model.revision, tokenizer=config.model.tokenizer)
-    if config.model.chat_template is not None:
-        model.tokenizer.chat_template = Path(config.model.chat_template).read_text(encoding="utf-8")
+    named = config.model
+    model = load(config.model.path, named.dtype, mesh, revision=named.revision, tokenizer=named.tokenizer)
+    tokenizer = model.tokenizer
+    if template is not None:
+        tokenizer.chat_template = template
     if adapter is not None:
         model = load_adapted(model, adapter)
     graph = model.graph
@@ -116,14 +128,18 @@ def evaluate(config: RunConfig, *, adapter: Path | None = None, answers: Path | 
         module = nnx.merge(graph, params)
         return module(batch["tokens"], positions=batch["positions"], segments=batch["segments"])
 
-    evaluator = Evaluator(config, model.tokenizer, apply, mesh, vocab_size=model.config.vocab_size)
+    evaluator = Evaluator(config, tokenizer, apply, mesh, vocab_size=model.config.vocab_size)
+    print(f"held-out data: {evaluator.stats}")
     found = evaluator.loss({}, model.params)
     if config.eval.exact_match or answers is not None:
         pairs = evaluator.answers(model)
         found["exact_match"] = sum(got == want for got, want in pairs) / len(pairs)
         if answers is not None:
             lines = [json.dumps({"generated": got, "wanted": want}, ensure_ascii=False) for got, want in pairs]
-            answers.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            try:
+                answers.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            except OSError as error:
+                raise RunError("the answers cannot be written", where=answers, got=error) from error
     print_evaluation(found)
     return found
 

@@ -1,6 +1,8 @@
 """One training run, top to bottom: config, mesh, model, data, adapt, step, resume, loop, evaluate, write."""
 
 import contextlib
+import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +28,8 @@ from jaxlean.models.linear import Dropout
 from jaxlean.run.checkpoint import Checkpoints
 from jaxlean.run.environment import versions
 from jaxlean.run.evaluate import Evaluator
-from jaxlean.run.folder import claim, check_space
+from jaxlean.run.folder import check_space, claim
+from jaxlean.run.generate import chat_template
 from jaxlean.run.meter import Meter
 from jaxlean.run.metrics import Metrics, check_installed
 from jaxlean.run.preemption import Preemption
@@ -34,7 +37,7 @@ from jaxlean.run.progress import Progress
 from jaxlean.run.summary import final_table, write_summary
 from jaxlean.train.optimizer import optimizer, schedule
 from jaxlean.train.step import Apply, Batch, TrainState, init_state, make_step
-from jaxlean.xla.mesh import batch_sharding, make_mesh, num_batch_shards, replicated
+from jaxlean.xla.mesh import batch_sharding, make_mesh, num_batch_shards, place, replicated
 from jaxlean.xla.remat import remat
 
 
@@ -65,6 +68,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     if config.data.train is None:
         raise ConfigError("data.train is not set", fix="data.train=FILE, or a `data:` section in the config")
     check_installed(config.report)
+    template = chat_template(config.model)
     output_dir = Path(config.output_dir)
     claim(output_dir, config, resume=resume, overwrite=overwrite, dry=True)
 
@@ -75,8 +79,8 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     # ---- model
     model = _model(config, mesh)
     tokenizer = model.tokenizer
-    if config.model.chat_template is not None:
-        tokenizer.chat_template = Path(config.model.chat_template).read_text(encoding="utf-8")
+    if template is not None:
+        tokenizer.chat_template = template
 
     # ---- data
     rows = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps * num_batch_shards(mesh)
@@ -86,7 +90,10 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
 
     # ---- adapt
     params, trains = _adapt(config, model)
+    where = place(mesh)
+    params = tree.map_with_path(lambda path, x: jax.device_put(x, where(path, tuple(x.shape))), params)
     model = model.with_params(params)
+    model.tokenizer = tokenizer
     trainable, frozen = tree.split(params, trains)
     start_adapter = jax.device_get(trainable) if config.lora and config.lora.init_lora_weights == "pissa" else None
     num_params, num_trainable = _count(params), _count(trainable)
@@ -97,12 +104,16 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     transform = optimizer(config.train, num_steps, trainable, ratio=lora.learning_rate_ratios(config.lora))
     rate = schedule(config.train, num_steps)
     state = _place(trainable, transform, mesh)
+    # the state holds what trains from here on; a second copy of it would cost as much again
+    model.params, params, trainable = {}, {}, {}
     step = make_step(apply, transform, seed=config.seed, shardings=jax.tree.map(lambda x: x.sharding, state))
     evaluator = (
         Evaluator(config, tokenizer, _apply(config, model, training=False), mesh, vocab_size=model.config.vocab_size)
         if config.data.eval or config.data.eval_fraction
         else None
     )
+    if evaluator is not None:
+        say(f"held-out data: {evaluator.stats}")
     check_space(output_dir, sum(x.nbytes for x in jax.tree.leaves(state)), config.train.save_total_limit)
 
     # ---- resume
@@ -118,12 +129,20 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     elif resume:
         say("no checkpoint to resume from: starting at step 0")
     done = saved.step if saved is not None else 0
-    metrics = Metrics(output_dir, config.report, resume_step=saved.step if saved is not None else None, config=config.model_dump())
+    resume_step = saved.step if saved is not None else None
+    metrics = Metrics(output_dir, config.report, resume_step=resume_step, config=config.model_dump())
     progress = Progress(num_steps, start_step=done, bar=config.report.progress)
 
-    def save(at: int, *, wait: bool = False) -> None:
-        meter.check(at)
-        checkpoints.save(at, state._asdict(), {"data": batches.state(), "meter": meter.state()}, wait=wait)
+    def report(*, wait: bool = False) -> None:
+        for line in meter.ready(wait=wait):
+            line["learning_rate"] = float(rate(line["step"] - 1))
+            metrics.log(line["step"], line)
+            progress.report(**Meter.shown(line))
+
+    def save(*, wait: bool = False) -> None:
+        meter.check(done)
+        report(wait=True)  # a resumed run writes no line of what lies behind its checkpoint
+        checkpoints.save(done, state._asdict(), {"data": batches.state(), "meter": meter.state()}, wait=wait)
 
     try:
         # ---- evaluate before
@@ -137,9 +156,15 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
         compiled = None
         meter.start_training()
         with progress:
-            for numbers in batches:
-                with preemption.deferred():
-                    batch = _on_device(numbers, config.train.gradient_accumulation_steps, sharding)
+            while done < num_steps:
+                # before the next step, so that a run interrupted here evaluates when it is resumed
+                if evaluator and config.eval.eval_steps and done and done % config.eval.eval_steps == 0:
+                    with meter.paused():
+                        found = evaluator.loss(state.trainable, frozen)
+                    metrics.log(done, {f"eval_{k}": v for k, v in found.items()})
+                    progress.message(f"step {done}: held-out loss {found['loss']:.4f}")
+                with preemption.deferred():  # the state, the place in the data and `done` move together
+                    batch = _on_device(next(batches), config.train.gradient_accumulation_steps, sharding)
                     if compiled is None:
                         with meter.compiling():
                             compiled = step.lower(state, frozen, batch).compile()
@@ -149,18 +174,12 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
                     progress.update(done)
                     if done % config.train.logging_steps == 0 or done == num_steps:
                         meter.mark(done)
-                    for line in meter.ready(wait=done == num_steps):
-                        line["learning_rate"] = float(rate(line["step"] - 1))
-                        metrics.log(line["step"], line)
-                        progress.report(**Meter.shown(line))
+                    report()
                     if done % save_steps == 0 or done == num_steps:
-                        save(done)
-                if evaluator and config.eval.eval_steps and done % config.eval.eval_steps == 0 and done < num_steps:
-                    with meter.paused():
-                        found = evaluator.loss(state.trainable, frozen)
-                    metrics.log(done, {f"eval_{k}": v for k, v in found.items()})
-                    progress.message(f"step {done}: held-out loss {found['loss']:.4f}")
+                        save()
             meter.stop_training()
+        if config.data.streaming:
+            say(f"data: {batches.stats}")
 
         # ---- evaluate after
         if evaluator is not None:
@@ -170,20 +189,23 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
         # ---- write
         checkpoints.close()
         result = _write(config, model, output_dir, state.trainable, frozen, start_adapter)
-    except Preempted:
+    except BaseException as error:
         with preemption.deferred():  # a second signal waits until everything is on disk
             meter.stop_training()
-            save(done, wait=True)
-            _summarise(output_dir, "preempted", done, meter, mesh, num_params, num_trainable)
-            checkpoints.close()
-        raise
-    except BaseException:
-        meter.stop_training()
-        with contextlib.suppress(UserError):  # a full disk, say: the first error is the one to show
-            _summarise(output_dir, "failed", done, meter, mesh, num_params, num_trainable)
-            checkpoints.close()
+            status = "failed"
+            try:
+                if isinstance(error, Preempted):
+                    save(wait=True)
+                    status = "preempted"
+            finally:
+                steps = meter.broken_at - 1 if meter.broken_at else done
+                with contextlib.suppress(UserError):  # a full disk, say: the first error is the one to show
+                    _summarise(output_dir, status, steps, meter, mesh, num_params, num_trainable)
+                with contextlib.suppress(UserError):
+                    checkpoints.close()
         raise
     finally:
+        batches.close()
         metrics.close()
     summary = _summarise(output_dir, "completed", done, meter, mesh, num_params, num_trainable)
     final_table(summary, adapter=result)
@@ -198,21 +220,28 @@ def _model(config: RunConfig, mesh: jax.sharding.Mesh) -> Model:
             raise ConfigError("model.architecture starts from zero", fix="leave out model.path and set lora: null")
         if wanted.tokenizer is None:
             raise ConfigError("pre-training needs a tokenizer", where="model.tokenizer")
-        return initial(wanted.architecture, wanted.dtype, mesh, seed=config.seed, tokenizer=wanted.tokenizer)
+        model = initial(wanted.architecture, wanted.dtype, mesh, seed=config.seed, tokenizer=wanted.tokenizer)
+        # not transformers' defaults, which are those of Llama's tokenizer
+        for key in {"bos_token_id", "eos_token_id", "pad_token_id"} - wanted.architecture.keys():
+            model.hf_config[key] = getattr(model.tokenizer, key)
+        return model
     if wanted.path is None:
         raise ConfigError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
-    all_train = config.lora is None
+
+    def trains(path: str) -> bool:
+        if config.lora is not None:
+            return False
+        return config.train.trainable is None or any(re.search(rule, path) for rule in config.train.trainable)
+
     return load(
-        wanted.path, wanted.dtype, mesh, revision=wanted.revision, tokenizer=wanted.tokenizer,
-        trains=lambda path: all_train,
-    )  # fmt: skip
+        wanted.path, wanted.dtype, mesh, revision=wanted.revision, tokenizer=wanted.tokenizer, trains=trains
+    )
 
 
 def _adapt(config: RunConfig, model: Model) -> tuple[tree.Tree, Callable[[str], bool]]:
     """(the parameters, with adapters if the config says so; path -> whether it trains)."""
     if config.lora is not None:
-        names = {ours: theirs for ours, theirs in model.family.modules.items()}
-        modules = lora.targets(model.params, config.lora.target_modules, names)
+        modules = lora.targets(model.params, config.lora.target_modules, model.family.modules)
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         return lora.add(model.params, modules, config.lora, key), lora.is_adapter
     if config.train.trainable is None:
@@ -239,17 +268,19 @@ def _apply(config: RunConfig, model: Model, *, training: bool = True) -> Apply:
 
 def _place(trainable: tree.Tree, transform: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
     """The first state on the mesh: moments where the parameters they belong to lie, all else on every device."""
-    everywhere = replicated(mesh)
+    parameters = tree.flatten(trainable)
+
+    def beside(keys: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+        # a moment's key path ends in its parameter's; a factored one (adafactor) is small enough to be everywhere
+        names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
+        for start in range(len(names)):
+            parameter = parameters.get(".".join(names[start:]))
+            if parameter is not None and parameter.shape == leaf.shape:
+                return parameter.sharding
+        return replicated(mesh)
+
     shapes = jax.eval_shape(lambda t: init_state(t, transform), trainable)
-    moments = optax.tree_map_params(
-        transform,
-        # a factored moment (adafactor) is smaller than its parameter and small enough to be everywhere
-        lambda moment, parameter: parameter.sharding if moment.shape == parameter.shape else everywhere,
-        shapes.optimizer,
-        trainable,
-        transform_non_params=lambda _: everywhere,
-    )
-    where = TrainState(jax.tree.map(lambda x: x.sharding, trainable), moments, everywhere, everywhere)
+    where = jax.tree_util.tree_map_with_path(beside, shapes)
     # copied: the step donates its state, and the caller's tree must stay alive
     return jax.jit(lambda t: init_state(jax.tree.map(jnp.copy, t), transform), out_shardings=where)(trainable)
 
@@ -267,8 +298,13 @@ def _write(
 ) -> Path:
     """The result in the format others load: an adapter, or a whole model."""
     if config.lora is None:
-        write_model(model.with_params(tree.merge(trainable, frozen)), output_dir / "model")
-        return output_dir / "model"
+        held = None if config.model.save_dtype == "auto" else config.model.save_dtype
+        whole_model = model.with_params(tree.merge(trainable, frozen))
+        whole_model.tokenizer = model.tokenizer  # with the config's chat template
+        folder = output_dir / "model"
+        shutil.rmtree(folder, ignore_errors=True)  # of this run, killed after it wrote it
+        write_model(whole_model, folder, dtype=held)
+        return folder
     whole = tree.merge(trainable, frozen)
     adapter, _ = tree.split(whole, lambda path: ".lora_" in path)
     if start is not None:
@@ -278,7 +314,7 @@ def _write(
 
 
 def _summarise(
-    output_dir: Path, status: str, steps: int, meter: Meter, mesh: jax.sharding.Mesh, num_params: int, num_trainable: int
+    folder: Path, status: str, steps: int, meter: Meter, mesh: jax.sharding.Mesh, num_params: int, num_trainable: int
 ) -> dict[str, Any]:
     summary = {
         "status": status,
@@ -291,7 +327,7 @@ def _summarise(
         "num_devices": mesh.size,
         "versions": versions(),
     }
-    write_summary(output_dir / "summary.json", summary)
+    write_summary(folder / "summary.json", summary)
     return summary
 
 

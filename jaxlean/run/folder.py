@@ -1,5 +1,6 @@
 """The run's folder: claimed by one run, resumed or replaced only when asked, with room for what will be written."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from jaxlean.config import RunConfig
 from jaxlean.errors import RunError
 
 _CONFIG = "config.yaml"
-# What a run writes; `--overwrite` removes these and nothing else.
-_OURS = (_CONFIG, "metrics.jsonl", "summary.json", "checkpoints", "adapter", "model", "tensorboard", "wandb_id")
+# What a run writes beside it; `--overwrite` removes these and nothing else.
+_RESULTS = ("metrics.jsonl", "summary.json", "checkpoints", "adapter", "model", "tensorboard", "wandb_id")
 
 
 def claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool, dry: bool = False) -> None:
@@ -23,33 +24,43 @@ def claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool, dry
         dry: only check.
 
     Raises:
-        RunError: it holds a run and neither was asked for, both were, or it cannot be written.
+        RunError: it holds a run and neither was asked for, both were, the run that is there is another, it holds files
+            of somebody else under the names of ours, what would be removed is needed, or it cannot be written.
     """
     if resume and overwrite:
         raise RunError("--resume and --overwrite exclude each other")
+    _check_writable(folder)
     holds_run = (folder / _CONFIG).exists()
+    results = [name for name in _RESULTS if os.path.lexists(folder / name)]
+    if results and not holds_run:
+        raise RunError(
+            "the output folder holds what a run would write, but no run",
+            where=folder,
+            got=", ".join(results),
+            wanted=f"{_CONFIG} beside them, which every run writes first",
+            fix="output_dir=... names another folder",
+        )
     if holds_run and not (resume or overwrite):
         raise RunError(
             "the output folder already holds a run",
             where=folder,
             fix="--resume goes on with it, --overwrite replaces it, output_dir=... leaves it alone",
         )
-    if folder.exists() and not folder.is_dir():
-        raise RunError("output_dir is a file", where=folder)
     if holds_run and resume:
         _check_same_run(folder, config)
+    if holds_run and overwrite:
+        _check_spares_inputs(folder, config)
     if dry:
         return
-    if overwrite:
-        for name in _OURS:
-            old = folder / name
-            if old.is_dir() and not old.is_symlink():
-                shutil.rmtree(old)
-            else:
-                old.unlink(missing_ok=True)
     try:
+        if overwrite:
+            for name in results:
+                _remove(folder / name)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _CONFIG).write_text(settings.dump(config), encoding="utf-8")
+        # The last to change and never half there: a process killed at any moment leaves a folder that is some run's.
+        partial = folder / f"{_CONFIG}.tmp"
+        partial.write_text(settings.dump(config), encoding="utf-8")
+        os.replace(partial, folder / _CONFIG)
     except OSError as error:
         raise RunError("the output folder cannot be written", where=folder, got=error) from error
 
@@ -61,8 +72,7 @@ def check_space(folder: Path, state_bytes: int, keep: int) -> None:
         RunError: says how much is missing.
     """
     needed = state_bytes * (keep + 2)
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(_existing(folder)).free
     if free < needed:
         raise RunError(
             "no disk space for the checkpoints",
@@ -73,9 +83,61 @@ def check_space(folder: Path, state_bytes: int, keep: int) -> None:
         )
 
 
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    absolute = folder.absolute()
+    return next(place for place in (absolute, *absolute.parents) if os.path.lexists(place))
+
+
+def _check_writable(folder: Path) -> None:
+    place = _existing(folder)
+    if not place.is_dir():
+        raise RunError(
+            "output_dir is a file" if place == folder.absolute() else "output_dir lies under a file",
+            where=place,
+            wanted="a folder, or a place for one",
+            fix="output_dir=... names another",
+        )
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise RunError("the output folder cannot be written", where=place, got="no permission to write there")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _check_spares_inputs(folder: Path, config: RunConfig) -> None:
+    """`--overwrite` must not remove what the new run, or whoever loads its adapter, reads."""
+    model, data = config.model, config.data
+    used = [
+        ("model.path", model.path),
+        ("model.tokenizer", model.tokenizer),
+        ("model.chat_template", model.chat_template),
+        ("cost.prices", config.cost.prices),
+        *(("data.train", source.path) for source in data.train or []),
+        *(("data.eval", source.path) for source in data.eval or []),
+    ]
+    removed = [(folder / name).resolve() for name in _RESULTS]
+    for key, path in used:
+        if path is not None and any(Path(path).resolve().is_relative_to(place) for place in removed):
+            raise RunError(
+                f"--overwrite would remove what {key} names", where=path, fix="output_dir=... names another folder"
+            )
+
+
 def _check_same_run(folder: Path, config: RunConfig) -> None:
-    """A resumed run must be the same run: what may change is how it reports and how often it saves."""
-    before = settings.build(yaml.safe_load((folder / _CONFIG).read_text(encoding="utf-8")), where=folder / _CONFIG)
+    """A resumed run must be the same run: what may change is how it reports and how often it saves.
+
+    The learning rate may change too, so that a run whose loss broke can go on more gently from its last checkpoint.
+    """
+    file = folder / _CONFIG
+    try:
+        before = settings.build(yaml.safe_load(file.read_text(encoding="utf-8")), where=file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunError("the config of the run cannot be read", where=file, got=error) from error
     free = {"output_dir", "report", "cost"}
     free_in_train = {"logging_steps", "save_steps", "save_total_limit", "learning_rate"}
     old, new = before.model_dump(), config.model_dump()

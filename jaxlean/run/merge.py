@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jaxlean import tree
 from jaxlean.adapt import lora
-from jaxlean.errors import ModelError
+from jaxlean.errors import ModelError, RunError
 from jaxlean.hub.adapter import read_adapter
 from jaxlean.hub.files import read_json
 from jaxlean.hub.load import Model, load
@@ -28,8 +28,11 @@ def merge(adapter: Path, folder: Path, *, base: str | None = None, dtype: str = 
 
     Raises:
         ModelError: the base is not known or not found, or the adapter does not fit it.
-        RunError: the output folder is not empty.
+        RunError: the output folder is not empty, or cannot be written.
     """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise RunError(f"the output folder {what}", where=folder, fix="choose another, or remove it")
     if base is None:
         if not adapter.is_dir():
             raise ModelError("no such adapter folder", where=adapter)
@@ -40,4 +43,7 @@ def merge(adapter: Path, folder: Path, *, base: str | None = None, dtype: str = 
     model = load(base, "float32")
     held = model.hf_config.get("dtype") or model.hf_config.get("torch_dtype") or "float32" if dtype == "auto" else dtype
     merged = lora.merge(load_adapted(model, adapter).params)
-    write_model(model.with_params(merged), folder, dtype=held)
+    try:
+        write_model(model.with_params(merged), folder, dtype=held)
+    except OSError as error:
+        raise RunError("the merged model cannot be written", where=folder, got=error) from error

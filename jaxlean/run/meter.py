@@ -1,4 +1,7 @@
-"""What a run has done and cost so far: tokens, seconds, losses, dollars. Nothing in it waits for the device every step."""
+"""What a run has done and cost so far: tokens, seconds, losses, dollars.
+
+Nothing in it waits for the step under way: the numbers of a step are read when those after it have been handed over.
+"""
 
 import contextlib
 import time
@@ -34,6 +37,7 @@ class Meter:
         self.compile_seconds = 0.0
         self.tokens = self.total_tokens = 0
         self.train_loss: float | None = None
+        self.broken_at = 0  # the first step whose loss or gradient was not a number
         self.eval_before: Evaluation | None = None
         self.eval_after: Evaluation | None = None
         self._waiting: list[tuple[int, StepMetrics]] = []
@@ -77,17 +81,18 @@ class Meter:
         running = time.perf_counter() - self._training_since if self._training_since is not None else 0.0
         return self._train_seconds + running
 
-    @property
-    def usd(self) -> float | None:
-        return self._price.usd(self.seconds)
-
     # ---- steps
 
     def add(self, step: int, measured: StepMetrics) -> None:
-        """Remember a step that has been dispatched; waits only for the one `_AHEAD` steps before it."""
+        """Remember a step that has been dispatched; waits only for the one `_AHEAD` steps before it.
+
+        Raises:
+            RunError: that one's loss or gradient was not a number.
+        """
+        measured.broken_at.copy_to_host_async()
         self._waiting.append((step, measured))
         if len(self._waiting) > _AHEAD:
-            jax.block_until_ready(self._waiting[-1 - _AHEAD][1].loss)
+            self._refuse_broken(self._waiting[-1 - _AHEAD][1])
 
     def mark(self, step: int) -> None:
         """A line of metrics is due at this step."""
@@ -110,19 +115,19 @@ class Meter:
         """
         last = [measured for number, measured in self._waiting if number <= step][-1:]
         for measured in last:
-            self._refuse_broken(int(measured.broken_at))
+            self._refuse_broken(measured)
 
     def _line(self, step: int) -> dict[str, Any]:
         chosen = jax.device_get([measured for number, measured in self._waiting if number <= step])
         self._waiting = [(number, measured) for number, measured in self._waiting if number > step]
         for measured in chosen:
-            self._refuse_broken(int(measured.broken_at))
+            self._refuse_broken(measured)
         tokens = sum(int(m.tokens) for m in chosen)
         self.tokens += tokens
         self.total_tokens += sum(int(m.total_tokens) for m in chosen)
         self.train_loss = sum(float(m.loss) * int(m.tokens) for m in chosen) / max(tokens, 1)
-        now = self.train_seconds
-        seconds, done = now - self._last_line[0], self.total_tokens - self._last_line[1]
+        now, seconds = self.train_seconds, self.seconds
+        passed, done = now - self._last_line[0], self.total_tokens - self._last_line[1]
         self._last_line = (now, self.total_tokens)
         return {
             "step": step,
@@ -130,19 +135,21 @@ class Meter:
             "grad_norm": float(chosen[-1].grad_norm),
             "tokens": self.tokens,
             "total_tokens": self.total_tokens,
-            "tokens_per_second": done / seconds if seconds > 0 else None,
-            "seconds": self.seconds,
+            "tokens_per_second": done / passed if passed > 0 else None,
+            "seconds": seconds,
             "peak_memory_bytes": peak_memory_bytes(),
-            "usd": self.usd,
+            "usd": self._price.usd(seconds),
         }
 
-    def _refuse_broken(self, broken_at: int) -> None:
-        if broken_at:
+    def _refuse_broken(self, measured: StepMetrics) -> None:
+        self.broken_at = self.broken_at or int(measured.broken_at)
+        if self.broken_at:
             raise RunError(
-                f"the loss or its gradient is not a number at step {broken_at}",
+                f"the loss or its gradient is not a number at step {self.broken_at}",
                 where="training",
                 wanted="a finite loss",
-                fix="lower train.learning_rate or set train.max_grad_norm; the last checkpoint is from before that step",
+                fix="go on from the checkpoint before that step: --resume with a lower train.learning_rate; "
+                "or start anew with --overwrite, train.max_grad_norm set",
             )
 
     @staticmethod
@@ -159,11 +166,11 @@ class Meter:
     # ---- across processes
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run must know; JSON. Steps not yet counted are counted now."""
-        pending = jax.device_get([measured for _, measured in self._waiting])
+        """What a resumed run must know; JSON. Waits for the steps under way."""
+        tokens, total_tokens = self._counted()
         return {
-            "tokens": self.tokens + sum(int(m.tokens) for m in pending),
-            "total_tokens": self.total_tokens + sum(int(m.total_tokens) for m in pending),
+            "tokens": tokens,
+            "total_tokens": total_tokens,
             "seconds": self.seconds,
             "train_seconds": self.train_seconds,
             "compile_seconds": self.compile_seconds,
@@ -179,17 +186,26 @@ class Meter:
         self._last_line = (self._train_seconds, self.total_tokens)
 
     def totals(self) -> dict[str, Any]:
-        """The meter's part of the summary."""
-        train_seconds = self.train_seconds
+        """The meter's part of the summary. Waits for the steps under way."""
+        tokens, total_tokens = self._counted()
+        train_seconds, seconds = self.train_seconds, self.seconds
         return {
-            "tokens": self.tokens,
-            "total_tokens": self.total_tokens,
-            "seconds": self.seconds,
+            "tokens": tokens,
+            "total_tokens": total_tokens,
+            "seconds": seconds,
             "train_seconds": train_seconds,
             "compile_seconds": self.compile_seconds,
-            "tokens_per_second": self.total_tokens / train_seconds if train_seconds > 0 else None,
+            "tokens_per_second": total_tokens / train_seconds if train_seconds > 0 else None,
             "train_loss": self.train_loss,
             "eval_before": self.eval_before,
             "eval_after": self.eval_after,
-            "usd": self.usd,
+            "usd": self._price.usd(seconds),
         }
+
+    def _counted(self) -> tuple[int, int]:
+        """Tokens with loss and in all, those of steps that no line has told of yet included."""
+        pending = [m for m in jax.device_get([measured for _, measured in self._waiting]) if not m.broken_at]
+        return (
+            self.tokens + sum(int(m.tokens) for m in pending),
+            self.total_tokens + sum(int(m.total_tokens) for m in pending),
+        )

@@ -1,8 +1,8 @@
 """Leaving in order when the machine is taken away: SIGTERM from a scheduler, Ctrl-C from a person.
 
-A handler that only sets a flag is too late when the flag is read between slow things (an evaluation, a load); one that
-always raises may tear a step apart. So the signal raises `Preempted` at once, except inside `deferred()`, where it waits
-for the end of the block.
+A handler that only sets a flag is too late when the flag is read between slow things (an evaluation, a load); one
+that always raises may tear a step apart. So the signal raises `Preempted` at once, except inside `deferred()`, where it
+waits for the end of the block. Once it has raised, further signals wait too: the saving that follows is not to be torn.
 """
 
 import contextlib
@@ -17,7 +17,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preemption:
-    """While this context is open, SIGTERM and SIGINT raise `Preempted` in the main thread."""
+    """While this context is open, SIGTERM and SIGINT raise `Preempted` in the main thread.
+
+    What is raised inside a `__del__`, or inside a library that catches everything, may be swallowed or turned into
+    another error. The signal is not lost then: the next `deferred()` raises it at its end, or the end of this context.
+    """
 
     def __init__(self) -> None:
         self._old: dict[int, Any] = {}
@@ -34,21 +38,23 @@ class Preemption:
     ) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
+        if self._pending is not None and error is not None and not isinstance(error, Preempted):
+            raise Preempted(signal.Signals(self._pending).name) from error
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """A block that is not to be torn apart: a signal inside it raises at its end."""
+        """A block not to be torn apart: a signal inside it raises at its end, unless the block itself failed."""
         self._deferring = True
         try:
             yield
         finally:
             self._deferring = False
-        if self._pending is not None:
             number, self._pending = self._pending, None
+        if number is not None:
             raise Preempted(signal.Signals(number).name)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._deferring:
-            self._pending = number
-        else:
+        self._pending = number
+        if not self._deferring:
+            self._deferring = True  # until the next deferred() ends
             raise Preempted(signal.Signals(number).name)

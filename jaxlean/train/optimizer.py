@@ -26,14 +26,17 @@ def schedule(config: TrainSection, num_steps: int) -> optax.Schedule:
         case "cosine":
             after = optax.cosine_decay_schedule(peak, rest, alpha=config.min_lr_ratio)
         case "warmup_stable_decay":
-            decay = max(round(config.decay_ratio * num_steps), 1)
+            decay = min(max(round(config.decay_ratio * num_steps), 1), rest)
             after = optax.join_schedules(
-                [optax.constant_schedule(peak), optax.linear_schedule(peak, low, decay)], [max(rest - decay, 0)]
+                [optax.constant_schedule(peak), optax.linear_schedule(peak, low, decay)], [rest - decay]
             )
         case "cosine_with_restarts":
-            cycle = max(-(-rest // config.num_cycles), 1)
-            cosine = optax.cosine_decay_schedule(peak, cycle, alpha=config.min_lr_ratio)
-            after = lambda step: cosine(step % cycle)  # noqa: E731
+            cosine = optax.cosine_decay_schedule(peak, rest, alpha=config.min_lr_ratio)
+
+            def after(step: Any) -> Any:
+                # in whole numbers, so that a cycle starts at its step and not a rounding error later
+                return cosine(step * config.num_cycles % rest)
+
     if warmup == 0:
         return after
     # The first step learns too: it has 1 / warmup of the peak, not zero.
@@ -81,37 +84,49 @@ def _rule(config: TrainSection, params: Mapping[str, Any]) -> optax.GradientTran
             return optax.trace(config.momentum)
         case "adafactor":
             # As in arXiv 1804.04235: factored second moments, updates clipped by their own root mean square.
-            return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+            return _each_layer(optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)), params)
         case "muon":
             return _muon(config, params)
+
+
+def _each_layer(rule: optax.GradientTransformation, params: Mapping[str, Any]) -> optax.GradientTransformation:
+    """A rule that looks at whole parameters, given each layer's on its own where they are stacked.
+
+    Otherwise the stack's leading dim would be taken for one of a matrix, and one layer's size would scale another's.
+    """
+    stacked = optax.GradientTransformation(
+        jax.vmap(rule.init), lambda updates, state, params: jax.vmap(rule.update)(updates, state, params)
+    )
+    kinds = tree.map_with_path(lambda path, leaf: "stacked" if path.startswith("layers.") else "single", params)
+    rules = {"stacked": stacked, "single": rule}
+    return optax.partition({kind: rules[kind] for kind in set(tree.flatten(kinds).values())}, kinds)
 
 
 def _muon(config: TrainSection, params: Mapping[str, Any]) -> optax.GradientTransformation:
     """Orthogonalised momentum for matrices (kellerjordan.github.io/posts/muon), Adam for all else."""
     from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-    def is_matrix(path: str) -> bool:
-        return path.endswith((".kernel", ".lora_a", ".lora_b")) and path != "head.kernel"
+    def kind(path: str, leaf: Any) -> str:
+        return "matrix" if path.endswith((".kernel", ".lora_a", ".lora_b")) and path != "head.kernel" else "other"
 
-    kinds = tree.map_with_path(lambda path, leaf: "matrix" if is_matrix(path) else "other", params)
-    # the last two dims are the matrix, any before them a stack of matrices
-    dims = tree.map_with_path(
-        lambda path, leaf: MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if is_matrix(path) else None, params
-    )
-    matrices, _ = tree.split(dims, is_matrix)
+    def dims(updates: optax.Updates) -> Any:
+        # the last two dims are the matrix, one before them the stack of layers
+        return jax.tree.map(lambda leaf: MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1), updates)
+
+    def widen(update: jax.Array) -> jax.Array:
+        # arXiv 2502.16982, eq. 4: the size of AdamW's updates, so that its learning rates and decay do here as well
+        return update * 0.2 * max(update.shape[-2:]) ** 0.5
+
     return optax.partition(
         {
-            "matrix": scale_by_muon(beta=config.momentum, weight_dimension_numbers=lambda _: _masked_like(matrices, kinds)),
+            "matrix": optax.chain(
+                scale_by_muon(beta=config.momentum, weight_dimension_numbers=dims),
+                optax.stateless_with_tree_map(lambda update, _: widen(update)),
+            ),
             "other": optax.scale_by_adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon),
         },
-        kinds,
+        tree.map_with_path(kind, params),
     )
-
-
-def _masked_like(matrices: Mapping[str, Any], kinds: Mapping[str, Any]) -> tree.Tree:
-    # optax.partition puts MaskedNode where a leaf belongs to the other group
-    found = tree.flatten(matrices)
-    return tree.map_with_path(lambda path, kind: found.get(path, optax.MaskedNode()), kinds)
 
 
 def _decays(path: str, leaf: Any) -> bool:

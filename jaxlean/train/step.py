@@ -46,7 +46,7 @@ def init_state(trainable: tree.Tree, transform: optax.GradientTransformation) ->
 
 def make_step(
     apply: Apply, transform: optax.GradientTransformation, *, seed: int = 0, shardings: TrainState | None = None
-) -> Callable[[TrainState, tree.Tree, Batch], tuple[TrainState, StepMetrics]]:
+) -> jax.stages.Wrapped:
     """The jitted step.
 
     Args:
@@ -56,8 +56,8 @@ def make_step(
         shardings: where the state lies, pinned so that step 2 finds what step 1 compiled for.
 
     Returns:
-        `step(state, frozen, batch) -> (state, metrics)`, `state` donated. `batch` holds int32 [microbatches, rows,
-        length] arrays `tokens`, `segments`, `positions` and the bool `loss_mask`.
+        `step(state, frozen, batch) -> (TrainState, StepMetrics)`, jitted, `state` donated. `batch` holds int32
+        [microbatches, rows, length] arrays `tokens`, `segments`, `positions` and the bool `loss_mask`.
 
     One update equals that of a single batch of all rows: losses are summed over microbatches and divided by the tokens
     of all of them. Where the loss or the gradient is not a number the state stays as it was, `broken_at` says which
@@ -72,14 +72,15 @@ def make_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         gradient = jax.value_and_grad(summed_loss)
 
-        def microbatch(total, numbered):
+        def microbatch(total: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
             number, rows = numbered
             found = gradient(state.trainable, frozen, rows, jax.random.fold_in(key, number))
             return jax.tree.map(jnp.add, total, found), None
 
         num = batch["tokens"].shape[0]
         if num == 1:  # no second gradient tree
-            loss, grads = gradient(state.trainable, frozen, {k: v[0] for k, v in batch.items()}, jax.random.fold_in(key, 0))
+            rows = {name: value[0] for name, value in batch.items()}
+            loss, grads = gradient(state.trainable, frozen, rows, jax.random.fold_in(key, 0))
         else:
             zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.trainable))
             (loss, grads), _ = jax.lax.scan(microbatch, zero, (jnp.arange(num, dtype=jnp.uint32), dict(batch)))
@@ -87,7 +88,7 @@ def make_step(
         tokens = batch["loss_mask"][..., 1:].sum(dtype=jnp.int32)
         share = 1.0 / jnp.maximum(tokens, 1).astype(jnp.float32)
         loss, grads = loss * share, jax.tree.map(lambda g: g * share, grads)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
 
         number = state.step + 1
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -103,8 +104,8 @@ def make_step(
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
 
-def make_eval_step(apply: Apply) -> Callable[[tree.Tree, tree.Tree, Batch], tuple[jax.Array, jax.Array]]:
-    """The jitted `(trainable, frozen, batch of [rows, length]) -> (summed loss, tokens)`."""
+def make_eval_step(apply: Apply) -> jax.stages.Wrapped:
+    """The jitted `(trainable, frozen, batch of [rows, length]) -> (summed loss, tokens that carry it)`."""
 
     @jax.jit
     def step(trainable: tree.Tree, frozen: tree.Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -47,7 +47,7 @@ def make_mesh(section: MeshSection | None = None, devices: list[jax.Device] | No
             wanted=f"{len(devices)} devices in all",
             fix="set one axis to -1: it takes what is left",
         )
-    # Auto axes: XLA propagates shardings. The explicit ones that newer jax makes by default reject the embedding's gather.
+    # Auto axes: XLA propagates shardings. The explicit ones, newer jax's default, reject the embedding's gather.
     return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

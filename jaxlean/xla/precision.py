@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 
 def compute_dtype(name: str) -> Any:
-    """`auto`, `float32` or `bfloat16` -> a dtype; auto is float32 on CPU, where bfloat16 is emulated on many machines."""
+    """`auto`, `float32` or `bfloat16` -> a dtype; auto is float32 on CPU, many of which only emulate bfloat16."""
     if name == "auto":
         return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
     return jnp.dtype(name)

@@ -32,9 +32,7 @@ def remat(policy: str | list[str], names: Collection[str]) -> Callable[[Callable
         return None
     if isinstance(policy, str):
         if policy not in _POLICIES:
-            raise ConfigError(
-                "train.remat: unknown policy", got=policy, fix=did_you_mean(policy, ["none", *_POLICIES])
-            )
+            raise ConfigError("train.remat: unknown policy", got=policy, fix=did_you_mean(policy, ["none", *_POLICIES]))
         kept: Any = _POLICIES[policy]
     else:
         for name in policy:

@@ -41,7 +41,18 @@ def data(tmp_path) -> Path:
 
 
 def test_the_same_seed_gives_the_same_documents(data):
-    assert corpus.make(data, 0, 50) == corpus.make(data, 0, 50) != corpus.make(data, 1, 50)
+    assert corpus.make(data, 0, 20, 30, 50) == corpus.make(data, 0, 20, 30, 50) != corpus.make(data, 1, 20, 30, 50)
+
+
+def test_the_copying_lesson_comes_first(data):
+    documents = corpus.make(data, 0, 40, 30, 50)
+
+    def said_again(text: str) -> bool:
+        return text[:8] in text[8:]
+
+    assert all(said_again(text) for text in documents[:40])
+    assert sum(said_again(text) for text in documents[40:]) < len(documents[40:])
+    assert max(map(len, documents)) <= corpus.MAX_CHARS
 
 
 def test_real_text_is_cleaned_and_cut(data):
@@ -57,7 +68,7 @@ def test_real_text_is_cleaned_and_cut(data):
 def test_a_missing_file_is_named(data):
     (data / "gsm8k_train.jsonl").unlink()
     with pytest.raises(SystemExit, match=r"gsm8k_train\.jsonl is missing"):
-        corpus.make(data, 0, 1)
+        corpus.make(data, 0, 1, 1, 1)
 
 
 def test_no_test_file_is_read():

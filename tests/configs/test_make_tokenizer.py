@@ -61,8 +61,9 @@ def test_a_value_has_the_same_ids_in_a_sentence_and_in_json(value):
         assert inside(before, after), (before, value, after)
 
 
-def test_digits_stand_alone():
-    assert len(ids("90210")) == 5
+def test_digits_go_in_pairs_from_the_left():
+    assert ids("90210") == ids("90") + ids("21") + ids("0")
+    assert all(len(ids(f"{pair:02d}")) == 1 for pair in range(100))
 
 
 def test_size_and_special_tokens():

@@ -31,11 +31,10 @@ def console(*, terminal):
 def test_plain_lines_only_when_there_is_news(clock):
     out = console(terminal=False)
     with Progress(4, console=out) as bar:
-        for step in (1, 2, 3):
+        for step in (1, 2, 3, 4):
             clock.now += 10
             bar.update(step)
-        clock.now += 10
-        bar.update(4, loss=1.25, tokens_per_second=1234.5, memory_bytes=2**30, usd=0.0012)
+        bar.report(4, loss=1.25, tokens_per_second=1234.5, memory_bytes=2**30, usd=0.0012)
     assert out.file.getvalue() == "step 4/4  loss 1.2500  1,234 tokens/s  1.0 GiB  $0.0012  0.00 s left\n"
 
 
@@ -52,15 +51,31 @@ def test_time_left_leaves_the_compiling_step_out_and_starts_where_the_run_went_o
 
 def test_a_number_not_read_yet_is_a_dash(clock):
     out = console(terminal=False)
-    Progress(10, console=out).update(1, loss=2.0)
+    bar = Progress(10, console=out)
+    bar.update(1)
+    bar.report(1, loss=2.0)
     assert out.file.getvalue() == "step 1/10  loss 2.0000  - tokens/s  -  -  - left\n"
+
+
+def test_the_numbers_of_a_step_may_come_later_and_stay_until_the_next(clock):
+    out = console(terminal=False)
+    bar = Progress(10, console=out)
+    for step in (1, 2, 3):
+        clock.now += 10
+        bar.update(step)
+    bar.report(1, loss=2.0, usd=0.5)
+    bar.report(2, loss=1.0)
+    first, second = out.file.getvalue().splitlines()
+    assert first.startswith("step 1/10  loss 2.0000  - tokens/s  -  $0.50  1 min 10 s left")
+    assert second.startswith("step 2/10  loss 1.0000  - tokens/s  -  $0.50")
 
 
 def test_the_bar_shows_step_total_and_the_last_numbers(clock):
     out = console(terminal=True)
     with Progress(10, console=out) as bar:
-        bar.update(1, loss=2.5, tokens_per_second=10, usd=0.5)
+        bar.update(1)
         bar.update(2)
+        bar.report(1, loss=2.5, tokens_per_second=10, usd=0.5)
         bar.message("evaluating")
     text = out.file.getvalue()
     assert "2/10" in text
@@ -73,7 +88,8 @@ def test_the_bar_can_be_turned_off_in_a_terminal():
     out = console(terminal=True)
     with Progress(10, bar=False, console=out) as bar:
         bar.update(1)
-        bar.update(2, loss=1.0)
+        bar.update(2)
+        bar.report(2, loss=1.0)
     assert out.file.getvalue().startswith("step 2/10")
 
 

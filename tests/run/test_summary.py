@@ -10,8 +10,8 @@ from rich.console import Console
 from jaxlean.errors import RunError
 from jaxlean.run.summary import Summary, final_table, write_summary
 
-KEYS = """status steps tokens total_tokens seconds compile_seconds tokens_per_second peak_memory_bytes num_params
-num_trainable train_loss eval_before eval_after usd device_kind num_devices versions""".split()
+KEYS = """status steps tokens total_tokens seconds train_seconds compile_seconds tokens_per_second peak_memory_bytes
+num_params num_trainable train_loss eval_before eval_after usd device_kind num_devices versions""".split()
 
 FULL = {
     "status": "completed",
@@ -19,6 +19,7 @@ FULL = {
     "tokens": 90_000,
     "total_tokens": 200_000,
     "seconds": 100.0,
+    "train_seconds": 75.0,
     "compile_seconds": 4.5,
     "tokens_per_second": 2000.0,
     "peak_memory_bytes": 3 * 2**30,
@@ -41,8 +42,10 @@ def table(summary, **options):
 
 
 def row(text, name):
-    (line,) = [line for line in text.splitlines() if name in line]
-    return [cell.strip() for cell in line.replace("┃", "│").split("│")[1:-1]]
+    """The cells of the row that is called so."""
+    rows = [[cell.strip() for cell in line.replace("┃", "│").split("│")[1:-1]] for line in text.splitlines()]
+    (found,) = [cells for cells in rows if cells[:1] == [name]]
+    return found
 
 
 def test_the_documented_keys_are_those_of_the_issue():
@@ -79,8 +82,9 @@ def test_the_table_says_it_all():
     assert row(text, "exact match") == ["exact match", "0.0 %", "95.5 %"]
     assert row(text, "tokens/s")[1] == "2,000"
     assert row(text, "peak memory")[1] == "3.0 GiB"
-    assert row(text, "training time")[1] == "1 min 40 s"
-    assert row(text, "compile time")[1] == "4.50 s"
+    assert row(text, "seconds")[1] == "1 min 40 s"
+    assert row(text, "in training steps")[1] == "1 min 15 s"
+    assert row(text, "compiling the step")[1] == "4.50 s"
     assert row(text, "cost")[1] == "$0.0023"
     assert row(text, "steps")[1] == "300"
     assert row(text, "trainable")[1] == "100,000 of 2,000,000 (5.0 %)"

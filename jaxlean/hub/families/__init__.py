@@ -4,9 +4,7 @@ from jaxlean.errors import ModelError, did_you_mean
 from jaxlean.hub.families import llama, mistral, qwen2, qwen3
 from jaxlean.hub.family import Family
 
-FAMILIES: dict[str, Family] = {
-    module.FAMILY.model_type: module.FAMILY for module in (llama, mistral, qwen2, qwen3)
-}
+FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (llama, mistral, qwen2, qwen3)}
 
 
 def family_of(model_type: str | None, *, where: object = None) -> Family:

@@ -1,0 +1,16 @@
+"""Llama checkpoints: heads alike and grouped, tied or not, biases, every way to stretch the rope."""
+
+from pathlib import Path
+
+import pytest
+
+CASES = sorted(folder.name for folder in (Path(__file__).parents[2] / "golden").glob("llama_*"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden(case, parity):
+    parity(case)
+
+
+def test_all_cases_are_there():
+    assert len(CASES) == 12

@@ -1,0 +1,16 @@
+"""Mistral checkpoints: with a sliding window in every layer, and without."""
+
+from pathlib import Path
+
+import pytest
+
+CASES = sorted(folder.name for folder in (Path(__file__).parents[2] / "golden").glob("mistral_*"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden(case, parity):
+    parity(case)
+
+
+def test_all_cases_are_there():
+    assert len(CASES) == 2

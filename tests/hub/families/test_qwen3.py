@@ -1,0 +1,16 @@
+"""Qwen3 checkpoints: normalised queries and keys, biases, layers that slide in turn, yarn."""
+
+from pathlib import Path
+
+import pytest
+
+CASES = sorted(folder.name for folder in (Path(__file__).parents[2] / "golden").glob("qwen3_*"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden(case, parity):
+    parity(case)
+
+
+def test_all_cases_are_there():
+    assert len(CASES) == 4

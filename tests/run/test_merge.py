@@ -1,0 +1,121 @@
+"""Merging: base and adapter in one, with the same logits; nothing overwritten."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxlean import tree
+from jaxlean.adapt import lora
+from jaxlean.config import LoraSection
+from jaxlean.errors import ModelError, RunError
+from jaxlean.hub.adapter import write_adapter
+from jaxlean.hub.load import load
+from jaxlean.hub.write import write_model
+from jaxlean.run import merge as module
+from jaxlean.run.merge import load_adapted, merge
+
+pytestmark = pytest.mark.usefixtures("small_machine")
+
+TOKENS = np.random.default_rng(0).integers(0, 2048, (2, 24))
+
+
+def make_adapter(base: Path, folder: Path, **variant) -> Path:
+    model, config = load(base, "float32"), LoraSection(**({"r": 3, "lora_alpha": 6} | variant))
+    leaves = tree.flatten(lora.add(model.params, lora.targets(model.params, "all-linear"), config, jax.random.key(0)))
+    moved = {
+        path: leaf + 0.05 * jax.random.normal(jax.random.key(i), leaf.shape) if lora.is_adapter(path) else leaf
+        for i, (path, leaf) in enumerate(leaves.items())
+        if ".lora_" in path
+    }
+    write_adapter(folder, model.family, tree.unflatten(moved), config, base=str(base))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(small_machine, tiny_base, tmp_path_factory) -> Path:
+    return make_adapter(tiny_base, tmp_path_factory.mktemp("merge") / "adapter")
+
+
+@pytest.mark.parametrize("variant", [{}, {"use_dora": True}, {"use_rslora": True, "target_modules": ["q_proj"]}])
+def test_the_merged_model_computes_the_same(tiny_base, tmp_path, variant):
+    adapter = make_adapter(tiny_base, tmp_path / "adapter", **variant)
+    base = load(tiny_base, "float32")
+    wanted = load_adapted(base, adapter)(TOKENS)
+    merge(adapter, tmp_path / "merged")
+    merged = load(tmp_path / "merged", "float32")
+    assert float(abs(wanted - base(TOKENS)).max()) > 1e-2, "the adapter changes something"
+    np.testing.assert_allclose(merged(TOKENS), wanted, atol=1e-5)
+    assert not [path for path in tree.flatten(merged.params) if "lora" in path]
+    assert merged.tokenizer("red house")["input_ids"] == base.tokenizer("red house")["input_ids"]
+
+
+@pytest.mark.parametrize(("dtype", "held"), [("auto", "bfloat16"), ("float32", "float32"), ("bfloat16", "bfloat16")])
+def test_the_dtype_is_the_bases_or_the_one_asked_for(tiny_base, adapter, tmp_path, dtype, held):
+    half = tmp_path / "half"
+    write_model(load(tiny_base, "float32"), half, dtype="bfloat16")
+    merge(adapter, tmp_path / "merged", base=str(half), dtype=dtype)
+    tensors = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {x.dtype.name for x in tensors.values()} == {held}
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == held
+    # Added in float32, whatever is written: rounded once.
+    exact = lora.merge(load_adapted(load(half, "float32"), adapter).params)["layers"]["mlp"]["up"]["kernel"][1].T
+    np.testing.assert_array_equal(
+        tensors["model.layers.1.mlp.up_proj.weight"].astype(np.float32), np.asarray(exact.astype(held), np.float32)
+    )
+
+
+def test_a_float32_base_stays_float32(adapter, tmp_path):
+    merge(adapter, tmp_path / "merged")
+    assert {x.dtype.name for x in load_file(tmp_path / "merged" / "model.safetensors").values()} == {"float32"}
+
+
+def test_nothing_is_overwritten_and_nothing_is_loaded_for_it(adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load", None)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="the output folder is not empty") as raised:
+        merge(adapter, tmp_path)
+    assert str(tmp_path) in str(raised.value)
+    with pytest.raises(RunError, match="the output folder is a file"):
+        merge(adapter, tmp_path / "notes.txt")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_empty_folder_will_do(adapter, tmp_path):
+    (tmp_path / "merged").mkdir()
+    merge(adapter, tmp_path / "merged")
+    assert (tmp_path / "merged" / "model.safetensors").exists()
+
+
+def test_a_base_that_is_not_named_or_not_there(adapter, tmp_path):
+    copy = tmp_path / "adapter"
+    shutil.copytree(adapter, copy)
+    settings = json.loads((copy / "adapter_config.json").read_text())
+    for named, words in ((None, "does not name its base"), (str(tmp_path / "gone"), "no such model folder")):
+        (copy / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": named}))
+        with pytest.raises(ModelError, match=words):
+            merge(copy, tmp_path / "merged")
+    with pytest.raises(ModelError, match="no such adapter folder"):
+        merge(tmp_path / "none", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_that_does_not_fit(adapter, tmp_path):
+    copy = tmp_path / "adapter"
+    shutil.copytree(adapter, copy)
+    tensors = load_file(copy / "adapter_model.safetensors")
+    name = next(name for name in tensors if "lora_A" in name)
+    save_file(tensors | {name: tensors[name][:, :-1].copy()}, copy / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="does not fit its base"):
+        merge(copy, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_place_that_cannot_be_written(adapter, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="the merged model cannot be written"):
+        merge(adapter, tmp_path / "file" / "merged")

@@ -1,0 +1,113 @@
+"""Signals: at once, or at the end of a block that is not to be torn; never lost; handlers put back."""
+
+import signal
+import threading
+
+import pytest
+
+from jaxlean.errors import Preempted
+from jaxlean.run.preemption import SIGNALS, Preemption
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """What was there before; a test that leaves ours behind fails."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    after = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert after == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_at_once_outside_a_deferred_block(number):
+    reached = []
+    with pytest.raises(Preempted, match=signal.Signals(number).name), Preemption():
+        signal.raise_signal(number)
+        reached.append("after the signal")
+    assert reached == []
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_at_the_end_of_a_deferred_block(number):
+    reached = []
+    with pytest.raises(Preempted, match=signal.Signals(number).name), Preemption() as preemption:
+        with preemption.deferred():
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+            reached.append("the rest of the block")
+        reached.append("what follows it")
+    assert reached == ["the rest of the block"]
+
+
+def test_without_a_signal_nothing_happens():
+    with Preemption() as preemption:
+        for _ in range(3):
+            with preemption.deferred():
+                pass
+
+
+def test_the_saving_that_follows_is_not_torn_by_a_second_signal():
+    saved = []
+    with pytest.raises(Preempted), Preemption() as preemption:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Preempted:
+            signal.raise_signal(signal.SIGINT)  # before the block that saves has begun
+            with preemption.deferred():
+                signal.raise_signal(signal.SIGTERM)
+                saved.append("everything")
+            raise
+    assert saved == ["everything"]
+
+
+def test_a_block_that_fails_shows_its_own_error():
+    with pytest.raises(KeyError, match="of the block"), Preemption() as preemption, preemption.deferred():
+        signal.raise_signal(signal.SIGTERM)
+        raise KeyError("of the block")
+
+
+def test_a_signal_that_was_swallowed_comes_at_the_end_of_the_next_block():
+    reached = []
+    with pytest.raises(Preempted, match="SIGTERM"), Preemption() as preemption:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception:
+            pass  # as a `__del__` would
+        reached.append("went on")
+        with preemption.deferred():
+            reached.append("one more step")
+        reached.append("too far")
+    assert reached == ["went on", "one more step"]
+
+
+def test_a_signal_that_a_library_made_another_error_of_is_a_signal_again():
+    def library():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception as error:
+            raise ValueError("no tokenizer that can be read") from error
+
+    with pytest.raises(Preempted, match="SIGTERM") as raised, Preemption():
+        library()
+    assert isinstance(raised.value.__cause__, ValueError)
+
+
+def test_an_error_without_a_signal_stays_what_it_is():
+    with pytest.raises(ValueError, match="a bug"), Preemption():
+        raise ValueError("a bug")
+
+
+def test_in_another_thread_the_signals_are_left_to_whoever_has_them():
+    found = []
+
+    def work():
+        with Preemption() as preemption, preemption.deferred():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [before]

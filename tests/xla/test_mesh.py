@@ -1,0 +1,106 @@
+"""Meshes of eight CPU devices, and where each parameter lies on them."""
+
+import re
+
+import jax
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from jaxlean import tree
+from jaxlean.config import MeshSection
+from jaxlean.errors import ConfigError
+from jaxlean.models.decoder import DecoderConfig, abstract
+from jaxlean.xla.mesh import AXES, RULES, batch_sharding, make_mesh, num_batch_shards, place, replicated
+
+CONFIG = DecoderConfig(
+    vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,
+    qkv_bias=True, qk_norm=True,
+)  # fmt: skip
+
+
+def mesh_of(**axes):
+    return make_mesh(MeshSection(**axes))
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape"),
+    [
+        ({}, (8, 1, 1)),
+        ({"fsdp": 2, "tensor": 2}, (2, 2, 2)),
+        ({"data": 1, "fsdp": -1}, (1, 8, 1)),
+        ({"data": 2, "fsdp": 2, "tensor": -1}, (2, 2, 2)),
+        ({"data": 8}, (8, 1, 1)),
+    ],
+)
+def test_minus_one_takes_what_is_left(axes, shape):
+    mesh = mesh_of(**axes)
+    assert mesh.devices.shape == shape
+    assert mesh.axis_names == AXES
+    assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+def test_no_section_is_all_devices_and_some_can_be_given():
+    assert make_mesh().size == 8
+    assert make_mesh(devices=jax.devices()[:3]).devices.shape == (3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("axes", "says"),
+    [
+        ({"fsdp": -1}, "at most one axis is -1"),
+        ({"tensor": 0}, "none is 0"),
+        ({"fsdp": 3}, "do not multiply to the number of devices"),
+        ({"data": 4, "fsdp": 4}, "8 devices in all"),
+        ({"data": 1}, "set one axis to -1"),
+    ],
+)
+def test_axes_that_do_not_fit(axes, says):
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        mesh_of(**axes)
+
+
+def test_where_each_parameter_lies():
+    where = place(mesh_of(fsdp=2, tensor=2))
+    specs = tree.map_with_path(lambda path, leaf: where(path, leaf.shape).spec, abstract(CONFIG)[1])
+    split = {path: spec for path, spec in tree.flatten(specs).items() if spec != PartitionSpec()}
+    into, back = PartitionSpec(None, "fsdp", "tensor"), PartitionSpec(None, "tensor", "fsdp")
+    assert split == {
+        "embed.embedding": PartitionSpec("tensor", "fsdp"),
+        "head.kernel": PartitionSpec("fsdp", "tensor"),
+        **{f"layers.attention.{name}.kernel": into for name in ("query", "key", "value")},
+        **{f"layers.mlp.{name}.kernel": into for name in ("gate", "up")},
+        "layers.attention.out.kernel": back,
+        "layers.mlp.down.kernel": back,
+    }
+    # an adapter beside a kernel that is split is not
+    assert where("layers.mlp.down.lora_a", (3, 24, 5)).spec == PartitionSpec()
+    assert where("head.lora_b", (5, 31)).spec == PartitionSpec()
+
+
+def test_no_rule_is_dead():
+    tree.match(RULES, tree.flatten(abstract(CONFIG)[1]), what="mesh")
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "axis", "dim"),
+    [
+        ("layers.mlp.gate.kernel", (2, 16, 21), "tensor", 2),
+        ("layers.mlp.down.kernel", (2, 24, 15), "fsdp", 2),
+        ("embed.embedding", (33, 16), "tensor", 0),
+    ],
+)
+def test_an_axis_that_does_not_divide_names_the_parameter(path, shape, axis, dim):
+    where = place(mesh_of(fsdp=2, tensor=2))
+    with pytest.raises(ConfigError) as caught:
+        where(path, shape)
+    assert f"the {axis} axis does not divide dim {dim} of {path}" in str(caught.value)
+    assert f"a mesh.{axis} that divides {shape[dim]}" in str(caught.value)
+    assert place(mesh_of())(path, shape).is_fully_replicated  # axes of size 1 divide everything
+
+
+def test_batches_are_split_over_copies_and_fsdp_but_not_over_tensor():
+    mesh = mesh_of(fsdp=2, tensor=2)
+    assert num_batch_shards(mesh) == 4
+    assert batch_sharding(mesh).shard_shape((8, 10)) == (2, 10)
+    assert batch_sharding(mesh, leading=1).shard_shape((3, 8, 10)) == (3, 2, 10)
+    assert replicated(mesh).shard_shape((8, 10)) == (8, 10)
