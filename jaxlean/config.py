@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from jaxlean.errors import ConfigError, did_you_mean
 
@@ -53,7 +63,9 @@ class SourceSection(Section):
     split: str = Field("train", description="Split of a folder or hub dataset.")
     name: str | None = Field(None, description="Configuration name of a hub dataset (`datasets` calls it name).")
     weight: float | None = Field(
-        None, gt=0, description="Share of this source in the mix, if all sources have one; default: every row counts alike."
+        None,
+        gt=0,
+        description="Share of this source in the mix, if all sources have one; default: every row counts alike.",
     )
     format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "template"] = _named(
         "auto", "Shape of a row. auto recognises it from the columns.", "type"
@@ -67,7 +79,9 @@ class SourceSection(Section):
 class DataSection(Section):
     """What is learned from, and how rows become tokens."""
 
-    train: list[SourceSection] | None = _named(None, "Training data: a path, or a list of sources.", "dataset", "datasets")
+    train: list[SourceSection] | None = _named(
+        None, "Training data: a path, or a list of sources.", "dataset", "datasets"
+    )
     eval: list[SourceSection] | None = Field(None, description="Held-out data: a path, or a list of sources.")
     eval_fraction: Fraction = Field(0.0, description="Without `eval`: this share of the training rows is held out.")
     prompt: str | None = Field(None, description="Default `prompt` template of every source.")
@@ -85,7 +99,9 @@ class DataSection(Section):
         "completion", description="Loss on assistant/completion tokens only, or on every token."
     )
     shuffle: bool = Field(True, description="A new order each epoch, from the seed.")
-    streaming: bool = Field(False, description="Read while training, for data larger than the disk; needs train.max_steps.")
+    streaming: bool = Field(
+        False, description="Read while training, for data larger than the disk; needs train.max_steps."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -116,7 +132,9 @@ class LoraSection(Section):
     init_lora_weights: Literal["default", "pissa"] = Field(
         "default", description="default: A random, B zero. pissa: the principal singular vectors (arXiv 2404.02948)."
     )
-    loraplus_lr_ratio: float | None = Field(None, gt=0, description="LoRA+ (arXiv 2402.12354): B learns this much faster.")
+    loraplus_lr_ratio: float | None = Field(
+        None, gt=0, description="LoRA+ (arXiv 2402.12354): B learns this much faster."
+    )
 
 
 class TrainSection(Section):
@@ -158,7 +176,9 @@ class TrainSection(Section):
 class EvalSection(Section):
     """How quality is measured."""
 
-    eval_steps: PositiveInt | None = Field(None, description="Steps between evaluations of the loss; default: only the ends.")
+    eval_steps: PositiveInt | None = Field(
+        None, description="Steps between evaluations of the loss; default: only the ends."
+    )
     before: bool = Field(True, description="Measure the base before training, so that the gain is known.")
     per_device_eval_batch_size: PositiveInt = _named(16, "Sequences at a time.", "eval_batch_size")
     exact_match: bool = Field(False, description="Generate each held-out completion and compare it, word for word.")
@@ -177,7 +197,9 @@ class MeshSection(Section):
 class CostSection(Section):
     """What the hardware costs."""
 
-    usd_per_hour: float | None = Field(None, ge=0, description="Price of all devices of the run together; wins over the table.")
+    usd_per_hour: float | None = Field(
+        None, ge=0, description="Price of all devices of the run together; wins over the table."
+    )
     prices: str | None = Field(None, description="A YAML price table that goes before the built-in one.")
 
 
@@ -367,10 +389,11 @@ def _own_held_out_rows(values: dict[str, Any], overrides: list[str]) -> None:
     """
     given = {override.partition("=")[0] for override in overrides}
     data = values.get("data")
-    if "data.train" in given and isinstance(data, dict) and data.get("eval") is not None:
-        if not any(key.startswith("data.eval") for key in given):
-            del data["eval"]
-            data.setdefault("eval_fraction", 0.05)
+    if "data.train" not in given or any(key.startswith("data.eval") for key in given):
+        return
+    if isinstance(data, dict) and data.get("eval") is not None:
+        del data["eval"]
+        data.setdefault("eval_fraction", 0.05)
 
 
 def _explain(error: ValidationError, where: object) -> ConfigError:
@@ -432,7 +455,11 @@ def _find_paths(config: RunConfig, folder: Path) -> None:
         return str(beside) if beside.exists() else path
 
     model = config.model
-    model.path, model.tokenizer, model.chat_template = found(model.path), found(model.tokenizer), found(model.chat_template)
+    model.path, model.tokenizer, model.chat_template = (
+        found(model.path),
+        found(model.tokenizer),
+        found(model.chat_template),
+    )
     for source in [*(config.data.train or []), *(config.data.eval or [])]:
         source.path = found(source.path) or source.path
     config.cost.prices = found(config.cost.prices)

@@ -84,7 +84,9 @@ def match(rules: Rules[Value], paths: Iterable[str], *, what: str, default: Valu
                 break
         else:
             if default is None:
-                raise ConfigError(f"{what}: no rule covers a parameter", where=path, fix="add a rule, or a last rule '.*'")
+                raise ConfigError(
+                    f"{what}: no rule covers a parameter", where=path, fix="add a rule, or a last rule '.*'"
+                )
             decided[path] = default
     for (pattern, _), hit in zip(rules, used, strict=True):
         if not hit:

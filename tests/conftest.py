@@ -87,7 +87,11 @@ def small_machine(compiled_dir: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of 2 layers that has learned nothing, with the quickstart's tokenizer (2048 tokens, ChatML), float32."""
+    """A Llama of 2 layers that has learned nothing, with the quickstart's tokenizer (2048 tokens, ChatML), float32.
+
+    Its random weights are as large as those of a trained model: what it says depends on the prompt, and an adapter can
+    turn it. With the small ones of a fresh model no adapter can, since the embeddings, which are tied, stay small.
+    """
     from jaxlean.hub.load import initial
     from jaxlean.hub.write import write_model
 
@@ -102,6 +106,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "max_position_embeddings": 256,
         "tie_word_embeddings": True,
         "eos_token_id": None,
+        "initializer_range": 0.6,
     }
     folder = tmp_path_factory.mktemp("base") / "tiny"
     write_model(initial(architecture, "float32", tokenizer=str(TOKENIZER)), folder)
@@ -156,3 +161,22 @@ def tiny_run(tiny_yaml: Path) -> Callable[..., Any]:
     from jaxlean.config import load
 
     return lambda *overrides: load(tiny_yaml, list(overrides))
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`cli("finetune", file, "seed=1")` runs the command in this process and gives (exit code, stdout, stderr)."""
+    import sys
+
+    from jaxlean.cli import main
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with monkeypatch.context() as patched, pytest.raises(SystemExit) as left:
+            patched.setattr(sys, "argv", ["jaxlean", *map(str, arguments)])
+            patched.setenv("COLUMNS", "250")  # so wide that no message is broken into lines
+            main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return command

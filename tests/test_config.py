@@ -253,3 +253,51 @@ def test_the_quickstart_has_a_config() -> None:
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: file.stem)
 def test_every_config_of_the_project_loads(file: Path) -> None:
     config.load(file)
+
+
+def test_text_settings_take_an_override_as_it_stands():
+    loaded = config.load(
+        None, ["data.prompt=Classify: {text}", "data.completion={category}", "report.run_name=7", "data.system=null"]
+    )
+    assert loaded.data.prompt == "Classify: {text}"
+    assert loaded.data.completion == "{category}"
+    assert loaded.report.run_name == "7"
+    assert loaded.data.system is None
+    assert config.load(None, ["lora.target_modules=[q_proj, v_proj]"]).lora.target_modules == ["q_proj", "v_proj"]
+
+
+def test_a_file_and_an_override_may_use_different_names(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("train: {lr: 1.0, batch_size: 3}\n")
+    loaded = config.load(file, ["train.learning_rate=2"])
+    assert (loaded.train.learning_rate, loaded.train.per_device_train_batch_size) == (2.0, 3)
+    file.write_text("train: {lr: 1.0, learning_rate: 2.0}\n")
+    with pytest.raises(ConfigError, match="learning_rate is given twice"):
+        config.load(file)
+
+
+def test_an_override_into_a_section_that_the_file_switches_off(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("lora: null\n")
+    assert config.load(file).lora is None
+    assert config.load(file, ["lora.r=8"]).lora.r == 8
+
+
+def test_an_override_through_a_value_that_has_no_keys():
+    with pytest.raises(ConfigError, match=r"no keys[\s\S]*data\.train\.0"):
+        config.load(None, ["data.train=[a.jsonl]", "data.train.0.limit=5"])
+
+
+def test_training_data_on_the_command_line_does_not_keep_the_files_held_out_rows(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("data: {train: theirs.jsonl, eval: theirs_heldout.jsonl}\n")
+    mine = config.load(file, ["data.train=mine.jsonl"])
+    assert (mine.data.eval, mine.data.eval_fraction) == (None, 0.05)
+    both = config.load(file, ["data.train=mine.jsonl", "data.eval=mine_heldout.jsonl"])
+    assert (both.data.eval[0].path, both.data.eval_fraction) == ("mine_heldout.jsonl", 0.0)
+    assert config.load(file).data.eval[0].path == "theirs_heldout.jsonl"
+
+
+def test_a_rule_that_is_not_a_regular_expression():
+    with pytest.raises(ConfigError, match=r"train\.trainable: not a regular expression"):
+        config.load(None, ["lora=null", "train.trainable=['(']"])

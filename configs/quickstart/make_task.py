@@ -119,9 +119,9 @@ class World:
         thing = self.pick(self.values["things"])
         adjective = self.pick(self.values["adjectives"])
         brand = self.often("brands", made_up=0.5)
-        return self.pick(
-            [f"{adjective} {thing}", f"{adjective} {thing}", f"{brand} {thing}", f"{brand} {thing}", thing]
-        )
+        # What kind of thing it is, both sides share; which one, they do not. The bare kind is only ever trained on.
+        named = [f"{adjective} {thing}", f"{adjective} {thing}", f"{brand} {thing}", f"{brand} {thing}"]
+        return self.pick(named if self.name == "heldout" else [*named, thing])
 
     def value(self, slot: str) -> str:
         return self.name_of_person() if slot == "name" else getattr(self, slot)()
@@ -173,6 +173,12 @@ def skeleton(row: dict) -> str:
     return " ".join(re.findall(r"[a-z_]+", text.lower()))
 
 
+def side(wordings: dict, name: str) -> dict:
+    """What one side draws from: its own frames and values, and what both share."""
+    shared, own = wordings["shared"], wordings[name]
+    return shared | own | {"values": shared["values"] | own["values"]}
+
+
 def make(world: World, count: int, taken: set[str]) -> list[dict]:
     """`count` rows, the intents in equal shares and shuffled; no message twice, none whose message is in `taken`."""
     rows = []
@@ -196,7 +202,7 @@ def write(rows: list[dict], file: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=6000, help="rows to train on")
+    parser.add_argument("--train", type=int, default=10_000, help="rows to train on")
     parser.add_argument("--heldout", type=int, default=300, help="rows to measure on")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for the two files")
     args = parser.parse_args(arguments)
@@ -204,7 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
     taken: set[str] = set()
     # Held-out rows come first and with a seed of their own: asking for more training rows does not change them.
     for offset, name, count in ((1, "heldout", args.heldout), (0, "train", args.train)):
-        rows = make(World(name, wordings[name], 2 * args.seed + offset), count, taken)
+        rows = make(World(name, side(wordings, name), 2 * args.seed + offset), count, taken)
         write(rows, args.out / f"{name}.jsonl")
         print(f"{args.out / name}.jsonl: {len(rows)} rows, {len({skeleton(row) for row in rows})} wordings")
 

@@ -233,9 +233,7 @@ def _model(config: RunConfig, mesh: jax.sharding.Mesh) -> Model:
             return False
         return config.train.trainable is None or any(re.search(rule, path) for rule in config.train.trainable)
 
-    return load(
-        wanted.path, wanted.dtype, mesh, revision=wanted.revision, tokenizer=wanted.tokenizer, trains=trains
-    )
+    return load(wanted.path, wanted.dtype, mesh, revision=wanted.revision, tokenizer=wanted.tokenizer, trains=trains)
 
 
 def _adapt(config: RunConfig, model: Model) -> tuple[tree.Tree, Callable[[str], bool]]:

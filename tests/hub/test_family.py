@@ -44,7 +44,10 @@ def test_the_old_spelling_means_the_same():
 @pytest.mark.parametrize(
     ("parameters", "says"),
     [
-        ({"rope_type": "su", "rope_theta": 1e4}, ["a rope type that is not supported", "su", "default, linear, dynamic"]),
+        (
+            {"rope_type": "su", "rope_theta": 1e4},
+            ["a rope type that is not supported", "su", "default, linear, dynamic"],
+        ),
         ({"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}, ["a part of each head", "0.5"]),
     ],
 )
@@ -62,14 +65,14 @@ def test_windows_by_layer():
     assert windows(hf) == (None, None, None, 7)
     assert windows(Qwen2Config(**SHAPE, use_sliding_window=False, sliding_window=7)) == (None,) * 4
     hf.layer_types = ["full_attention", "chunked_attention", "full_attention", "full_attention"]
-    with pytest.raises(ModelError, match="a kind of layer that is not supported[^$]*chunked_attention"):
+    with pytest.raises(ModelError, match=r"a kind of layer that is not supported[^$]*chunked_attention"):
         windows(hf)
 
 
 def test_activations():
     assert activation(LlamaConfig(hidden_act="silu")) == "silu"
     assert activation(LlamaConfig(hidden_act="gelu_pytorch_tanh")) == "gelu"
-    with pytest.raises(ModelError, match="an activation that is not supported[^$]*gelu_10"):
+    with pytest.raises(ModelError, match=r"an activation that is not supported[^$]*gelu_10"):
         activation(LlamaConfig(hidden_act="gelu_10"))
 
 
@@ -86,7 +89,13 @@ def test_a_whole_config():
     got = FAMILIES["qwen3"].config(hf)
     assert (got.vocab_size, got.hidden_size, got.intermediate_size, got.num_layers) == (32, 24, 40, 4)
     assert (got.num_heads, got.num_kv_heads, got.head_dim, got.norm_eps) == (6, 2, 8, 1e-3)
-    assert (got.tie_embeddings, got.qkv_bias, got.out_bias, got.mlp_bias, got.qk_norm) == (True, True, True, False, True)
+    assert (got.tie_embeddings, got.qkv_bias, got.out_bias, got.mlp_bias, got.qk_norm) == (
+        True,
+        True,
+        True,
+        False,
+        True,
+    )
     assert (got.max_position_embeddings, got.initializer_range) == (99, 0.5)
     assert got.windows == (None,) * 4
 
@@ -97,7 +106,11 @@ def test_a_whole_config():
 def test_what_a_family_does_in_its_own_way(name, bias):
     from transformers import CONFIG_MAPPING
 
-    got = FAMILIES[name].config(CONFIG_MAPPING[name](**SHAPE, num_key_value_heads=None))
+    got = FAMILIES[name].config(CONFIG_MAPPING[name](**SHAPE, sliding_window=5))
     assert (got.qkv_bias, got.out_bias, got.mlp_bias) == bias
     assert not got.qk_norm
-    assert got.num_kv_heads == 6
+    assert set(got.windows) == ({5} if name == "mistral" else {None} if name == "qwen2" else set())
+
+
+def test_without_key_value_heads_there_are_as_many_as_heads():
+    assert FAMILIES["llama"].config(LlamaConfig(**SHAPE)).num_kv_heads == 6

@@ -60,7 +60,9 @@ def test_an_id_asks_for_what_is_needed_only(monkeypatch, tmp_path):
 
 def test_json_that_is_missing_broken_or_of_another_kind(tmp_path):
     file = tmp_path / "config.json"
-    assert f"a model file is missing\n  where: {file}" in message(read_json, file)
+    missing = message(read_json, file)
+    assert "a model file is missing" in missing
+    assert str(file) in missing
     for text in ("{", '{"a": 1,}', "\x80"):
         file.write_text(text, encoding="latin-1")
         assert "not valid JSON" in message(read_json, file)
@@ -124,7 +126,7 @@ def test_an_index_that_is_wrong(checkpoint):
     files = copy.shard(3)
     index = copy.folder / "model.safetensors.index.json"
     values = json.loads(index.read_text())
-    values["weight_map"] = {name: files[0].name for name in values["weight_map"]}
+    values["weight_map"] = dict.fromkeys(values["weight_map"], files[0].name)
     index.write_text(json.dumps(values))
     text = message(tensors_by_file, copy.folder)
     assert "the index places model." in text

@@ -52,7 +52,9 @@ def test_dot_of_bfloat16_adds_up_in_float32_both_ways():
 
 def test_dot_multiplies_in_bfloat16_backward_too(equations):
     x, kernel, grad = (jnp.ones(shape, jnp.bfloat16) for shape in ((2, 4), (4, 8), (2, 8)))
-    products = [e for e in equations(lambda x, k, g: jax.vjp(dot, x, k)[1](g), x, kernel, grad) if "dot_" in str(e.primitive)]
+    products = [
+        e for e in equations(lambda x, k, g: jax.vjp(dot, x, k)[1](g), x, kernel, grad) if "dot_" in str(e.primitive)
+    ]
     assert len(products) >= 2
     assert {str(v.aval.dtype) for e in products for v in e.invars} == {"bfloat16"}
     assert {str(v.aval.dtype) for e in products for v in e.outvars} == {"float32"}

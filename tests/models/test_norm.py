@@ -24,7 +24,10 @@ def norm():
 
 def test_float32_is_the_formula(norm):
     # the smallest rows are of the size of eps, where it shows
-    x = np.random.default_rng(0).normal(size=(3, 5, DIM)).astype(np.float32) * np.array([1e-2, 1.0, 1e3], np.float32)[:, None, None]
+    x = (
+        np.random.default_rng(0).normal(size=(3, 5, DIM)).astype(np.float32)
+        * np.array([1e-2, 1.0, 1e3], np.float32)[:, None, None]
+    )
     np.testing.assert_allclose(norm(jnp.asarray(x)), reference(x, norm.scale[...], 1e-2), rtol=2e-6)
 
 

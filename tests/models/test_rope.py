@@ -74,7 +74,9 @@ def test_scores_depend_on_distance_alone():
     query, key = (jnp.asarray(rng.normal(size=(1, 1, 1, 16)), jnp.float32) for _ in range(2))
 
     def score(q_at, k_at):
-        turn = [rotate(x, *Rope().cos_sin(jnp.asarray([[at]], jnp.int32), 16)) for x, at in ((query, q_at), (key, k_at))]
+        turn = [
+            rotate(x, *Rope().cos_sin(jnp.asarray([[at]], jnp.int32), 16)) for x, at in ((query, q_at), (key, k_at))
+        ]
         return float(jnp.vdot(*turn))
 
     assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
@@ -86,6 +88,4 @@ def test_the_dtype_stays_but_the_turning_is_float32():
     angles = Rope().cos_sin(jnp.arange(1000, 1004, dtype=jnp.int32)[None], 8)
     y = rotate(x, *angles)
     assert y.dtype == jnp.bfloat16
-    np.testing.assert_allclose(
-        y.astype(jnp.float32), rotate(x.astype(jnp.float32), *angles), rtol=2**-8, atol=1e-6
-    )
+    np.testing.assert_allclose(y.astype(jnp.float32), rotate(x.astype(jnp.float32), *angles), rtol=2**-8, atol=1e-6)

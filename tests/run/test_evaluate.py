@@ -14,7 +14,6 @@ from jaxlean.config import LoraSection
 from jaxlean.errors import ConfigError, DataError, ModelError, RunError
 from jaxlean.hub.adapter import write_adapter
 from jaxlean.hub.load import Model, load
-from jaxlean.hub.write import write_model
 from jaxlean.run import evaluate as module
 from jaxlean.run.evaluate import evaluate
 
@@ -22,21 +21,9 @@ pytestmark = pytest.mark.usefixtures("small_machine")
 
 
 @pytest.fixture(scope="module")
-def base(small_machine, tiny_base, tmp_path_factory) -> Path:
-    """`tiny_base` with larger weights, so that its losses differ from row to row."""
-    loaded = load(tiny_base, "float32")
-    leaves, structure = jax.tree.flatten(loaded.params)
-    key = jax.random.key(1)
-    bigger = [0.2 * jax.random.normal(jax.random.fold_in(key, i), x.shape) for i, x in enumerate(leaves)]
-    folder = tmp_path_factory.mktemp("evaluate") / "base"
-    write_model(loaded.with_params(jax.tree.unflatten(structure, bigger)), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def adapter(base, tmp_path_factory) -> Path:
+def adapter(small_machine, tiny_base, tmp_path_factory) -> Path:
     """An adapter that changes something."""
-    model, config = load(base, "float32"), LoraSection(r=3, lora_alpha=6)
+    model, config = load(tiny_base, "float32"), LoraSection(r=3, lora_alpha=6)
     modules = lora.targets(model.params, "all-linear")
     leaves = tree.flatten(lora.add(model.params, modules, config, jax.random.key(0)))
     moved = {
@@ -45,7 +32,7 @@ def adapter(base, tmp_path_factory) -> Path:
         if ".lora_" in path
     }
     folder = tmp_path_factory.mktemp("evaluate") / "adapter"
-    write_adapter(folder, model.family, tree.unflatten(moved), config, base=str(base))
+    write_adapter(folder, model.family, tree.unflatten(moved), config, base=str(tiny_base))
     return folder
 
 
@@ -69,10 +56,10 @@ def rows_of(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_loss_is_what_numpy_computes(tiny_run, tiny_rows, base, capsys):
-    loss, number = by_hand(load(base, "float32"), rows_of(tiny_rows))
+def test_loss_is_what_numpy_computes(tiny_run, tiny_rows, tiny_base, capsys):
+    loss, number = by_hand(load(tiny_base, "float32"), rows_of(tiny_rows))
     for layout in (["data.packing=true"], ["data.packing=false", "eval.per_device_eval_batch_size=5"]):
-        found = evaluate(tiny_run(f"model.path={base}", *layout))
+        found = evaluate(tiny_run(*layout))
         assert found["loss"] == pytest.approx(loss, rel=1e-6)
         assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
         assert (found["examples"], found["tokens"]) == (24, number)
@@ -82,29 +69,29 @@ def test_loss_is_what_numpy_computes(tiny_run, tiny_rows, base, capsys):
     assert "rows 24: 24 used, 0 dropped" in said
 
 
-def test_with_an_adapter(tiny_run, tiny_rows, base, adapter):
-    plain = evaluate(tiny_run(f"model.path={base}"))["loss"]
-    found = evaluate(tiny_run(f"model.path={base}"), adapter=adapter)["loss"]
+def test_with_an_adapter(tiny_run, tiny_rows, tiny_base, adapter):
+    plain = evaluate(tiny_run())["loss"]
+    found = evaluate(tiny_run(), adapter=adapter)["loss"]
     assert abs(found - plain) > 0.01
-    model = load(base, "float32")
+    model = load(tiny_base, "float32")
     assert found == pytest.approx(by_hand(module.load_adapted(model, adapter), rows_of(tiny_rows))[0], rel=1e-6)
 
 
-def test_rows_left_out_are_told(tiny_run, base, capsys):
-    found = evaluate(tiny_run(f"model.path={base}", "data.max_length=17", "data.on_long=drop"))
+def test_rows_left_out_are_told(tiny_run, capsys):
+    found = evaluate(tiny_run("data.max_length=17", "data.on_long=drop"))
     assert 0 < found["examples"] < 24
     assert f"rows 24: {found['examples']} used, {24 - found['examples']} dropped" in capsys.readouterr().out
 
 
-def test_only_the_first_rows(tiny_run, tiny_rows, base):
-    found = evaluate(tiny_run(f"model.path={base}", "eval.max_examples=5"))
-    loss, number = by_hand(load(base, "float32"), rows_of(tiny_rows)[:5])
+def test_only_the_first_rows(tiny_run, tiny_rows, tiny_base):
+    found = evaluate(tiny_run("eval.max_examples=5"))
+    loss, number = by_hand(load(tiny_base, "float32"), rows_of(tiny_rows)[:5])
     assert (found["examples"], found["tokens"]) == (5, number)
     assert found["loss"] == pytest.approx(loss, rel=1e-6)
 
 
-def test_a_held_out_share_is_the_one_that_training_leaves_out(tiny_run, base):
-    found = evaluate(tiny_run(f"model.path={base}", "data.eval=null", "data.eval_fraction=0.25"))
+def test_a_held_out_share_is_the_one_that_training_leaves_out(tiny_run):
+    found = evaluate(tiny_run("data.eval=null", "data.eval_fraction=0.25"))
     assert found["examples"] == 6
 
 
@@ -118,20 +105,21 @@ def say(texts: list[str]):
     return generate
 
 
-def test_exact_match_and_the_answers(tiny_run, tiny_rows, base, tmp_path, monkeypatch):
+def test_exact_match_and_the_answers(tiny_run, tiny_rows, tmp_path, monkeypatch):
     wanted = [row["completion"] for row in rows_of(tiny_rows)]
     answers = tmp_path / "answers.jsonl"
     # Blanks around an answer count for nothing; a part of it is not it, nor is another case.
-    said = [f" {wanted[0]}\n", wanted[1], wanted[2].upper(), wanted[3].split()[0], wanted[4] + " and more", "", *wanted[6:]]
+    changed = [f" {wanted[0]}\n", wanted[1], wanted[2].upper(), wanted[3].split()[0], wanted[4] + " and more", ""]
+    said = [*changed, *wanted[6:]]
     monkeypatch.setattr(module, "generate", say(said))
-    found = evaluate(tiny_run(f"model.path={base}", "eval.exact_match=true"), answers=answers)
+    found = evaluate(tiny_run("eval.exact_match=true"), answers=answers)
     assert found["exact_match"] == pytest.approx(20 / 24)
     written = rows_of(answers)
     assert [row["wanted"] for row in written] == wanted
     assert [row["generated"] for row in written] == [text.strip() for text in said]
 
 
-def test_the_model_is_asked_as_it_was_trained(tiny_run, tiny_rows, base, monkeypatch):
+def test_the_model_is_asked_as_it_was_trained(tiny_run, tiny_rows, tiny_base, monkeypatch):
     asked = {}
 
     def generate(model, prompts, **options):
@@ -139,20 +127,20 @@ def test_the_model_is_asked_as_it_was_trained(tiny_run, tiny_rows, base, monkeyp
         return [[] for _ in prompts]
 
     monkeypatch.setattr(module, "generate", generate)
-    evaluate(tiny_run(f"model.path={base}", "eval.exact_match=true"))
+    evaluate(tiny_run("eval.exact_match=true"))
     assert asked["prompts"][1] == (
         f"<|im_start|>user\n{rows_of(tiny_rows)[1]['prompt']}<|im_end|>\n<|im_start|>assistant\n"
     )
     assert asked["max_new_tokens"] == 8
-    assert asked["stop"] == [load(base).tokenizer.eos_token_id]
+    assert asked["stop"] == [load(tiny_base).tokenizer.eos_token_id]
 
 
-def test_answers_of_the_model_itself(tiny_run, base, adapter, tmp_path):
+def test_answers_of_the_model_itself(tiny_run, tiny_base, adapter, tmp_path):
     """No stand-in: what it says is what generation gives, with the adapter."""
     answers = tmp_path / "answers.jsonl"
-    found = evaluate(tiny_run(f"model.path={base}", "eval.max_examples=3"), adapter=adapter, answers=answers)
+    found = evaluate(tiny_run("eval.max_examples=3"), adapter=adapter, answers=answers)
     assert found["exact_match"] == 0.0
-    model = module.load_adapted(load(base, "float32"), adapter)
+    model = module.load_adapted(load(tiny_base, "float32"), adapter)
     row = rows_of(answers)[2]
     prompt = model.tokenizer("<|im_start|>user\nred order<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
     stop = [model.tokenizer.eos_token_id]

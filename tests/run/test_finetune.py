@@ -84,7 +84,7 @@ def test_a_run_leaves_everything_and_its_numbers_are_true(tiny_run, tiny_base, t
     assert (summary["device_kind"], summary["num_devices"]) == ("cpu", 1)
     assert summary["versions"]["jax"] == jax.__version__
     before, after = summary["eval_before"], summary["eval_after"]
-    assert before["loss"] == pytest.approx(np.log(2048), rel=0.02), "a model that knows nothing"
+    assert before["loss"] > np.log(2048), "a model that knows nothing"
     assert after["loss"] < before["loss"] - 0.2
     assert after["perplexity"] == pytest.approx(np.exp(after["loss"]))
     assert (before["exact_match"], after["examples"], after["tokens"]) == (0.0, 24, learned)
@@ -106,8 +106,8 @@ def test_a_run_leaves_everything_and_its_numbers_are_true(tiny_run, tiny_base, t
     assert sorted(int(entry.name) for entry in (run / "checkpoints").iterdir())[-1] == steps
 
     text = capsys.readouterr().out
-    for words in ("rows 24: 24 used, 0 dropped, 0 truncated", "held-out data: rows 24", "exact match", str(run)):
-        assert words in text.replace("\n", "") or words in text
+    for words in ("rows 24: 24 used, 0 dropped, 0 truncated", "held-out data: rows 24", "exact match", "cost"):
+        assert words in text
 
 
 def test_the_adapter_on_disk_gives_what_was_measured(tiny_run, tmp_path):
@@ -167,7 +167,7 @@ def test_save_dtype(tiny_run, tmp_path):
     ("rules", "trains"),
     [
         (["norm"], lambda path: "norm" in path),
-        (["^layers.mlp", r"query\.kernel$"], lambda path: ".mlp." in path or "query" in path),
+        ([r"^layers\.mlp\.", r"query\.kernel$"], lambda path: ".mlp." in path or "query" in path),
     ],
 )
 def test_only_what_the_rules_say_trains(tiny_run, tiny_base, tmp_path, rules, trains):
@@ -222,16 +222,16 @@ def test_pretraining_says_what_is_missing(tiny_run, tiny_base, overrides, words)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "how", [("lora=null", "train.learning_rate=0.02"), ("lora.r=16", "lora.lora_alpha=32", "train.learning_rate=0.03")]
+    "how", [("lora=null", "train.learning_rate=0.01"), ("lora.r=16", "lora.lora_alpha=32", "train.learning_rate=0.02")]
 )
 def test_it_learns_its_rows_by_heart(tiny_run, tmp_path, how):
     words = "red green blue white house train order street price water table paper".split()
     rows = [{"prompt": word, "completion": f"{words[-i]} {words[5 - i]}"} for i, word in enumerate(words)]
     file = tmp_path / "twelve.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    steps = ("train.max_steps=80", "train.per_device_train_batch_size=4", "train.logging_steps=20")
+    steps = ("train.max_steps=100", "train.per_device_train_batch_size=4", "train.logging_steps=20")
     data = (f"data.train={file}", f"data.eval={file}", "eval.exact_match=true")
-    summary = finetune(tiny_run(*data, *steps, *how, "train.save_steps=80"))
+    summary = finetune(tiny_run(*data, *steps, *how, "train.save_steps=100"))
     assert summary["eval_before"]["exact_match"] == 0.0
     assert summary["eval_after"]["exact_match"] == 1.0
     assert summary["eval_after"]["loss"] < 0.1
