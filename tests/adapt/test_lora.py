@@ -1,6 +1,7 @@
 """LoRA over parameter paths: which kernels, how it starts, what it adds up to."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +35,15 @@ def base():
     return nnx.to_pure_dict(nnx.split(Decoder(CONFIG, rngs=nnx.Rngs(0)))[1])
 
 
-def logits(params, config=CONFIG):
-    graph, shapes = abstract(config, params)
+@partial(jax.jit, static_argnums=0)
+def forward(graph, params):
+    return nnx.merge(graph, params)(jnp.asarray(TOKENS))
+
+
+def logits(params):
+    graph, shapes = abstract(CONFIG, params)
     tree.check(params, shapes)
-    return np.asarray(jax.jit(lambda p: nnx.merge(graph, p)(jnp.asarray(TOKENS)))(params))
+    return np.asarray(forward(graph, params))
 
 
 def moved(params, seed=1, size=0.1):

@@ -49,7 +49,8 @@ def test_the_merged_model_computes_the_same(tiny_base, tmp_path, variant):
     merge(adapter, tmp_path / "merged")
     merged = load(tmp_path / "merged", "float32")
     assert float(abs(wanted - base(TOKENS)).max()) > 1e-2, "the adapter changes something"
-    np.testing.assert_allclose(merged(TOKENS), wanted, atol=1e-5)
+    # logits of up to 10 in float32, in another order of sums: relative to the output's scale
+    np.testing.assert_allclose(merged(TOKENS), wanted, rtol=0, atol=1e-5 * float(abs(wanted).max()))
     assert not [path for path in tree.flatten(merged.params) if "lora" in path]
     assert merged.tokenizer("red house")["input_ids"] == base.tokenizer("red house")["input_ids"]
 

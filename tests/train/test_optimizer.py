@@ -40,15 +40,28 @@ def draw(shapes, seed):
     return tree.unflatten({path: jnp.asarray(rng.normal(size=shape), jnp.float32) for path, shape in shapes.items()})
 
 
+def runner(transform):
+    """A function `(params, grads)` -> the parameters after each gradient in turn, compiled once for each shape."""
+
+    @jax.jit
+    def step(params, state, grad):
+        updates, state = transform.update(grad, state, params)
+        return optax.apply_updates(params, updates), state
+
+    init = jax.jit(transform.init)
+
+    def run(params, grads):
+        state, trail = init(params), []
+        for grad in grads:
+            params, state = step(params, state, grad)
+            trail.append(params)
+        return trail
+
+    return run
+
+
 def run(transform, params, grads):
-    """The parameters after each gradient in turn."""
-    state, trail = transform.init(params), []
-    update = jax.jit(transform.update)
-    for grad in grads:
-        updates, state = update(grad, state, params)
-        params = optax.apply_updates(params, updates)
-        trail.append(params)
-    return trail
+    return runner(transform)(params, grads)
 
 
 @pytest.mark.parametrize("shapes", [FULL, LORA], ids=["full", "lora"])
@@ -131,18 +144,20 @@ def one_layer(params, layer):
 def test_muon_of_a_stack_is_muon_of_each_layers_matrix(shapes):
     params, grads = draw(shapes, 0), [draw(shapes, seed) for seed in (1, 2, 3)]
     got = run(optimizer(config(optim="muon", momentum=0.8, max_grad_norm=None), 9, params), params, grads)
-    for layer in range(LAYERS):
-        for path, start in one_layer(params, layer).items():
-            of_this = [one_layer(grad, layer)[path] for grad in grads]
-            if start.ndim == 2:
-                # arXiv 2502.16982, eq. 4: 0.2 * sqrt(max(in, out)) gives updates the size of Adam's
-                size = 0.01 * 0.2 * max(start.shape) ** 0.5
-                reference = optax.chain(optax.contrib.scale_by_muon(beta=0.8), optax.scale(-size))
-            else:
-                reference = optax.adam(0.01)
-            for t, want in enumerate(run(reference, start, of_this)):
+    for path, stack in tree.flatten(params).items():
+        if not path.startswith("layers."):
+            continue
+        if stack.ndim == 3:
+            # arXiv 2502.16982, eq. 4: 0.2 * sqrt(max(in, out)) gives updates the size of Adam's
+            size = 0.01 * 0.2 * max(stack.shape[1:]) ** 0.5
+            reference = runner(optax.chain(optax.contrib.scale_by_muon(beta=0.8), optax.scale(-size)))
+        else:
+            reference = runner(optax.adam(0.01))
+        for layer in range(LAYERS):
+            wanted = reference(stack[layer], [tree.flatten(grad)[path][layer] for grad in grads])
+            for t, want in enumerate(wanted):
                 message = f"{path} of layer {layer} after {t + 1}"
-                np.testing.assert_allclose(one_layer(got[t], layer)[path], want, atol=1e-5, err_msg=message)
+                np.testing.assert_allclose(tree.flatten(got[t])[path][layer], want, atol=1e-5, err_msg=message)
 
 
 def test_muon_leaves_the_embedding_and_the_head_to_adam():
@@ -167,14 +182,15 @@ def test_adafactor_of_a_stack_is_adafactor_of_each_layer():
     params = draw(DEEP, 0)
     grads = [tree.map_with_path(lambda path, x: x.at[0].multiply(30.0), draw(DEEP, seed)) for seed in (1, 2)]
     got = run(optimizer(config(optim="adafactor", max_grad_norm=None), 9, params), params, grads)
-    reference = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale(-0.01))
+    rule = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale(-0.01))
+    reference = runner(rule)
     for layer in (0, 1):
-        want = run(reference, one_layer(params, layer), [one_layer(grad, layer) for grad in grads])
+        want = reference(one_layer(params, layer), [one_layer(grad, layer) for grad in grads])
         for t in range(2):
             for path, x in one_layer(got[t], layer).items():
                 message = f"{path} of layer {layer} after {t + 1}"
                 np.testing.assert_allclose(x, want[t][path], atol=1e-6, err_msg=message)
-    want = run(reference, params["embed"], [grad["embed"] for grad in grads])
+    want = run(rule, params["embed"], [grad["embed"] for grad in grads])
     np.testing.assert_allclose(got[-1]["embed"]["embedding"], want[-1]["embedding"], atol=1e-6)
 
 
@@ -225,11 +241,12 @@ def test_lora_plus_scales_the_update_of_b_alone(optim):
     params, grads = draw(LORA, 0), [draw(LORA, seed) for seed in (1, 2)]
     ratio = learning_rate_ratios(LoraSection(loraplus_lr_ratio=8.0))
     transforms = [optimizer(config(optim=optim), 9, params), optimizer(config(optim=optim), 9, params, ratio=ratio)]
-    states = [t.init(params) for t in transforms]
+    states = [jax.jit(t.init)(params) for t in transforms]
+    steps = [jax.jit(t.update) for t in transforms]
     for grad in grads:
         updates = []
-        for i, transform in enumerate(transforms):
-            update, states[i] = transform.update(grad, states[i], params)
+        for i, step in enumerate(steps):
+            update, states[i] = step(grad, states[i], params)
             updates.append(tree.flatten(update))
         for path, plain in updates[0].items():
             want = plain * (8.0 if path.endswith("lora_b") else 1.0)
