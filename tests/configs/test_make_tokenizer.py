@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-import re
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -35,13 +35,13 @@ def test_every_string_comes_back(text):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+# Latin and Greek, digits and signs: what newer scripts' characters are called differs between versions of Unicode.
+@given(st.text(alphabet=st.characters(max_codepoint=0x3CE)))
 def test_every_character_is_in_exactly_one_piece(text):
-    # \p{..} is not in Python's `re`: the same classes, spelt with what it has.
-    letter, number = r"[^\W\d_]", r"\d"
     pieces = TOKENIZER.pre_tokenizer.pre_tokenize_str(text)
     assert [start for _, (start, _) in pieces] == [0, *(end for _, (_, end) in pieces)][: len(pieces)]
-    assert all(not (re.search(letter, text[a:b]) and re.search(number, text[a:b])) for _, (a, b) in pieces)
+    for _, (a, b) in pieces:
+        assert not {"L", "N"} <= {unicodedata.category(character)[0] for character in text[a:b]}, text[a:b]
 
 
 @pytest.mark.parametrize("value", ["Alice", "Korvath", "48213", "$48.20", "12 Elm Street", "ann.lee@post.net", "QX-77"])
