@@ -148,7 +148,7 @@ def read_adapter(folder: Path, family: Family, base: Mapping[str, Any]) -> tree.
 def _alpha(scale: float, r: int, use_rslora: bool) -> float:
     alpha = scale * (r**0.5 if use_rslora else r)
     # the scale was held in float32; the alpha that a person wrote is the round number beside it
-    return float(round(alpha)) if abs(alpha - round(alpha)) < 1e-4 else alpha
+    return float(round(alpha)) if abs(alpha - round(alpha)) <= 1e-6 * alpha else alpha
 
 
 def _parse(name: str, family: Family, file: Path) -> tuple[str, int, str]:
