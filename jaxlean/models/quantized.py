@@ -1,0 +1,101 @@
+"""Products with a kernel in whatever form it is held (`jaxlean.codec`), in the compute dtype, in int8 or in float8.
+
+`dot` dequantizes for the product and again for its gradient: what is kept for the backward pass is the kernel as it is
+held, never a wide copy of it. A quantized kernel is frozen and has no gradient.
+
+How the numbers are multiplied (`model.matmul`):
+
+    default  x and the kernel in the compute dtype, added up in float32. An int8 kernel goes into the product as its
+             whole numbers, which bfloat16 holds exactly, and the columns' scales follow in float32.
+    int8     x is scaled by each token's absmax to int8 as well, and int8 x int8 is added up in int32
+             (LLM.int8(), arXiv 2208.07339, without its outliers). The gradient that goes back to x likewise.
+    fp8      the same with float8_e4m3fn forward and float8_e5m2 for the gradient (arXiv 2209.05433), added up in
+             float32.
+
+The gradient of the input is a product over the kernel's columns, each of which may have a scale of its own; these are
+multiplied into the gradient before it is rounded. With int8 and fp8 a kernel that is held wide is rounded on the fly,
+and the gradient *of* such a kernel, where it trains, is taken in the compute dtype (SwitchBack, arXiv 2304.13013).
+"""
+
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxlean import codec
+from jaxlean.codec import Leaves, Narrow
+
+Matmul = Literal["default", "int8", "fp8"]
+# What the kernel and x are rounded to, and what the gradient is.
+_NARROW: dict[str, tuple[Any, Any]] = {
+    "int8": (jnp.int8, jnp.int8),
+    "fp8": (jnp.float8_e4m3fn, jnp.float8_e5m2),
+}
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def dot(x: jax.Array, leaves: Leaves, matmul: Matmul = "default") -> jax.Array:
+    """`x @ kernel` in the dtype of `x`, added up in float32 or int32.
+
+    Args:
+        x: [..., in], in the compute dtype.
+        leaves: a kernel [in, out] in one of `codec.LEAVES`' forms.
+        matmul: how it is multiplied.
+
+    Returns:
+        [..., out].
+    """
+    values, scale = _kernel(leaves, matmul, x.dtype)
+    if matmul == "default":
+        return _scaled(_product(x, values, -1, 0), scale).astype(x.dtype)
+    tokens = codec.narrow(x, _NARROW[matmul][0], axis=-1)
+    return _scaled(_product(tokens.values, values, -1, 0), tokens.scale[..., None], scale).astype(x.dtype)
+
+
+def _forward(x: jax.Array, leaves: Leaves, matmul: Matmul) -> tuple[jax.Array, Any]:
+    # x itself is only needed where the kernel may train
+    return dot(x, leaves, matmul), (x if "kernel" in leaves else None, leaves)
+
+
+def _backward(matmul: Matmul, saved: tuple[jax.Array | None, Leaves], grad: jax.Array) -> tuple[jax.Array, Any]:
+    x, leaves = saved
+    values, scale = _kernel(leaves, matmul, grad.dtype)
+    folded = _scaled(grad.astype(jnp.float32), scale)
+    if matmul == "default":
+        back = _product(folded.astype(grad.dtype), values, -1, 1)
+    else:
+        tokens = codec.narrow(folded, _NARROW[matmul][1], axis=-1)
+        back = _scaled(_product(tokens.values, values, -1, 1), tokens.scale[..., None])
+    if x is None:
+        return back.astype(grad.dtype), None
+    flat, flat_grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    of_kernel = _product(flat, flat_grad, 0, 0).astype(leaves["kernel"].dtype)
+    return back.astype(grad.dtype), {"kernel": of_kernel}
+
+
+dot.defvjp(_forward, _backward)
+
+
+def _kernel(leaves: Leaves, matmul: Matmul, dtype: Any) -> tuple[jax.Array, jax.Array | None]:
+    """([in, out] as it goes into the product, scale [out] of what comes out, if it has one)."""
+    if matmul == "default":
+        if "kernel_int8" in leaves:
+            return leaves["kernel_int8"].astype(dtype), leaves["kernel_scale"]
+        return codec.decode(leaves, dtype), None
+    if matmul == "int8" and "kernel_int8" in leaves:
+        return Narrow(leaves["kernel_int8"], leaves["kernel_scale"])
+    return codec.narrow(codec.decode(leaves, jnp.float32), _NARROW[matmul][0], axis=0)
+
+
+def _product(one: jax.Array, two: jax.Array, axis: int, other: int) -> jax.Array:
+    """Sum over `axis` of one and `other` of two, in int32 for whole numbers and float32 for all else."""
+    wide = jnp.int32 if jnp.issubdtype(one.dtype, jnp.integer) else jnp.float32
+    dims = (((axis % one.ndim,), (other,)), ((), ()))
+    return jax.lax.dot_general(one, two, dims, preferred_element_type=wide).astype(jnp.float32)
+
+
+def _scaled(x: jax.Array, *scales: jax.Array | None) -> jax.Array:
+    for scale in scales:
+        x = x if scale is None else x * scale
+    return x
