@@ -1,11 +1,42 @@
-"""Next-token cross entropy, summed over the tokens that carry loss."""
+"""Next-token cross entropy, summed over the tokens that carry loss, without ever holding [batch, length, vocab].
+
+`chunked_loss` is what training and evaluation run: the sequence in chunks, and with each chunk's logits, while they are
+there, its gradient too. `next_token_loss` is the same sum from all logits at once, the reference.
+
+For logits z [vocab], L = logsumexp(z), target t, label smoothing e and z-loss weight w, a token costs
+
+    L - (1 - e) * z[t] - e * mean(z)  +  w * L^2
+
+Label smoothing is Hugging Face's (`label_smoothing_factor`: the uniform part counts the target too; arXiv 1512.00567,
+section 7), the z-loss that of PaLM (arXiv 2204.02311, section 5) and ST-MoE (arXiv 2202.08906): it keeps L near 0.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+# (parameters, hidden states [tokens, hidden], int32 number of the chunk, on which a dropout may depend)
+# -> float32 logits [tokens, vocab]
+Head = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
-def next_token_loss(logits: jax.Array, tokens: jax.Array, loss_mask: jax.Array) -> jax.Array:
-    """Sum of the cross entropies of the tokens to be predicted.
+
+class Terms(NamedTuple):
+    """What a token's loss has beside its cross entropy."""
+
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+
+CROSS_ENTROPY = Terms()
+
+
+def next_token_loss(
+    logits: jax.Array, tokens: jax.Array, loss_mask: jax.Array, terms: Terms = CROSS_ENTROPY
+) -> jax.Array:
+    """Sum of the losses of the tokens to be predicted.
 
     A sum, not a mean: microbatches differ in tokens, and only sums over them add up to what one big batch gives.
 
@@ -13,11 +44,191 @@ def next_token_loss(logits: jax.Array, tokens: jax.Array, loss_mask: jax.Array) 
         logits: float32 [batch, length, vocab]; those at position t - 1 predict token t.
         tokens: int32 [batch, length].
         loss_mask: bool [batch, length], True where the token is to be predicted.
+        terms: z-loss and label smoothing.
 
     Returns:
         float32 [].
     """
-    logits, targets, mask = logits[:, :-1], tokens[:, 1:], loss_mask[:, 1:]
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    losses = jax.nn.logsumexp(logits, axis=-1) - picked
-    return jnp.where(mask, losses, 0.0).sum()
+    losses, _ = _losses(logits[:, :-1], tokens[:, 1:], terms)
+    return jnp.where(loss_mask[:, 1:], losses, 0.0).sum()
+
+
+def chunked_loss(
+    head: Head,
+    params: Any,
+    hidden: jax.Array,
+    tokens: jax.Array,
+    loss_mask: jax.Array,
+    *,
+    chunk: int,
+    terms: Terms = CROSS_ENTROPY,
+) -> jax.Array:
+    """`next_token_loss(head(params, hidden, 0), ...)` with the logits of `chunk` positions a row at a time.
+
+    Differentiated, each chunk's gradient is taken in the forward pass, while its logits are there, and the backward
+    pass only scales it: the head costs two products a chunk, three where it trains, and is never computed again. In
+    each row the positions that carry loss come first, and chunks without any are left out, so a batch of short
+    completions after long prompts costs only the completions. The batch dim stays as it is, and as it is sharded.
+
+    Args:
+        head: hidden states -> logits. It must read arrays from `params` alone (no closures over traced arrays).
+        params: any tree of arrays. Those with respect to which nothing is differentiated get no gradient, not even an
+            unused one.
+        hidden: [batch, length, hidden], in the compute dtype.
+        tokens, loss_mask: as in `next_token_loss`.
+        chunk: positions, 1 or more; see `chunk_length`.
+
+    Returns:
+        float32 []. It can be differentiated once, in reverse.
+    """
+    # position t predicts token t + 1; the last one has nothing to predict
+    targets = jnp.roll(tokens, -1, axis=1)
+    mask = jnp.roll(loss_mask, -1, axis=1).at[:, -1].set(False)
+    return _chunked((head, min(chunk, tokens.shape[1]), terms), params, hidden, targets, mask)
+
+
+def chunk_budget(setting: int | Literal["auto"] | None, num_devices: int) -> int | None:
+    """Bytes that logits may take over all devices, from `train.loss_chunk_bytes`, which is those of one.
+
+    auto: 64 MiB on CPU, where a chunk gains nothing from being larger, and 256 MiB on GPU and TPU, whose products need
+    some hundreds of rows (512 of a vocabulary of 131,072) to be worth the reading of the head.
+    """
+    if setting is None:
+        return None
+    if setting == "auto":
+        setting = (64 if jax.default_backend() == "cpu" else 256) << 20
+    return setting * num_devices
+
+
+def chunk_length(length: int, *, row_bytes: int, budget: int) -> int:
+    """The positions of a chunk whose logits take at most `budget` bytes (but at least one position).
+
+    Args:
+        length: of the sequence; it is cut into chunks of almost one size, so that little of the last is padding.
+        row_bytes: of one position's logits in all rows: `4 * rows * vocab`.
+        budget: bytes.
+
+    >>> chunk_length(512, row_bytes=4 * 4 * 49152, budget=64 << 20)
+    74
+    """
+    longest = min(max(budget // row_bytes, 1), length)
+    return -(-length // -(-length // longest))
+
+
+def _losses(logits: jax.Array, targets: jax.Array, terms: Terms) -> tuple[jax.Array, jax.Array]:
+    """([...] loss of each token, [...] logsumexp) of [..., vocab]."""
+    total = jax.nn.logsumexp(logits, axis=-1)
+    smoothing = terms.label_smoothing
+    losses = total - (1.0 - smoothing) * jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    if smoothing:
+        losses = losses - smoothing * logits.mean(axis=-1)
+    if terms.z_loss:
+        losses = losses + terms.z_loss * jnp.square(total)
+    return losses, total
+
+
+def _gradient(logits: jax.Array, total: jax.Array, targets: jax.Array, mask: jax.Array, terms: Terms) -> jax.Array:
+    """Of the losses with respect to the logits [..., vocab]; zero where `mask` is False."""
+    smoothing = terms.label_smoothing
+    gradient = jnp.exp(logits - total[..., None])
+    if terms.z_loss:
+        gradient = gradient * (1.0 + 2.0 * terms.z_loss * total[..., None])
+    # a comparison and no scatter: it is one loop with the rest, and each device can do its part of the vocabulary
+    place = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    gradient = gradient - jnp.where(place == targets[..., None], 1.0 - smoothing, 0.0)
+    if smoothing:
+        gradient = gradient - smoothing / logits.shape[-1]
+    return jnp.where(mask[..., None], gradient, 0.0)
+
+
+# ---- the chunked loss and its gradient
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked(
+    how: tuple[Head, int, Terms], params: Any, hidden: jax.Array, targets: jax.Array, mask: jax.Array
+) -> jax.Array:
+    head, chunk, terms = how
+    order, num = _loss_first(mask, chunk)
+
+    def add(number: jax.Array, loss: jax.Array) -> jax.Array:
+        x, wanted, counts = _take(order, number, chunk, hidden, targets, mask)
+        losses, _ = _losses(head(params, x, number), wanted, terms)
+        return loss + jnp.where(counts, losses, 0.0).reshape(loss.shape[0], -1).sum(axis=1)
+
+    # a sum a row: devices with different rows need not speak of it in each chunk
+    return jax.lax.fori_loop(0, num, add, jnp.zeros(mask.shape[:1], jnp.float32)).sum()
+
+
+def _chunked_forward(how: tuple[Head, int, Terms], params: Any, hidden: Any, targets: Any, mask: Any) -> Any:
+    head, chunk, terms = how
+    leaves, treedef = jax.tree.flatten(params)
+    moves = [leaf.perturbed for leaf in leaves]
+    values = [leaf.value for leaf in leaves]
+    hidden, targets, mask = hidden.value, targets.value, mask.value
+    order, num = _loss_first(mask, chunk)
+    slot = (hidden.shape[0], chunk, hidden.shape[-1])
+
+    def add(number: jax.Array, found: Any) -> Any:
+        loss, grad_hidden, grad_params = found
+        x, wanted, counts = _take(order, number, chunk, hidden, targets, mask)
+
+        def logits_of(moving: list[jax.Array], x: jax.Array) -> jax.Array:
+            rest = iter(moving)
+            whole = [next(rest) if move else value for move, value in zip(moves, values, strict=True)]
+            return head(jax.tree.unflatten(treedef, whole), x, number)
+
+        moving = [value for move, value in zip(moves, values, strict=True) if move]
+        logits, pull = jax.vjp(logits_of, moving, x)
+        losses, total = _losses(logits, wanted, terms)
+        more, grad_x = pull(_gradient(logits, total, wanted, counts, terms).astype(logits.dtype))
+        return (
+            loss + jnp.where(counts, losses, 0.0).reshape(loss.shape[0], -1).sum(axis=1),
+            jax.lax.dynamic_update_slice_in_dim(grad_hidden, grad_x.reshape(slot), number * chunk, axis=1),
+            [old + new.astype(old.dtype) for old, new in zip(grad_params, more, strict=True)],
+        )
+
+    zero = (
+        jnp.zeros(mask.shape[:1], jnp.float32),
+        jnp.zeros((*order.shape, hidden.shape[-1]), hidden.dtype),
+        # float32, whatever the parameters are held in: a sum of many small parts
+        [jnp.zeros(value.shape, jnp.float32) for move, value in zip(moves, values, strict=True) if move],
+    )
+    loss, grad_hidden, grad_params = jax.lax.fori_loop(0, num, add, zero)
+    back = jnp.argsort(order[:, : hidden.shape[1]], axis=1)
+    grad_hidden = jnp.take_along_axis(grad_hidden, back[..., None], axis=1)
+    rest = iter(grad_params)
+    grads = [next(rest).astype(value.dtype) if move else None for move, value in zip(moves, values, strict=True)]
+    return loss.sum(), (jax.tree.unflatten(treedef, grads), grad_hidden)
+
+
+def _chunked_backward(how: tuple[Head, int, Terms], found: Any, share: Any) -> tuple[Any, ...]:
+    if isinstance(share, jax.custom_derivatives.SymbolicZero):
+        return None, None, None, None
+    params, hidden = jax.tree.map(lambda grad: (grad.astype(jnp.float32) * share).astype(grad.dtype), found)
+    return params, hidden, None, None
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward, symbolic_zeros=True)
+
+
+def _loss_first(mask: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """(int32 [batch, padded length], the positions of each row with those that carry loss first; chunks they fill)."""
+    order = jnp.argsort(~mask, axis=1, stable=True).astype(jnp.int32)
+    # the padding points at a position without loss, or at one already counted; `_take` lets it count for nothing
+    order = jnp.pad(order, ((0, 0), (0, -order.shape[1] % chunk)))
+    longest = mask.sum(axis=1, dtype=jnp.int32).max()
+    return order, (longest + chunk - 1) // chunk
+
+
+def _take(
+    order: jax.Array, number: jax.Array, chunk: int, hidden: jax.Array, targets: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The hidden states [batch * chunk, hidden], targets and mask [batch * chunk] of one chunk."""
+    at = jax.lax.dynamic_slice_in_dim(order, number * chunk, chunk, axis=1)
+    places = number * chunk + jnp.arange(chunk, dtype=jnp.int32)
+    counts = jnp.take_along_axis(mask, at, axis=1) & (places < mask.shape[1])
+    x = jnp.take_along_axis(hidden, at[..., None], axis=1)
+    # The rows end to end: with logits in two dims, as a product gives them, XLA writes their gradient over them. A
+    # batch that is split over devices stays so.
+    return x.reshape(-1, x.shape[-1]), jnp.take_along_axis(targets, at, axis=1).reshape(-1), counts.reshape(-1)

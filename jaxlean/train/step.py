@@ -4,7 +4,6 @@ The gradient is taken with respect to the trainable tree alone, and only that tr
 base costs neither. The state is donated: the new one takes the old one's memory.
 """
 
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,11 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlean import tree
-from jaxlean.train.loss import next_token_loss
-
-Batch = Mapping[str, jax.Array]
-# (all parameters, one microbatch, dropout key) -> logits [rows, length, vocab]
-Apply = Callable[[tree.Tree, Batch, jax.Array], jax.Array]
+from jaxlean.train.objective import Batch, Loss
 
 
 class TrainState(NamedTuple):
@@ -31,7 +26,7 @@ class TrainState(NamedTuple):
 class StepMetrics(NamedTuple):
     """What a step says of itself; arrays on the device, so that reading them is the caller's choice."""
 
-    loss: jax.Array  # mean over the tokens that carry loss
+    loss: jax.Array  # what is minimised (with z-loss and label smoothing, if any): mean over tokens that carry loss
     grad_norm: jax.Array  # before clipping
     tokens: jax.Array
     total_tokens: jax.Array
@@ -45,12 +40,12 @@ def init_state(trainable: tree.Tree, transform: optax.GradientTransformation) ->
 
 
 def make_step(
-    apply: Apply, transform: optax.GradientTransformation, *, seed: int = 0, shardings: TrainState | None = None
+    loss: Loss, transform: optax.GradientTransformation, *, seed: int = 0, shardings: TrainState | None = None
 ) -> jax.stages.Wrapped:
     """The jitted step.
 
     Args:
-        apply: the model.
+        loss: of the model, summed over the tokens that carry it.
         transform: the optimizer.
         seed: of dropout; each step and microbatch has a key of its own.
         shardings: where the state lies, pinned so that step 2 finds what step 1 compiled for.
@@ -65,52 +60,56 @@ def make_step(
     """
 
     def summed_loss(trainable: tree.Tree, frozen: tree.Tree, rows: Batch, key: jax.Array) -> jax.Array:
-        logits = apply(tree.merge(trainable, frozen), rows, key)
-        return next_token_loss(logits, rows["tokens"], rows["loss_mask"])
+        return loss(tree.merge(trainable, frozen), rows, key)
 
     def step(state: TrainState, frozen: tree.Tree, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         gradient = jax.value_and_grad(summed_loss)
 
-        def microbatch(total: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        def microbatch(sums: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
             number, rows = numbered
             found = gradient(state.trainable, frozen, rows, jax.random.fold_in(key, number))
-            return jax.tree.map(jnp.add, total, found), None
+            return jax.tree.map(jnp.add, sums, found), None
 
         num = batch["tokens"].shape[0]
         if num == 1:  # no second gradient tree
             rows = {name: value[0] for name, value in batch.items()}
-            loss, grads = gradient(state.trainable, frozen, rows, jax.random.fold_in(key, 0))
+            total, grads = gradient(state.trainable, frozen, rows, jax.random.fold_in(key, 0))
         else:
             zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.trainable))
-            (loss, grads), _ = jax.lax.scan(microbatch, zero, (jnp.arange(num, dtype=jnp.uint32), dict(batch)))
+            (total, grads), _ = jax.lax.scan(microbatch, zero, (jnp.arange(num, dtype=jnp.uint32), dict(batch)))
         # the first token of a row has no logit before it
         tokens = batch["loss_mask"][..., 1:].sum(dtype=jnp.int32)
         share = 1.0 / jnp.maximum(tokens, 1).astype(jnp.float32)
-        loss, grads = loss * share, jax.tree.map(lambda g: g * share, grads)
+        mean, grads = total * share, jax.tree.map(lambda g: g * share, grads)
         norm = optax.tree.norm(grads)
 
         number = state.step + 1
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        finite = jnp.isfinite(mean) & jnp.isfinite(norm)
         broken_at = jnp.where((state.broken_at == 0) & ~finite, number, state.broken_at)
-        updates, moved = transform.update(grads, state.optimizer, state.trainable)
-        new = TrainState(optax.apply_updates(state.trainable, updates), moved, number, broken_at)
-        kept = TrainState(state.trainable, state.optimizer, state.step, broken_at)
-        new = jax.tree.map(lambda a, b: jnp.where(broken_at == 0, a, b), new, kept)
-        total = (batch["segments"] > 0).sum(dtype=jnp.int32)
-        return new, StepMetrics(loss, norm, tokens, total, broken_at)
+
+        def moved(state: TrainState, grads: tree.Tree) -> TrainState:
+            updates, optimizer = transform.update(grads, state.optimizer, state.trainable)
+            return TrainState(optax.apply_updates(state.trainable, updates), optimizer, number, broken_at)
+
+        def kept(state: TrainState, grads: tree.Tree) -> TrainState:
+            return state._replace(broken_at=broken_at)
+
+        # a branch, not a choice between old and new numbers, which would have to stand in memory side by side
+        new = jax.lax.cond(broken_at == 0, moved, kept, state, grads)
+        total_tokens = (batch["segments"] > 0).sum(dtype=jnp.int32)
+        return new, StepMetrics(mean, norm, tokens, total_tokens, broken_at)
 
     out_shardings = None if shardings is None else (shardings, None)
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
 
-def make_eval_step(apply: Apply) -> jax.stages.Wrapped:
+def make_eval_step(loss: Loss) -> jax.stages.Wrapped:
     """The jitted `(trainable, frozen, batch of [rows, length]) -> (summed loss, tokens that carry it)`."""
 
     @jax.jit
     def step(trainable: tree.Tree, frozen: tree.Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        logits = apply(tree.merge(trainable, frozen), batch, jax.random.key(0))
-        loss = next_token_loss(logits, batch["tokens"], batch["loss_mask"])
-        return loss, batch["loss_mask"][:, 1:].sum(dtype=jnp.int32)
+        total = loss(tree.merge(trainable, frozen), batch, jax.random.key(0))
+        return total, batch["loss_mask"][:, 1:].sum(dtype=jnp.int32)
 
     return step

@@ -1,0 +1,60 @@
+"""A decoder as what training minimises: parameters and a batch in, one summed loss out."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxlean import tree
+from jaxlean.models.decoder import DecoderConfig, Scan
+from jaxlean.models.linear import Dropout
+from jaxlean.train.loss import CROSS_ENTROPY, Terms, chunk_length, chunked_loss, next_token_loss
+
+Batch = Mapping[str, jax.Array]
+# (all parameters, one microbatch, dropout key) -> float32 [], the loss summed over the tokens that carry it
+Loss = Callable[[tree.Tree, Batch, jax.Array], jax.Array]
+
+
+def objective(
+    graph: nnx.GraphDef,
+    config: DecoderConfig,
+    *,
+    logits_bytes: int | None,
+    terms: Terms = CROSS_ENTROPY,
+    dropout_rate: float = 0.0,
+    scan: Scan = jax.lax.scan,
+) -> Loss:
+    """The summed loss of a decoder's predictions, as `make_step` and `make_eval_step` take it.
+
+    Args:
+        graph: of a `Decoder`, adapters attached.
+        config: its shape.
+        logits_bytes: the most that float32 logits may take at a time, over all devices (`loss.chunk_budget`); None
+            holds those of the whole batch.
+        terms: z-loss and label smoothing. The evaluation leaves them out, so that its loss is a cross entropy.
+        dropout_rate: of the adapters.
+        scan: runs the layers (a remat policy).
+    """
+    part = "embed" if config.tie_embeddings else "head"
+
+    def loss(params: tree.Tree, batch: Batch, key: jax.Array) -> jax.Array:
+        dropout = Dropout(dropout_rate, key) if dropout_rate else None
+        model = nnx.merge(graph, params)
+        hidden = model.hidden(
+            batch["tokens"], positions=batch["positions"], segments=batch["segments"], dropout=dropout, scan=scan
+        )
+        tokens, mask = batch["tokens"], batch["loss_mask"]
+        if logits_bytes is None:
+            return next_token_loss(model.logits(hidden, dropout), tokens, mask, terms)
+
+        def head(own: Any, x: jax.Array, number: jax.Array) -> jax.Array:
+            # its own place among the layers' (0, 1 ... num_layers - 1), then one for each chunk
+            drop = Dropout(dropout_rate, own["key"]).fold(config.num_layers).fold(number) if dropout_rate else None
+            return nnx.merge(graph, {**params, part: own[part]}).logits(x, drop)
+
+        rows, length = tokens.shape
+        chunk = chunk_length(length, row_bytes=4 * rows * config.vocab_size, budget=logits_bytes)
+        return chunked_loss(head, {part: params[part], "key": key}, hidden, tokens, mask, chunk=chunk, terms=terms)
+
+    return loss

@@ -1,0 +1,110 @@
+"""A decoder's summed loss: in chunks and at once, with every kind of head, on every path to the parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxlean import tree
+from jaxlean.adapt import lora
+from jaxlean.config import LoraSection
+from jaxlean.models.decoder import Decoder, DecoderConfig, abstract
+from jaxlean.train.loss import CROSS_ENTROPY, Terms, next_token_loss
+from jaxlean.train.objective import objective
+
+ROWS, LENGTH, VOCAB = 2, 10, 32
+THREE_POSITIONS = 4 * ROWS * VOCAB * 3
+
+
+def decoder(*, tied=False, adapted=None, dtype=jnp.float32):
+    """(graph, config, parameters) of a small decoder, perhaps with adapters that are not zero."""
+    config = DecoderConfig(
+        vocab_size=VOCAB, hidden_size=8, intermediate_size=12, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4,
+        initializer_range=0.5, tie_embeddings=tied,
+    )  # fmt: skip
+    params = nnx.to_pure_dict(nnx.split(Decoder(config, rngs=nnx.Rngs(0)))[1])
+    if adapted is not None:
+        params = lora.add(params, adapted, LoraSection(r=2), jax.random.key(1))
+        moved = jax.random.normal(jax.random.key(2), (64,))
+        params = tree.map_with_path(
+            lambda path, x: jnp.resize(moved, x.shape) if path.endswith("lora_b") else x, params
+        )
+    return abstract(config, params, dtype=dtype)[0], config, params
+
+
+def batch(seed=0):
+    rng = np.random.default_rng(seed)
+    mask = rng.random((ROWS, LENGTH)) < 0.6
+    mask[:, 0] = False
+    return {
+        "tokens": rng.integers(0, VOCAB, (ROWS, LENGTH)).astype(np.int32),
+        "loss_mask": mask,
+        "segments": np.repeat([[1] * 6 + [2] * 3 + [0]], ROWS, axis=0).astype(np.int32),
+        "positions": np.repeat([[0, 1, 2, 3, 4, 5, 0, 1, 2, 0]], ROWS, axis=0).astype(np.int32),
+    }
+
+
+def gradients(model, trains, **options):
+    graph, config, params = model
+    trainable, frozen = tree.split(params, trains)
+    loss = objective(graph, config, **options)
+
+    def total(trainable, rows):
+        return loss(tree.merge(trainable, frozen), rows, jax.random.key(0))
+
+    value, grads = jax.jit(jax.value_and_grad(total))(trainable, batch())
+    return value, tree.flatten(grads)
+
+
+HEADS = {"untied": {}, "tied": {"tied": True}, "adapted": {"adapted": ["head", "layers.mlp.down"]}}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("terms", [CROSS_ENTROPY, Terms(0.01, 0.1)])
+def test_in_chunks_and_at_once_it_is_the_same(kind, terms):
+    model = decoder(**HEADS[kind])
+    trains = lora.is_adapter if kind == "adapted" else lambda path: True
+    got, want = (gradients(model, trains, logits_bytes=budget, terms=terms) for budget in (THREE_POSITIONS, None))
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+    assert got[1].keys() == want[1].keys()
+    for path, leaf in want[1].items():
+        assert np.abs(leaf).max() > 0, path
+        np.testing.assert_allclose(got[1][path], leaf, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def test_at_once_it_is_the_loss_of_the_model_s_logits():
+    graph, config, params = decoder()
+    rows = batch()
+    logits = nnx.merge(graph, params)(rows["tokens"], positions=rows["positions"], segments=rows["segments"])
+    want = next_token_loss(logits, rows["tokens"], rows["loss_mask"])
+    for budget in (None, THREE_POSITIONS):
+        got = objective(graph, config, logits_bytes=budget)(params, rows, jax.random.key(0))
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_in_bfloat16_the_logits_are_not_rounded():
+    graph, _, params = decoder(dtype=jnp.bfloat16)
+    model = nnx.merge(graph, params)
+    hidden = model.hidden(jnp.asarray(batch()["tokens"]))
+    assert hidden.dtype == jnp.bfloat16
+    kernel = params["head"]["kernel"].astype(jnp.bfloat16).astype(jnp.float32)
+    np.testing.assert_allclose(model.logits(hidden), hidden.astype(jnp.float32) @ kernel, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_of_a_head_s_adapter_follows_the_key():
+    graph, config, params = decoder(adapted=["head"])
+
+    def total(key, rate=0.5):
+        loss = objective(graph, config, logits_bytes=THREE_POSITIONS, dropout_rate=rate)
+        return float(jax.jit(loss)(params, batch(), jax.random.key(key)))
+
+    assert total(1) == total(1)
+    assert total(1) != total(2)
+    assert total(1, rate=0.0) == pytest.approx(total(2, rate=0.0))
+
+
+def test_a_row_of_one_token_has_no_loss():
+    graph, config, params = decoder()
+    one = {name: x[:, :1] for name, x in batch().items()}
+    assert objective(graph, config, logits_bytes=THREE_POSITIONS)(params, one, jax.random.key(0)) == 0
