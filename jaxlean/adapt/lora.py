@@ -1,8 +1,8 @@
 """LoRA: freeze the base, learn a low-rank change beside some of its matrices (arXiv 2106.09685).
 
-Beside `x.kernel` [.., in, out] stand `x.lora_a` [.., in, r] and `x.lora_b` [.., r, out]; the layer computes
-`x @ kernel + lora_scale * (x @ lora_a) @ lora_b`. A leading dim is the stacked layers'. Which kernels are adapted is
-a rule over parameter paths; nothing here knows what the paths mean.
+Beside `x.kernel` [.., in, out], in whatever form it is held (`jaxlean.codec`), stand `x.lora_a` [.., in, r] and
+`x.lora_b` [.., r, out]; the layer computes `x @ kernel + lora_scale * (x @ lora_a) @ lora_b`. A leading dim is the
+stacked layers'. Which kernels are adapted is a rule over parameter paths; nothing here knows what the paths mean.
 """
 
 import re
@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxlean import tree
+from jaxlean import codec, tree
 from jaxlean.config import LoraSection
-from jaxlean.errors import ConfigError, did_you_mean
+from jaxlean.errors import ConfigError, ModelError, did_you_mean
 
 _TRAINED = ("lora_a", "lora_b", "lora_magnitude")
 
@@ -48,7 +48,7 @@ def targets(
         ConfigError: a name or regex that matches nothing.
     """
     names = names or {}
-    modules = [path.removesuffix(".kernel") for path in tree.flatten(params) if path.endswith(".kernel")]
+    modules = list(codec.kernels(tree.flatten(params)))
     if target_modules == "all-linear":
         return [module for module in modules if module != "head"]
 
@@ -86,6 +86,7 @@ def add(params: tree.Tree, modules: Sequence[str], config: LoraSection, key: jax
 
     `default`: lora_a is Kaiming-uniform and lora_b zero, so that the model starts as the base. `pissa` (arXiv
     2404.02948): the adapter starts as the kernel's r principal singular directions, which are taken out of the kernel.
+    A base that is to be quantized gets such an adapter before, so that what is rounded is the rest (QPiSSA).
 
     Args:
         params: nested dict of arrays.
@@ -97,31 +98,48 @@ def add(params: tree.Tree, modules: Sequence[str], config: LoraSection, key: jax
         a new tree; adapters are float32.
 
     Raises:
-        ConfigError: the rank exceeds a matrix's smaller side.
+        ConfigError: the rank exceeds a matrix's smaller side, or PiSSA over a base that is quantized already.
     """
     leaves = dict(tree.flatten(params))
+    kernels = codec.kernels(leaves)
     for number, module in enumerate(sorted(modules)):
-        kernel = leaves[f"{module}.kernel"]
-        *stack, dim_in, dim_out = kernel.shape
+        kernel = kernels[module]
+        *stack, dim_in, dim_out = codec.shape(kernel)
         if config.r > min(dim_in, dim_out):
             raise ConfigError(
                 "lora.r exceeds the matrix", where=module, got=config.r, wanted=f"at most {min(dim_in, dim_out)}"
             )
         if config.init_lora_weights == "pissa":
-            a, b, leaves[f"{module}.kernel"] = _principal(kernel, config.r, scale(config))
+            if "kernel" not in kernel:
+                raise ConfigError(
+                    "pissa takes its start out of the full kernel, and this one is quantized",
+                    where=module,
+                    fix="add the adapter to the base as it was, then quantize (adapt.quantize)",
+                )
+            a, b, leaves[f"{module}.kernel"] = _principal(kernel["kernel"], config.r, scale(config))
         else:
             a, b = _fresh(jax.random.fold_in(key, number), tuple(stack), dim_in, config.r, dim_out)
         adapter = {"lora_a": a, "lora_b": b, "lora_scale": jnp.full(tuple(stack), scale(config), jnp.float32)}
         if config.use_dora:
             # the length of each column of the base: at the start, direction and magnitude give the base again
-            adapter["lora_magnitude"] = jnp.linalg.norm(kernel.astype(jnp.float32), axis=-2)
+            adapter["lora_magnitude"] = column_lengths(kernel)
         leaves |= {f"{module}.{name}": beside(kernel, leaf) for name, leaf in adapter.items()}
     return tree.unflatten(leaves)
 
 
-def beside(kernel: Any, leaf: jax.Array) -> jax.Array:
+@jax.jit
+def column_lengths(kernel: codec.Leaves) -> jax.Array:
+    """float32 [.., out]: the Euclidean length of each column of a kernel in any form, computed layer by layer."""
+
+    def lengths(one: codec.Leaves) -> jax.Array:
+        return jnp.linalg.norm(codec.decode(one, jnp.float32), axis=-2)
+
+    return codec.each_layer(lengths, kernel, dims=len(codec.shape(kernel)) - 2)
+
+
+def beside(kernel: codec.Leaves, leaf: jax.Array) -> jax.Array:
     """An adapter's leaf where its kernel is: a copy on each device that holds a part of it, for the leaf is small."""
-    sharding = getattr(kernel, "sharding", None)
+    sharding = getattr(next(iter(kernel.values())), "sharding", None)
     if not isinstance(sharding, NamedSharding):
         return leaf
     return jax.device_put(leaf, NamedSharding(sharding.mesh, PartitionSpec()))
@@ -131,12 +149,21 @@ def merge(params: tree.Tree) -> tree.Tree:
     """Fold every adapter into its kernel: a base of plain kernels that computes the same.
 
     The product is taken in float32 and the kernel keeps its dtype.
+
+    Raises:
+        ModelError: an adapter beside a quantized kernel, whose steps are coarser than what the adapter adds.
     """
     leaves = tree.flatten(params)
     merged = {path: leaf for path, leaf in leaves.items() if ".lora_" not in path}
     for path in leaves:
         if path.endswith(".lora_a"):
             module = path.removesuffix(".lora_a")
+            if f"{module}.kernel" not in leaves:
+                raise ModelError(
+                    "an adapter cannot be folded into a quantized kernel",
+                    where=module,
+                    fix="load the base without quantization and merge into that (`jaxlean merge` does)",
+                )
             kernel = leaves[f"{module}.kernel"]
             merged[f"{module}.kernel"] = _merged(
                 kernel, leaves[path], leaves[f"{module}.lora_b"], leaves[f"{module}.lora_scale"],

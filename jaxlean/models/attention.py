@@ -1,9 +1,22 @@
-"""Causal self-attention with grouped heads, packed segments, sliding windows and a key/value cache."""
+"""Causal self-attention with grouped heads, packed segments, sliding windows and soft caps: one function, many back ends.
 
-from typing import NamedTuple
+    plain    every score at once, in plain XLA: the reference, and what generation with a cache uses
+    block    blocks of queries against the keys they see, in plain XLA: for CPUs, and where a kernel lacks a feature
+    cudnn    NVIDIA's fused kernel, through `jax.nn.dot_product_attention`
+    splash   the Pallas kernel for TPUs that comes with jax
+"""
+
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from jaxlean.errors import ConfigError
+from jaxlean.models.block_attention import Settings, block_attention
+from jaxlean.models.kernel_attention import cudnn_attention, splash_attention
+
+Backend = Literal["plain", "block", "cudnn", "splash"]
+Window = int | jax.Array | None
 
 # Large enough to vanish in a softmax, small enough that a row with nothing to attend stays finite.
 _MASKED = -1e30
@@ -21,7 +34,7 @@ class Slots(NamedTuple):
     query_segments: jax.Array  # int32 [batch, query_length]
     key_segments: jax.Array  # int32 [batch, key_length]
 
-    def visible(self, window: int | jax.Array | None) -> jax.Array:
+    def visible(self, window: Window) -> jax.Array:
         """bool [batch, query_length, key_length]: who may see whom."""
         distance = self.query_index[:, None] - self.key_index[None, :]
         near = distance >= 0
@@ -30,22 +43,94 @@ class Slots(NamedTuple):
         return near & (self.query_segments[:, :, None] == self.key_segments[:, None, :])
 
 
-def attention(query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array) -> jax.Array:
+def choose(
+    wanted: str, *, platform: str, dtype: jnp.dtype, head_dim: int, softcap: float | None = None, num_devices: int = 1
+) -> Backend:
+    """The back end to use.
+
+    Args:
+        wanted: one of them, or `auto`: the fastest that runs on the platform with this head.
+        platform: `cpu`, `gpu` or `tpu`.
+        dtype: compute dtype.
+        num_devices: of the mesh; jax does not split the Pallas kernel over several by itself.
+
+    Raises:
+        ConfigError: the one asked for does not run there; says why.
+    """
+    lacking = {
+        "cudnn": _first_true(
+            (platform != "gpu", f"needs an NVIDIA GPU, this is {platform}"),
+            (dtype == jnp.float32, "multiplies in bfloat16, not in float32"),
+            (head_dim % 8 != 0 or head_dim > 256, f"needs a head_dim up to 256 that 8 divides, this is {head_dim}"),
+            (softcap is not None, "has no soft cap"),
+        ),
+        "splash": _first_true(
+            (platform != "tpu", f"needs a TPU, this is {platform}"),
+            (head_dim % 128 != 0, f"needs a head_dim that 128 divides, this is {head_dim}"),
+            (num_devices > 1, f"runs on one device, the mesh has {num_devices}"),
+        ),
+    }
+    if wanted == "auto":
+        return next((name for name in ("cudnn", "splash") if lacking[name] is None), "block")  # type: ignore[return-value]
+    if lacking.get(wanted) is not None:
+        raise ConfigError(f"model.attention: {wanted} {lacking[wanted]}", fix="model.attention=auto")
+    return wanted  # type: ignore[return-value]
+
+
+def _first_true(*reasons: tuple[bool, str]) -> str | None:
+    return next((text for holds, text in reasons if holds), None)
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    slots: Slots,
+    *,
+    window: Window = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+    backend: Backend = "plain",
+) -> jax.Array:
     """Softmax attention; scores, softmax and sums in float32.
 
     Args:
         query: [batch, query_length, heads, head_dim].
         key, value: [batch, key_length, kv_heads, head_dim]; heads is a multiple of kv_heads.
-        visible: bool [batch, query_length, key_length].
+        slots: where they stand. All back ends but `plain` take keys and queries to stand at the same slots.
+        window: how far back a token sees, itself included; None for everything.
+        softcap: scores become `softcap * tanh(scores / softcap)` (Gemma 2, arXiv 2408.00118).
+        scale: of the scores; default 1 / sqrt(head_dim).
+        backend: see the module. Where the length is none that splash can have (128 divides it), or layers have
+            windows of their own, block takes its place.
 
     Returns:
         [batch, query_length, heads, head_dim] in the dtype of `query`.
     """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if backend == "splash" and (query.shape[1] % 128 or isinstance(window, jax.Array)):
+        backend = "block"
+    match backend:
+        case "plain":
+            return _plain(query, key, value, slots.visible(window), softcap, scale)
+        case "block":
+            fixed, traced = (None, window) if isinstance(window, jax.Array) else (window, None)
+            return block_attention(Settings(fixed, softcap, scale), query, key, value, slots.key_segments, traced)
+        case "cudnn":
+            return cudnn_attention(query, key, value, slots.visible(window), scale)
+        case "splash":
+            return splash_attention(query, key, value, slots.key_segments, window, softcap, scale)
+
+
+def _plain(
+    query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array, softcap: float | None, scale: float
+) -> jax.Array:
     batch, query_length, heads, head_dim = query.shape
     kv_heads = key.shape[2]
     grouped = query.reshape(batch, query_length, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, key, preferred_element_type=jnp.float32)
-    scores = jnp.where(visible[:, None, None], scores * (head_dim**-0.5), _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, key, preferred_element_type=jnp.float32) * scale
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, _MASKED), axis=-1).astype(value.dtype)
     context = jnp.einsum("bkgts,bskd->btkgd", weights, value, preferred_element_type=jnp.float32)
     return context.reshape(batch, query_length, heads, head_dim).astype(query.dtype)

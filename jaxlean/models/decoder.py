@@ -11,18 +11,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from jaxlean import tree
-from jaxlean.models.attention import Slots, attention
-from jaxlean.models.linear import Dropout, Linear, normal
+from jaxlean.models.attention import Backend, Slots, attention
+from jaxlean.models.cpu import from_bits, keep, to_bits
+from jaxlean.models.linear import Dropout, Linear, dot_wide, normal
 from jaxlean.models.norm import RMSNorm
+from jaxlean.models.projection import LORA_LOW, project
+from jaxlean.models.quantized import Matmul
 from jaxlean.models.rope import Rope, rotate
 
-# Every activation a remat policy can name, in the order they arise in a layer.
-ACTIVATIONS = ("attention_in", "query", "key", "value", "context", "attention_out", "mlp_in", "gate", "up", "mlp_out")
+# Every activation a remat policy can name, in the order they arise in a layer: `attention_lse` beside `context` is what
+# the backward pass of attention needs; `lora_low` are all adapters' inner products.
+ACTIVATIONS = (
+    "attention_in", "query", "key", "value", "context", "attention_lse", "attention_out", "mlp_in", "gate", "up",
+    "mlp_out", LORA_LOW,
+)  # fmt: skip
+# A layer's input, which every policy keeps.
+LAYER_INPUT = "layer_in"
 
-Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+Scan = Callable[[Callable[..., Any], Any, Any], tuple[Any, Any]]  # (body, carry, xs) -> (carry, ys)
 Angles = tuple[jax.Array, jax.Array]  # cosines and sines, each [batch, length, head_dim / 2]
 KeyValue = tuple[jax.Array, jax.Array]  # one layer's cache, each [batch, slots, kv_heads, head_dim]
 Window = int | jax.Array | None
@@ -95,6 +103,7 @@ class Attention(nnx.Module):
         self.query_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.head_dim = config.head_dim
+        self.backend: Backend = "plain"
 
     def __call__(
         self,
@@ -108,9 +117,10 @@ class Attention(nnx.Module):
         """x [batch, length, hidden] -> (the same shape, the layer's cache with x's keys and values written in)."""
         heads = (*x.shape[:2], -1, self.head_dim)
         drop = [dropout.fold(i) if dropout is not None else None for i in range(4)]
-        query = checkpoint_name(self.query(x, drop[0]), "query").reshape(heads)
-        key = checkpoint_name(self.key(x, drop[1]), "key").reshape(heads)
-        value = checkpoint_name(self.value(x, drop[2]), "value").reshape(heads)
+        query, key, value = project(x, (self.query, self.key, self.value), drop[:3])
+        query = keep(query, "query").reshape(heads)
+        key = keep(key, "key").reshape(heads)
+        value = keep(value, "value").reshape(heads)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = rotate(query, *angles), rotate(key, *angles)
@@ -121,9 +131,12 @@ class Attention(nnx.Module):
                 jax.lax.dynamic_update_slice(cache[1], value.astype(cache[1].dtype), start),
             )
             key, value = cache[0].astype(query.dtype), cache[1].astype(query.dtype)
-        context = attention(query, key, value, slots.visible(window))
-        context = checkpoint_name(context.reshape(*x.shape[:2], -1), "context")
-        return checkpoint_name(self.out(context, drop[3]), "attention_out"), cache
+        # generation, whose queries stand at other slots than its keys, has few queries: no kernel is needed for it
+        backend = self.backend if cache is None else "plain"
+        context = attention(query, key, value, slots, window=window, backend=backend).reshape(*x.shape[:2], -1)
+        if backend in ("plain", "cudnn"):  # the others name it themselves, among what their backward pass needs
+            context = keep(context, "context")
+        return keep(project(context, (self.out,), drop[3:])[0], "attention_out"), cache
 
 
 class MLP(nnx.Module):
@@ -144,10 +157,10 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array, dropout: Dropout | None) -> jax.Array:
         drop = [dropout.fold(i) if dropout is not None else None for i in range(4, 7)]
-        gate = checkpoint_name(self.gate(x, drop[0]), "gate")
-        up = checkpoint_name(self.up(x, drop[1]), "up")
+        gate, up = project(x, (self.gate, self.up), drop[:2])
+        gate, up = keep(gate, "gate"), keep(up, "up")
         inner = (self.activation(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
-        return checkpoint_name(self.down(inner, drop[2]), "mlp_out")
+        return keep(project(inner, (self.down,), drop[2:])[0], "mlp_out")
 
 
 class Layer(nnx.Module):
@@ -170,10 +183,10 @@ class Layer(nnx.Module):
     ) -> tuple[jax.Array, KeyValue | None]:
         """As `Attention.__call__`."""
         mixed, cache = self.attention(
-            checkpoint_name(self.attention_norm(x), "attention_in"), angles, slots, window, cache, dropout
+            keep(self.attention_norm(x), "attention_in"), angles, slots, window, cache, dropout
         )
         x = x + mixed
-        x = x + self.mlp(checkpoint_name(self.mlp_norm(x), "mlp_in"), dropout)
+        x = x + self.mlp(keep(self.mlp_norm(x), "mlp_in"), dropout)
         return x, cache
 
 
@@ -205,7 +218,7 @@ class Decoder(nnx.Module):
         positions: jax.Array | None = None,
         segments: jax.Array | None = None,
         dropout: Dropout | None = None,
-        wrap: Wrap | None = None,
+        scan: Scan = jax.lax.scan,
     ) -> jax.Array:
         """Logits of the next token at every position.
 
@@ -214,13 +227,26 @@ class Decoder(nnx.Module):
             positions: int32 [batch, length], each token's place in its own sequence; default 0, 1, 2 ...
             segments: int32 [batch, length]; a token sees only its own segment, 0 is padding. Default: one segment.
             dropout: of the adapters, in training.
-            wrap: what is done to the body of the scan over layers (a remat policy).
+            scan: runs the body over the layers (`xla.remat.scan_layers` makes one of a policy).
 
         Returns:
             float32 [batch, length, vocab].
         """
-        x, _ = self._hidden(tokens, positions, segments, None, dropout, wrap)
-        return self.logits(x, dropout)
+        return self.logits(
+            self.hidden(tokens, positions=positions, segments=segments, dropout=dropout, scan=scan), dropout
+        )
+
+    def hidden(
+        self,
+        tokens: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        dropout: Dropout | None = None,
+        scan: Scan = jax.lax.scan,
+    ) -> jax.Array:
+        """The normalised hidden states [batch, length, hidden] that `logits` reads. Args as in `__call__`."""
+        return self._hidden(tokens, positions, segments, None, dropout, scan)[0]
 
     def decode(
         self, tokens: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache
@@ -235,18 +261,19 @@ class Decoder(nnx.Module):
         Returns:
             (float32 [batch, length, vocab], Cache).
         """
-        x, written = self._hidden(tokens, positions, segments, cache, None, None)
+        x, written = self._hidden(tokens, positions, segments, cache, None, jax.lax.scan)
         assert written is not None
         return self.logits(x), written
 
     def logits(self, x: jax.Array, dropout: Dropout | None = None) -> jax.Array:
         """Normalised hidden states [..., hidden] -> float32 [..., vocab]."""
+        if self.head is not None and self.head.bare and self.head.kernel is not None:
+            return dot_wide(x, self.head.kernel[...].astype(x.dtype))
         if self.head is not None:
             # the layers fold in 0, 1 ... num_layers - 1
             drop = dropout.fold(self.config.num_layers) if dropout is not None else None
             return self.head(x, drop).astype(jnp.float32)
-        table = self.embed.embedding[...].astype(x.dtype)
-        return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
+        return dot_wide(x, self.embed.embedding[...].astype(x.dtype), True)
 
     def _hidden(
         self,
@@ -255,7 +282,7 @@ class Decoder(nnx.Module):
         segments: jax.Array | None,
         cache: Cache | None,
         dropout: Dropout | None,
-        wrap: Wrap | None,
+        scan: Scan,
     ) -> tuple[jax.Array, Cache | None]:
         steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         if positions is None:
@@ -269,20 +296,21 @@ class Decoder(nnx.Module):
             slots = Slots(steps + cache.filled, jnp.arange(seen.shape[1], dtype=jnp.int32), segments, seen)
         angles = self.config.rope.cos_sin(positions, self.config.head_dim)
         graph, params = nnx.split(self.layers)
+        params = jax.tree.map(to_bits, params)
         shared, windows = self._windows()
 
         def body(x: jax.Array, per_layer: Any) -> tuple[jax.Array, KeyValue | None]:
             params, window, cached, place = per_layer
             drop = dropout.fold(place) if dropout is not None else None
-            return nnx.merge(graph, params)(x, angles, slots, shared if windows is None else window, cached, drop)
+            x = keep(x, LAYER_INPUT)
+            return nnx.merge(graph, jax.tree.map(from_bits, params))(x, angles, slots, shared if windows is None else window, cached, drop)
 
-        if wrap is not None:
-            body = wrap(body)
         cached = None if cache is None else (cache.key, cache.value)
         places = jnp.arange(self.config.num_layers, dtype=jnp.uint32)
-        x, cached = jax.lax.scan(body, self.embed(tokens), (params, windows, cached, places))
-        if cache is not None and cached is not None:
-            cache = Cache(*cached, segments=slots.key_segments, filled=cache.filled + tokens.shape[1])
+        x, written = scan(body, self.embed(tokens), (params, windows, cached, places))
+        if cache is not None:
+            key, value = written
+            cache = Cache(key, value, segments=slots.key_segments, filled=cache.filled + tokens.shape[1])
         return self.norm(x), cache
 
     def _windows(self) -> tuple[int | None, jax.Array | None]:
@@ -301,26 +329,37 @@ def _stack(build: Callable[[nnx.Rngs], nnx.Module], num: int, rngs: nnx.Rngs) ->
 
 
 def abstract(
-    config: DecoderConfig, params: Mapping[str, Any] | None = None, *, dtype: Any = jnp.float32
+    config: DecoderConfig,
+    params: Mapping[str, Any] | None = None,
+    *,
+    dtype: Any = jnp.float32,
+    matmul: Matmul = "default",
+    attention: Backend = "plain",
 ) -> tuple[nnx.GraphDef, tree.Tree]:
     """The decoder's graph and its parameters' shapes, without a byte of memory.
 
     Args:
         config: the decoder's shape.
-        params: a parameter tree; the adapters that stand in it (`lora_a`, ...) are attached to the linear layers
-            beside which they stand.
+        params: a parameter tree; the adapters that stand in it (`lora_a`, ...) and the forms that its kernels have are
+            attached to the linear layers at whose place they stand.
         dtype: compute dtype.
+        matmul: how the kernels of all linear layers but the head are multiplied (`models.quantized`).
+        attention: the back end of attention (`models.attention.choose`).
 
     Returns:
         (graph for `nnx.merge(graph, params)`, nested dict of `jax.ShapeDtypeStruct`).
     """
     model = nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
-    if params is not None:
-        for path, module in list(nnx.iter_modules(model)):
-            if isinstance(module, Linear):
+    for path, module in list(nnx.iter_modules(model)):
+        if isinstance(module, Attention):
+            module.backend = attention
+        if isinstance(module, Linear):
+            if path != ("head",):
+                module.matmul = matmul
+            if params is not None:
                 node: Any = params
                 for key in path:
                     node = node.get(key, {}) if isinstance(node, Mapping) else {}
-                module.attach_lora(node)
+                module.attach(node, where=".".join(map(str, path)))
     graph, state = nnx.split(model)
     return graph, nnx.to_pure_dict(state)

@@ -1,4 +1,4 @@
-"""The one linear layer: a kernel, perhaps a bias, perhaps a low-rank adapter."""
+"""The one linear layer: a kernel in one of several forms, perhaps a bias, perhaps a low-rank adapter."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -7,6 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from jaxlean import codec
+from jaxlean.errors import ModelError
+from jaxlean.models import quantized
+from jaxlean.models.cpu import transpose
+from jaxlean.models.quantized import Matmul
 
 # What may stand beside a kernel in the parameter tree.
 LORA_LEAVES = frozenset({"lora_a", "lora_b", "lora_scale", "lora_magnitude"})
@@ -52,45 +58,133 @@ def _dot_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.
 
 def _dot_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
+    flat = grad.reshape(-1, grad.shape[-1])
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     return (
         product("...o,io->...i", grad, kernel).astype(x.dtype),
-        product("ni,no->io", x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])).astype(kernel.dtype),
+        product("in,no->io", transpose(x.reshape(-1, x.shape[-1])), flat).astype(kernel.dtype),
     )
 
 
 dot.defvjp(_dot_forward, _dot_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def dot_wide(x: jax.Array, kernel: jax.Array, transposed: bool = False) -> jax.Array:
+    """`x @ kernel` (or `x @ kernel.T`) in float32, as it was added up: for logits. Its gradient is that of `dot`.
+
+    Args:
+        x: [..., in].
+        kernel: [in, out], or transposed [out, in], as an embedding is; same dtype.
+    """
+    return jnp.einsum("...i,oi->...o" if transposed else "...i,io->...o", x, kernel, preferred_element_type=jnp.float32)
+
+
+def _dot_wide_forward(x: jax.Array, kernel: jax.Array, transposed: bool) -> tuple[jax.Array, Any]:
+    return dot_wide(x, kernel, transposed), (x, kernel)
+
+
+def _dot_wide_backward(
+    transposed: bool, saved: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    grad = grad.astype(x.dtype)
+    if not transposed:
+        return _dot_backward(saved, grad)
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    return (
+        product("...o,oi->...i", grad, kernel).astype(x.dtype),
+        product("on,ni->oi", transpose(grad.reshape(-1, grad.shape[-1])), x.reshape(-1, x.shape[-1])).astype(kernel.dtype),
+    )
+
+
+dot_wide.defvjp(_dot_wide_forward, _dot_wide_backward)
+
+
+def product(x: jax.Array, leaves: codec.Leaves, matmul: Matmul = "default") -> jax.Array:
+    """`x @ kernel` with the kernel in whatever form it is held, in the dtype of `x`: the one place where layers do it.
+
+    Args:
+        x: [..., in].
+        leaves: of a kernel [in, out], as `codec.LEAVES` names them.
+        matmul: see `models.quantized`.
+    """
+    if matmul == "default" and "kernel" in leaves:
+        return dot(x, leaves["kernel"].astype(x.dtype))
+    return quantized.dot(x, leaves, matmul)
+
+
 class Linear(nnx.Module):
     """`x @ kernel + bias`, plus `lora_scale * (x @ lora_a) @ lora_b` where an adapter is attached.
 
-    An adapter is attached by shape, not by flag: `attach_lora` gives the layer the leaves that stand in the
-    parameter tree, so the tree alone says what is adapted. With `lora_magnitude` it is DoRA (arXiv 2402.09353).
+    An adapter is attached by shape, not by flag: `attach` gives the layer the leaves that stand in the parameter tree,
+    so the tree alone says what is adapted, and in what form the kernel is held. With `lora_magnitude` it is DoRA
+    (arXiv 2402.09353).
 
-    Shapes: kernel [in, out], bias [out], lora_a [in, r], lora_b [r, out], lora_scale [], lora_magnitude [out].
+    Shapes: kernel [in, out], bias [out], lora_a [in, r], lora_b [r, out], lora_scale [], lora_magnitude [out]; those of
+    a kernel in fewer bits are in `jaxlean.codec`. `matmul` says how the kernel is multiplied; an adapter is always
+    multiplied in the compute dtype.
     """
 
     def __init__(self, dim_in: int, dim_out: int, *, bias: bool, std: float = 0.02, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(normal(rngs, (dim_in, dim_out), std))
+        self.kernel: nnx.Param | None = nnx.Param(normal(rngs, (dim_in, dim_out), std))
         self.bias = nnx.Param(jnp.zeros((dim_out,), jnp.float32)) if bias else None
         # nnx.data: a place for a parameter, also while nothing stands there
+        self.kernel_int8: nnx.Param | None = nnx.data(None)
+        self.kernel_scale: nnx.Param | None = nnx.data(None)
+        self.kernel_nf4: nnx.Param | None = nnx.data(None)
+        self.kernel_absmax: nnx.Param | None = nnx.data(None)
+        self.kernel_absmax_scale: nnx.Param | None = nnx.data(None)
+        self.kernel_absmax_offset: nnx.Param | None = nnx.data(None)
         self.lora_a: nnx.Param | None = nnx.data(None)
         self.lora_b: nnx.Param | None = nnx.data(None)
         self.lora_scale: nnx.Param | None = nnx.data(None)
         self.lora_magnitude: nnx.Param | None = nnx.data(None)
         self.dtype = dtype
+        self.matmul: Matmul = "default"
 
-    def attach_lora(self, leaves: Mapping[str, Any]) -> None:
-        """Declare the adapter leaves among `leaves` (anything with a shape and dtype), by their names."""
-        for name in LORA_LEAVES & leaves.keys():
+    def attach(self, leaves: Mapping[str, Any], *, where: str = "a linear layer") -> None:
+        """Declare what stands in the tree: adapter leaves, and the kernel in the form that it has there.
+
+        Args:
+            leaves: by their names, anything with a shape and dtype.
+            where: the layer's path, for the message.
+
+        Raises:
+            ModelError: a quantized kernel that is not of this layer's shape, or lacks one of its leaves.
+        """
+        assert self.kernel is not None, "a kernel is attached once"
+        shape, declared = self.kernel.shape, set(LORA_LEAVES)
+        for main, names in codec.LEAVES.items():
+            if main == "kernel" or main not in leaves:
+                continue
+            wanted = codec.shapes(shape, "int8" if main == "kernel_int8" else "nf4")
+            for name in names:
+                if name not in leaves or tuple(leaves[name].shape) != wanted[name].shape:
+                    got = tuple(leaves[name].shape) if name in leaves else "nothing"
+                    raise ModelError(
+                        f"a quantized kernel that does not fit: {where}.{name}", got=got, wanted=wanted[name].shape
+                    )
+            self.kernel = nnx.data(None)
+            declared.update(names)
+        for name in declared & leaves.keys():
             setattr(self, name, nnx.Param(jax.ShapeDtypeStruct(leaves[name].shape, leaves[name].dtype)))
+
+    def held(self) -> codec.Leaves:
+        """The kernel's leaves, in the form that it has."""
+        names = next(names for main, names in codec.LEAVES.items() if getattr(self, main) is not None)
+        return {name: getattr(self, name)[...] for name in names}
+
+    @property
+    def bare(self) -> bool:
+        """Whether nothing stands here but a kernel, and that in its plain form."""
+        return self.kernel is not None and self.bias is None and self.lora_a is None
 
     def __call__(self, x: jax.Array, dropout: Dropout | None = None) -> jax.Array:
         """[..., in] -> [..., out] in the compute dtype."""
         x = x.astype(self.dtype)
-        kernel = self.kernel[...].astype(self.dtype)
-        y = dot(x, kernel)
+        kernel = self.held()
+        y = product(x, kernel, self.matmul)
         if self.lora_a is not None and self.lora_b is not None and self.lora_scale is not None:
             a, b, scale = self.lora_a[...], self.lora_b[...], self.lora_scale[...]
             low = dot(dropout(x) if dropout is not None else x, a.astype(self.dtype))
@@ -99,7 +193,7 @@ class Linear(nnx.Module):
             if self.lora_magnitude is not None:
                 # The norm is a constant of the gradient, as the DoRA paper proposes (section 4.3): it saves memory.
                 delta = scale * (a.astype(jnp.float32) @ b.astype(jnp.float32))
-                norm = jnp.linalg.norm(self.kernel[...].astype(jnp.float32) + delta, axis=0)
+                norm = jnp.linalg.norm(codec.decode(kernel, jnp.float32) + delta, axis=0)
                 ratio = self.lora_magnitude[...] / jax.lax.stop_gradient(norm)
                 y = (y.astype(jnp.float32) * ratio).astype(self.dtype)
         if self.bias is not None:

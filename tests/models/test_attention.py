@@ -1,4 +1,4 @@
-"""Who sees whom, and the softmax over it, against numpy in float64."""
+"""Who sees whom, the softmax over it against numpy in float64, and which back end is chosen."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlean.models.attention import Slots, attention
+from jaxlean.errors import ConfigError
+from jaxlean.models.attention import Slots, attention, choose
 
 
 def slots(segments):
@@ -41,11 +42,13 @@ def test_later_queries_against_a_cache():
     np.testing.assert_array_equal(at.visible(2)[0], [[0, 0, 1, 1, 0], [0, 0, 0, 1, 1]])
 
 
-def reference(query, key, value, visible):
+def reference(query, key, value, visible, softcap=None, scale=None):
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     group = query.shape[2] // key.shape[2]
     key, value = np.repeat(key, group, axis=2), np.repeat(value, group, axis=2)  # head h reads kv head h // group
-    scores = np.einsum("bthd,bshd->bhts", query, key) / np.sqrt(query.shape[-1])
+    scores = np.einsum("bthd,bshd->bhts", query, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = softcap * np.tanh(scores / softcap)
     scores = np.where(np.asarray(visible)[:, None], scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return np.einsum("bhts,bshd->bthd", weights / weights.sum(-1, keepdims=True), value)
@@ -56,26 +59,119 @@ def draw(seed, heads=4, kv_heads=2, length=9, dtype=jnp.float32):
     return [jnp.asarray(rng.normal(size=(2, length, h, 8)), dtype) for h in (heads, kv_heads, kv_heads)]
 
 
-@settings(max_examples=12)
-@given(st.sampled_from([(4, 4), (4, 2), (6, 1)]), st.sampled_from([None, 3]), st.integers(0, 2**16))
-def test_float32_is_the_formula(heads, window, seed):
+TWO_ROWS = [[1] * 9, [1, 1, 1, 2, 2, 2, 2, 0, 0]]
+
+
+@settings(max_examples=20)
+@given(
+    heads=st.sampled_from([(4, 4), (4, 2), (6, 1)]),
+    window=st.sampled_from([None, 3]),
+    softcap=st.sampled_from([None, 0.5, 20.0]),
+    scale=st.sampled_from([None, 0.1, 2.0]),
+    backend=st.sampled_from(["plain", "block"]),
+    seed=st.integers(0, 2**16),
+)
+def test_float32_is_the_formula(heads, window, softcap, scale, backend, seed):
     query, key, value = draw(seed, *heads)
-    visible = slots([[1] * 9, [1, 1, 1, 2, 2, 2, 2, 0, 0]]).visible(window)
-    got = attention(query, key, value, visible)
-    np.testing.assert_allclose(got, reference(query, key, value, visible), atol=2e-6)
+    at = slots(TWO_ROWS)
+    got = attention(query, key, value, at, window=window, softcap=softcap, scale=scale, backend=backend)
+    want = reference(query, key, value, at.visible(window), softcap, scale)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_large_scores_stay_finite_and_sharp():
+@pytest.mark.parametrize("backend", ["plain", "block"])
+def test_large_scores_stay_finite_and_sharp(backend):
     query, key, value = draw(0)
-    visible = slots([[1] * 9] * 2).visible(None)
-    got = attention(query * 1e4, key, value, visible)
+    at = slots([[1] * 9] * 2)
+    got = attention(query * 1e4, key, value, at, backend=backend)
     assert np.isfinite(np.asarray(got)).all()
-    np.testing.assert_allclose(got, reference(query * 1e4, key, value, visible), atol=2e-3)
+    np.testing.assert_allclose(got, reference(query * 1e4, key, value, at.visible(None)), atol=2e-3)
 
 
-def test_bfloat16_sums_in_float32():
+@pytest.mark.parametrize("backend", ["plain", "block"])
+def test_bfloat16_sums_in_float32(backend):
     query, key, value = draw(1, length=9, dtype=jnp.bfloat16)
-    visible = slots([[1] * 9] * 2).visible(None)
-    got = attention(query, key, value, visible)
+    at = slots([[1] * 9] * 2)
+    got = attention(query, key, value, at, backend=backend)
     assert got.dtype == jnp.bfloat16
-    np.testing.assert_allclose(got.astype(jnp.float32), reference(query, key, value, visible), atol=0.02)
+    np.testing.assert_allclose(got.astype(jnp.float32), reference(query, key, value, at.visible(None)), atol=0.02)
+
+
+@pytest.mark.parametrize("backend", ["plain", "block"])
+def test_a_traced_window_is_that_of_the_number(backend):
+    query, key, value = draw(2)
+    at = slots(TWO_ROWS)
+    traced = jax.jit(lambda window: attention(query, key, value, at, window=window, backend=backend))
+    for window in (1, 4, 2**30):
+        want = attention(query, key, value, at, window=window)
+        np.testing.assert_allclose(traced(jnp.int32(window)), want, rtol=1e-5, atol=1e-5)
+
+
+def test_where_a_kernel_cannot_run_block_takes_its_place():
+    # on this machine neither kernel runs at all: that these give a number shows who computed it
+    query, key, value = draw(3)  # 9 tokens: an odd length, that 128 does not divide either
+    at = slots(TWO_ROWS)
+    want = attention(query, key, value, at, backend="block")
+    for backend in ("cudnn", "splash"):
+        np.testing.assert_array_equal(attention(query, key, value, at, backend=backend), want)
+    query, key, value = draw(3, length=128)
+    at = slots([[1] * 128] * 2)
+    want = attention(query, key, value, at, window=jnp.int32(3), backend="block")
+    np.testing.assert_array_equal(
+        attention(query, key, value, at, window=jnp.int32(3), backend="splash"), want
+    )
+
+
+# ---- which one
+
+
+def chosen(wanted, platform, **changed):
+    settings = {"dtype": jnp.dtype(jnp.bfloat16), "head_dim": 128} | changed
+    return choose(wanted, platform=platform, **settings)
+
+
+def test_auto_takes_the_fastest_that_runs():
+    assert chosen("auto", "cpu") == "block"
+    assert chosen("auto", "gpu") == "cudnn"
+    assert chosen("auto", "tpu") == "splash"
+    assert chosen("auto", "gpu", dtype=jnp.dtype(jnp.float32)) == "block"
+    assert chosen("auto", "gpu", softcap=50.0) == "block"
+    assert chosen("auto", "gpu", head_dim=100) == "block"
+    assert chosen("auto", "gpu", head_dim=512) == "block"
+    assert chosen("auto", "gpu", num_devices=8) == "cudnn"
+    assert chosen("auto", "tpu", softcap=50.0) == "splash"
+    assert chosen("auto", "tpu", head_dim=64) == "block"
+    assert chosen("auto", "tpu", num_devices=8) == "block"
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("wanted", ["plain", "block"])
+def test_plain_xla_runs_everywhere(wanted, platform):
+    assert chosen(wanted, platform, dtype=jnp.dtype(jnp.float32), head_dim=7, softcap=1.0, num_devices=3) == wanted
+
+
+@pytest.mark.parametrize(
+    ("wanted", "platform", "changed", "words"),
+    [
+        ("cudnn", "cpu", {}, ["NVIDIA", "cpu"]),
+        ("cudnn", "gpu", {"dtype": jnp.dtype(jnp.float32)}, ["bfloat16", "float32"]),
+        ("cudnn", "gpu", {"head_dim": 100}, ["head_dim", "100"]),
+        ("cudnn", "gpu", {"head_dim": 264}, ["head_dim", "256", "264"]),
+        ("cudnn", "gpu", {"softcap": 30.0}, ["soft cap"]),
+        ("splash", "gpu", {}, ["TPU", "gpu"]),
+        ("splash", "tpu", {"head_dim": 64}, ["head_dim", "128", "64"]),
+        ("splash", "tpu", {"num_devices": 4}, ["one device", "4"]),
+    ],
+)
+def test_one_that_does_not_run_there_is_refused_with_the_reason_and_the_fix(wanted, platform, changed, words):
+    with pytest.raises(ConfigError) as caught:
+        chosen(wanted, platform, **changed)
+    for word in [wanted, *words, "model.attention=auto"]:
+        assert word in str(caught.value)
+
+
+def test_one_that_does_not_exist_is_refused():
+    with pytest.raises(ConfigError) as caught:
+        chosen("flash", "gpu")
+    for word in ("flash", "auto", "plain", "block", "cudnn", "splash"):
+        assert word in str(caught.value)

@@ -228,16 +228,16 @@ def test_dropout_differs_by_place():
     assert len(set(masks)) == len(masks)
 
 
-def test_layers_are_one_scan_whose_body_is_wrapped_once(equations):
+def test_layers_are_one_scan(equations):
     graph, shapes = abstract(BASE)
-    wrapped = []
+    scanned = []
 
-    def wrap(body):
-        wrapped.append(body)
-        return body
+    def scan(body, carry, xs):
+        scanned.append(body)
+        return jax.lax.scan(body, carry, xs)
 
-    traced = equations(lambda p, t: nnx.merge(graph, p)(t, wrap=wrap), shapes, jnp.ones((1, 8), jnp.int32))
-    assert len(wrapped) == 1
+    traced = equations(lambda p, t: nnx.merge(graph, p)(t, scan=scan), shapes, jnp.ones((1, 8), jnp.int32))
+    assert len(scanned) == 1
     scans = [e for e in traced if str(e.primitive) == "scan"]
     assert [e.params["length"] for e in scans] == [BASE.num_layers]
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxlean.models.linear import LORA_LEAVES, Dropout, Linear, dot
+from jaxlean import codec
+from jaxlean.errors import ModelError
+from jaxlean.models.linear import LORA_LEAVES, Dropout, Linear, dot, dot_wide, product
 
 IN, OUT, R = 12, 10, 3
 
@@ -18,7 +20,7 @@ def array(seed, *shape, dtype=jnp.float32):
 def layer(*, bias=True, dtype=jnp.float32, **leaves):
     """A layer over random parameters and the adapter leaves given."""
     graph_of = Linear(IN, OUT, bias=bias, dtype=dtype, rngs=nnx.Rngs(0))
-    graph_of.attach_lora(leaves)
+    graph_of.attach(leaves)
     graph, shapes = nnx.split(graph_of)
     params = {"kernel": array(1, IN, OUT), **({"bias": array(2, OUT)} if bias else {}), **leaves}
     assert sorted(nnx.to_pure_dict(shapes)) == sorted(params)
@@ -58,6 +60,38 @@ def test_dot_multiplies_in_bfloat16_backward_too(equations):
     assert len(products) >= 2
     assert {str(v.aval.dtype) for e in products for v in e.invars} == {"bfloat16"}
     assert {str(v.aval.dtype) for e in products for v in e.outvars} == {"float32"}
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_wide_product_is_not_rounded_and_its_gradient_is_that_of_dot(transposed, equations):
+    x, kernel, weight = (array(i, *s, dtype=jnp.bfloat16) for i, s in enumerate([(4, 3, IN), (IN, OUT), (4, 3, OUT)]))
+
+    def wide(x, kernel):
+        return dot_wide(x, kernel.T if transposed else kernel, transposed)
+
+    exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    value, pull = jax.vjp(wide, x, kernel)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, exact, rtol=1e-5, atol=1e-5)
+    grads = pull(weight.astype(jnp.float32))
+    for got, want in zip(grads, jax.vjp(dot, x, kernel)[1](weight), strict=True):
+        np.testing.assert_array_equal(got, want)
+    found = equations(lambda x, k, g: jax.vjp(wide, x, k)[1](g), x, kernel, weight.astype(jnp.float32))
+    products = [e for e in found if "dot_" in str(e.primitive)]
+    assert products
+    assert all(v.aval.dtype == jnp.bfloat16 for e in products for v in e.invars)
+
+
+def test_a_layer_is_bare_that_has_nothing_beside_its_kernel():
+    def built(*, bias=False, **leaves):
+        linear = Linear(IN, OUT, bias=bias, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        linear.attach(leaves)
+        return linear
+
+    assert built().bare
+    assert not built(bias=True).bare
+    assert not built(**lora()).bare
+    assert not built(**codec.encode(array(0, IN, OUT), "int8")).bare
 
 
 def test_without_an_adapter():
@@ -138,8 +172,52 @@ def test_dropout_is_keyed_keeps_the_mean_and_acts_on_the_adapter_alone():
 
 def test_leaves_are_attached_by_name_and_shape_alone():
     linear = Linear(IN, OUT, bias=False, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    linear.attach_lora({"kernel": array(0, IN, OUT), "lora_a": array(1, 7, IN, 2)})
+    linear.attach({"kernel": array(0, IN, OUT), "lora_a": array(1, 7, IN, 2)})
     shapes = nnx.to_pure_dict(nnx.split(linear)[1])
     assert sorted(shapes) == ["kernel", "lora_a"]
     assert shapes["lora_a"].shape == (7, IN, 2)
     assert set(lora(dora=True)) == LORA_LEAVES
+
+
+# ---- a kernel in fewer bits
+
+
+@pytest.mark.parametrize("form", ["int8", "nf4"])
+@pytest.mark.parametrize("adapter", [{}, lora(), lora(dora=True)])
+def test_a_quantized_kernel_computes_what_the_decoded_one_does(form, adapter):
+    held = codec.encode(array(1, IN, OUT), form)
+    linear = Linear(IN, OUT, bias=True, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    linear.attach(held | adapter)
+    graph, shapes = nnx.split(linear)
+    params = held | {"bias": array(2, OUT)} | adapter
+    assert sorted(nnx.to_pure_dict(shapes)) == sorted(params)
+    f, _ = layer(**adapter)
+    x = array(9, 2, 5, IN)
+    want = f(x, kernel=codec.decode(held, jnp.float32))
+    np.testing.assert_allclose(nnx.merge(graph, params)(x), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_quantized_kernel_of_another_shape_is_refused():
+    def attach(**leaves):
+        Linear(IN, OUT, bias=False, dtype=jnp.float32, rngs=nnx.Rngs(0)).attach(leaves, where="layers.mlp.up")
+
+    with pytest.raises(ModelError) as caught:
+        attach(**codec.encode(array(0, IN, OUT + 1), "int8"))
+    for words in ("layers.mlp.up.kernel_int8", str((IN, OUT + 1)), str((IN, OUT))):
+        assert words in str(caught.value)
+    with pytest.raises(ModelError, match="kernel_scale"):
+        attach(kernel_int8=jnp.zeros((IN, OUT), jnp.int8))
+
+
+@pytest.mark.parametrize("matmul", ["default", "int8", "fp8"])
+def test_the_layer_multiplies_as_it_is_told(matmul):
+    linear = Linear(IN, OUT, bias=False, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    linear.matmul = matmul
+    linear.attach(lora())
+    graph, _ = nnx.split(linear)
+    x, kernel, adapter = array(9, 5, IN), array(1, IN, OUT), lora()
+    got = nnx.merge(graph, {"kernel": kernel, **adapter})(x)
+    low = 1.7 * (x @ adapter["lora_a"]) @ adapter["lora_b"]  # as ever
+    np.testing.assert_allclose(got, product(x, {"kernel": kernel}, matmul) + low, rtol=1e-5, atol=1e-4)
+    exact = np.asarray(x @ kernel)
+    assert (np.abs(product(x, {"kernel": kernel}, matmul) - exact).max() > 1e-3) == (matmul != "default")

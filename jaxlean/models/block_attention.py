@@ -1,0 +1,163 @@
+"""Block-causal attention in plain XLA: blocks of queries against the keys they can see, never the whole square.
+
+The back end for CPUs, where there is no fused kernel, and wherever one lacks a feature. As in FlashAttention-2
+(arXiv 2307.08691) the backward pass has only the output and each row's log-sum-exp and computes the weights of a block
+again; unlike there, a block sees all of its keys at once: what limits a CPU is arithmetic, not a small memory.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlean.models.cpu import named, transpose
+
+# Smaller blocks waste less of the square above the diagonal, larger ones multiply faster.
+_BLOCK = 128
+# The loop over blocks is unrolled: more of them would only make the program longer.
+_MOST_BLOCKS = 32
+# Large enough to vanish in a softmax, small enough that nothing overflows.
+_MASKED = -1e30
+
+_product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+class Settings(NamedTuple):
+    """What is known when the program is written."""
+
+    window: int | None
+    softcap: float | None
+    scale: float
+    block: int = _BLOCK
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def block_attention(
+    settings: Settings,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segments: jax.Array,
+    window: jax.Array | None,
+) -> jax.Array:
+    """Causal attention of a sequence to itself.
+
+    Args:
+        settings: window, soft cap and scale of the scores.
+        query: [batch, length, heads, head_dim].
+        key, value: [batch, length, kv_heads, head_dim].
+        segments: int32 [batch, length].
+        window: int32 [], where it differs from layer to layer; every block then reads all keys before it.
+
+    Returns:
+        [batch, length, heads, head_dim] in the dtype of `query`. For the backward pass it and the log-sum-exp of each
+        row are kept, named `context` and `attention_lse`.
+    """
+    return _forward(settings, query, key, value, segments, window)[0]
+
+
+def _forward(
+    settings: Settings, query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, window: Any
+) -> tuple[jax.Array, Any]:
+    q, k, v = _split(_scaled(query, settings), key.shape[2]), key.swapaxes(1, 2), value.swapaxes(1, 2)
+    contexts, sums = [], []
+    for at, first, end in _blocks(query.shape[1], settings):
+        scores = _product("bhmd,bhnd->bhmn", _rows(q, at, end), k[:, :, first:end])
+        visible = _rows_of(_visible(settings, segments, window, at, first, end), q.shape[2])
+        scores = jnp.where(visible, _capped(scores, settings), _MASKED)
+        top = scores.max(-1, keepdims=True)
+        weights = jnp.exp(scores - top)
+        total = weights.sum(-1, keepdims=True)
+        context = _product("bhmn,bhnd->bhmd", weights.astype(v.dtype), v[:, :, first:end]) / total
+        contexts.append(context.astype(query.dtype).reshape(*q.shape[:3], end - at, -1))
+        sums.append((top + jnp.log(total)).reshape(*q.shape[:3], end - at))
+    context = named(_join(jnp.concatenate(contexts, -2)), "context")
+    return context, (query, key, value, segments, window, context, named(jnp.concatenate(sums, -1), "attention_lse"))
+
+
+def _backward(settings: Settings, saved: Any, grad: jax.Array) -> tuple[Any, ...]:
+    # Scores stand as [keys, queries]: so the gradients of keys and values are plain products, and of the three that
+    # read them only that of the queries has to turn them.
+    query, key, value, segments, window, context, log_sum = saved
+    kv_heads, dtype = key.shape[2], query.dtype
+    q, k, v = _split(_scaled(query, settings), kv_heads), key.swapaxes(1, 2), value.swapaxes(1, 2)
+    back = _split(grad, kv_heads)
+    inner = (grad.astype(jnp.float32) * context.astype(jnp.float32)).sum(-1, keepdims=True)
+    delta = _split(inner, kv_heads)[..., 0]
+    of_q, of_k, of_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    for at, first, end in _blocks(query.shape[1], settings):
+        keys, values = k[:, :, first:end], v[:, :, first:end]
+        queries, backs = _rows(q, at, end), _rows(back, at, end)
+        apart = (*q.shape[:2], end - first, q.shape[2], end - at)  # keys, group, queries: as bitcasts of keys, rows
+        scores = _capped(_product("bhnd,bhmd->bhnm", keys, queries).reshape(apart), settings)
+        visible = _visible(settings, segments, window, at, first, end).swapaxes(-1, -2)[:, None, :, None]
+        # the mask inside of the exponential, whose result is written: outside it would be applied wherever that is read
+        weights = jnp.exp(jnp.where(visible, scores - log_sum[:, :, None, :, at:end], _MASKED))
+        of_weights = _product("bhnd,bhmd->bhnm", values, backs).reshape(apart)
+        of_scores = weights * (of_weights - delta[:, :, None, :, at:end])
+        if settings.softcap is not None:
+            of_scores *= 1.0 - jnp.square(scores / settings.softcap)
+        weights, of_scores = (x.astype(dtype).reshape(*keys.shape[:3], -1) for x in (weights, of_scores))
+        of_q.append(_product("bhmn,bhnd->bhmd", transpose(of_scores), keys).reshape(*q.shape[:3], end - at, -1))
+        of_k = of_k.at[:, :, first:end].add(_product("bhnm,bhmd->bhnd", of_scores, queries))
+        of_v = of_v.at[:, :, first:end].add(_product("bhnm,bhmd->bhnd", weights, backs))
+    of_query = _join(jnp.concatenate(of_q, -2)) * settings.scale
+    return (
+        of_query.astype(dtype), of_k.swapaxes(1, 2).astype(key.dtype), of_v.swapaxes(1, 2).astype(value.dtype),
+        None, None,
+    )  # fmt: skip
+
+
+block_attention.defvjp(_forward, _backward)
+
+
+def _blocks(length: int, settings: Settings) -> list[tuple[int, int, int]]:
+    """(first query, first key, end of both) of each block of queries."""
+    block = max(settings.block, -(-length // _MOST_BLOCKS))
+    return [
+        (at, 0 if settings.window is None else max(at - settings.window + 1, 0), min(at + block, length))
+        for at in range(0, length, block)
+    ]
+
+
+def _visible(settings: Settings, segments: jax.Array, window: Any, at: int, first: int, end: int) -> jax.Array:
+    """bool [batch, end - at, end - first]: who may see whom."""
+    distance = jnp.arange(at, end)[:, None] - jnp.arange(first, end)[None, :]
+    near = distance >= 0
+    for limit in (settings.window, window):
+        if limit is not None:
+            near &= distance < limit
+    return near & (segments[:, at:end, None] == segments[:, None, first:end])
+
+
+def _scaled(query: jax.Array, settings: Settings) -> jax.Array:
+    return (query.astype(jnp.float32) * settings.scale).astype(query.dtype)
+
+
+def _capped(scores: jax.Array, settings: Settings) -> jax.Array:
+    return scores if settings.softcap is None else settings.softcap * jnp.tanh(scores / settings.softcap)
+
+
+def _split(x: jax.Array, kv_heads: int) -> jax.Array:
+    """[batch, length, heads, dim] -> [batch, kv_heads, group, length, dim]."""
+    batch, length, heads, dim = x.shape
+    return x.reshape(batch, length, kv_heads, heads // kv_heads, dim).transpose(0, 2, 3, 1, 4)
+
+
+def _join(x: jax.Array) -> jax.Array:
+    """The inverse of `_split`."""
+    batch, kv_heads, group, length, dim = x.shape
+    return x.transpose(0, 3, 1, 2, 4).reshape(batch, length, kv_heads * group, dim)
+
+
+def _rows(x: jax.Array, at: int, end: int) -> jax.Array:
+    """The block's part of [batch, kv_heads, group, length, dim], a group's heads one below the other."""
+    batch, kv_heads, group, _, dim = x.shape
+    return x[:, :, :, at:end].reshape(batch, kv_heads, group * (end - at), dim)
+
+
+def _rows_of(visible: jax.Array, group: int) -> jax.Array:
+    """[batch, queries, keys] -> [batch, 1, group * queries, keys]."""
+    batch, rows, columns = visible.shape
+    return jnp.broadcast_to(visible[:, None, None], (batch, 1, group, rows, columns)).reshape(batch, 1, -1, columns)
