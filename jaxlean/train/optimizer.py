@@ -1,4 +1,14 @@
-"""The optimizer: an optax chain of clipping, the rule, decoupled weight decay and the schedule."""
+"""The optimizer: an optax chain of clipping, the rule, decoupled weight decay and the schedule.
+
+What each rule holds beside a parameter, in bytes:
+
+    adamw       8       two moments in float32; 6 with momentum_dtype: bfloat16
+    adamw_8bit  2.03    two moments of 8 bits, and two float32 for 256 parameters (train/adam8bit.py); vectors 8
+    lion        4       one moment; 2 with momentum_dtype: bfloat16
+    sgd         4       one moment; 2 with momentum_dtype: bfloat16
+    muon        4       one moment; 2 with momentum_dtype: bfloat16; embedding, head and vectors as adamw
+    adafactor   ~0.01   float32 for each row and column of a matrix of 128 x 128 or more; smaller ones and vectors 4
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,6 +19,7 @@ import optax
 
 from jaxlean import tree
 from jaxlean.config import TrainSection
+from jaxlean.train.adam8bit import scale_by_adam_8bit
 
 
 def schedule(config: TrainSection, num_steps: int) -> optax.Schedule:
@@ -65,7 +76,7 @@ def optimizer(
     ratios = tree.map_with_path(lambda path, leaf: ratio(path), params)
     chain: list[optax.GradientTransformation] = []
     if config.max_grad_norm is not None:
-        chain.append(optax.clip_by_global_norm(config.max_grad_norm))
+        chain.append(_clip(config.max_grad_norm))
     chain.append(_rule(config, params))
     if config.weight_decay:
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=tree.map_with_path(_decays, params)))
@@ -75,18 +86,34 @@ def optimizer(
 
 
 def _rule(config: TrainSection, params: Mapping[str, Any]) -> optax.GradientTransformation:
+    held = jnp.dtype(config.momentum_dtype)
     match config.optim:
         case "adamw":
-            return optax.scale_by_adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon)
+            return optax.scale_by_adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon, mu_dtype=held)
+        case "adamw_8bit":
+            return scale_by_adam_8bit(config.adam_beta1, config.adam_beta2, config.adam_epsilon)
         case "lion":
-            return optax.scale_by_lion(config.adam_beta1, config.adam_beta2)
+            return optax.scale_by_lion(config.adam_beta1, config.adam_beta2, mu_dtype=held)
         case "sgd":
-            return optax.trace(config.momentum)
+            return optax.trace(config.momentum, accumulator_dtype=held)
         case "adafactor":
             # As in arXiv 1804.04235: factored second moments, updates clipped by their own root mean square.
             return _each_layer(optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)), params)
         case "muon":
             return _muon(config, params)
+
+
+def _clip(limit: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` as one factor for all, which XLA puts into what comes next.
+
+    A choice between the clipped and the unclipped gradient would have both in memory.
+    """
+
+    def update(grads: optax.Updates, params: Any = None) -> optax.Updates:
+        factor = limit / jnp.maximum(optax.tree.norm(grads), limit)
+        return jax.tree.map(lambda grad: (grad * factor).astype(grad.dtype), grads)
+
+    return optax.stateless(update)
 
 
 def _each_layer(rule: optax.GradientTransformation, params: Mapping[str, Any]) -> optax.GradientTransformation:
@@ -106,6 +133,8 @@ def _muon(config: TrainSection, params: Mapping[str, Any]) -> optax.GradientTran
     """Orthogonalised momentum for matrices (kellerjordan.github.io/posts/muon), Adam for all else."""
     from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
+    held = jnp.dtype(config.momentum_dtype)
+
     def kind(path: str, leaf: Any) -> str:
         return "matrix" if path.endswith((".kernel", ".lora_a", ".lora_b")) and path != "head.kernel" else "other"
 
@@ -120,10 +149,10 @@ def _muon(config: TrainSection, params: Mapping[str, Any]) -> optax.GradientTran
     return optax.partition(
         {
             "matrix": optax.chain(
-                scale_by_muon(beta=config.momentum, weight_dimension_numbers=dims),
+                scale_by_muon(beta=config.momentum, weight_dimension_numbers=dims, mu_dtype=held),
                 optax.stateless_with_tree_map(lambda update, _: widen(update)),
             ),
-            "other": optax.scale_by_adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon),
+            "other": optax.scale_by_adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon, mu_dtype=held),
         },
         tree.map_with_path(kind, params),
     )

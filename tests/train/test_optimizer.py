@@ -28,7 +28,7 @@ LORA = {
     "layers.attention.query.lora_b": (LAYERS, 2, NARROW),
     "layers.attention.query.lora_magnitude": (LAYERS, NARROW),
 }
-OPTIMIZERS = ["adamw", "adafactor", "lion", "sgd", "muon"]
+OPTIMIZERS = ["adamw", "adamw_8bit", "adafactor", "lion", "sgd", "muon"]
 
 
 def config(**changes):
@@ -215,6 +215,47 @@ def test_weight_decay_is_for_matrices_alone(optim):
             np.testing.assert_allclose(x, before * (1 - rate * 0.1), atol=1e-6, err_msg=path)
             shrunk.add(path)
     assert shrunk == {path for path in shapes if path.endswith((".kernel", ".embedding", ".lora_a", ".lora_b"))}
+
+
+# What optimizer.py says of them: bytes of state for a number of a layer's matrix, an embedding, a vector.
+HELD = {
+    ("adamw", "float32"): (8, 8, 8),
+    ("adamw", "bfloat16"): (6, 6, 6),
+    ("adamw_8bit", "float32"): (2 + 8 / 256, 2 + 8 / 256, 8),
+    ("lion", "float32"): (4, 4, 4),
+    ("lion", "bfloat16"): (2, 2, 2),
+    ("sgd", "float32"): (4, 4, 4),
+    ("sgd", "bfloat16"): (2, 2, 2),
+    ("muon", "float32"): (4, 8, 8),
+    ("muon", "bfloat16"): (2, 6, 6),
+    ("adafactor", "float32"): (4 * (256 + 512) / (256 * 512), 4 * (300 + 256) / (300 * 256), 4),
+}
+PLACES = {"layers.mlp.up.kernel": (3, 256, 512), "embed.embedding": (300, 256), "layers.mlp_norm.scale": (3, 256)}
+
+
+@pytest.mark.parametrize(("optim", "momentum"), HELD)
+def test_bytes_of_state_are_those_told(optim, momentum):
+    transform = config(optim=optim, momentum_dtype=momentum)
+    for (path, shape), wanted in zip(PLACES.items(), HELD[optim, momentum], strict=True):
+        params = tree.unflatten({path: jnp.zeros(shape)})
+        state = jax.jit(optimizer(transform, 9, params).init)(params)
+        held = sum(x.nbytes for x in jax.tree.leaves(state))
+        # beside what is told: counts of steps, and what a factored moment leaves empty
+        assert held / np.prod(shape) == pytest.approx(wanted, abs=60 / np.prod(shape)), path
+
+
+@pytest.mark.parametrize("optim", ["adamw", "lion", "sgd", "muon"])
+def test_a_first_moment_in_bfloat16_is_nearly_the_same_training(optim):
+    params, grads = draw(FULL, 0), [draw(FULL, seed) for seed in range(1, 6)]
+    runs = [
+        run(optimizer(config(optim=optim, momentum_dtype=dtype, max_grad_norm=None), 9, params), params, grads)[-1]
+        for dtype in ("float32", "bfloat16")
+    ]
+    for path, x in tree.flatten(params).items():
+        exact, rounded = (np.asarray(tree.flatten(found)[path] - x) for found in runs)
+        assert optim == "lion" or not np.array_equal(exact, rounded), "it was rounded (lion moves by signs alone)"
+        assert np.linalg.norm(exact - rounded) < (0.3 if optim == "lion" else 0.02) * np.linalg.norm(exact), path
+        assert rounded.dtype == np.float32
 
 
 def test_clipping_is_by_the_norm_of_everything():
