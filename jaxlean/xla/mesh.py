@@ -19,9 +19,13 @@ AXES = ("data", "fsdp", "tensor")
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"embed\.embedding$", PartitionSpec("tensor", "fsdp")),
     (r"head\.kernel$", PartitionSpec("fsdp", "tensor")),
-    (r"\.(query|key|value|gate|up)\.kernel$", PartitionSpec(None, "fsdp", "tensor")),
-    (r"\.(out|down)\.kernel$", PartitionSpec(None, "tensor", "fsdp")),
-    # Norms, biases and adapters are small: a copy everywhere costs less than gathering them.
+    # A kernel in fewer bits (`jaxlean.codec`) lies as the kernel does.
+    (r"\.(query|key|value|gate|up)\.kernel(_int8|_nf4)?$", PartitionSpec(None, "fsdp", "tensor")),
+    (r"\.(out|down)\.kernel(_int8|_nf4)?$", PartitionSpec(None, "tensor", "fsdp")),
+    # A byte for 64 parameters, split along the columns only: the number of blocks seldom divides.
+    (r"\.(query|key|value|gate|up)\.kernel_absmax$", PartitionSpec(None, None, "tensor")),
+    (r"\.(out|down)\.kernel_absmax$", PartitionSpec(None, None, "fsdp")),
+    # Norms, biases, adapters and scales are small: a copy everywhere costs less than gathering them.
     (r".*", PartitionSpec()),
 )
 

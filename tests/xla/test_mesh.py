@@ -6,7 +6,7 @@ import jax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from jaxlean import tree
+from jaxlean import codec, tree
 from jaxlean.config import MeshSection
 from jaxlean.errors import ConfigError
 from jaxlean.models.decoder import DecoderConfig, abstract
@@ -77,8 +77,28 @@ def test_where_each_parameter_lies():
     assert where("head.lora_b", (5, 31)).spec == PartitionSpec()
 
 
+def test_a_kernel_in_fewer_bits_lies_as_the_kernel_does():
+    where = place(mesh_of(fsdp=2, tensor=2))
+    plain = tree.flatten(abstract(CONFIG)[1])
+    for form in ("int8", "nf4"):
+        for module, held in codec.kernels(plain).items():
+            leaves = codec.shapes(held["kernel"].shape, form)
+            specs = {name: where(f"{module}.{name}", leaf.shape).spec for name, leaf in leaves.items()}
+            kernel = where(f"{module}.kernel", held["kernel"].shape).spec
+            assert specs.pop(f"kernel_{form}") == (kernel if module != "head" else PartitionSpec()), module
+            if form == "nf4" and module != "head":
+                assert specs.pop("kernel_absmax") == PartitionSpec(None, None, kernel[2])
+            assert set(specs.values()) == {PartitionSpec()}
+
+
 def test_no_rule_is_dead():
-    tree.match(RULES, tree.flatten(abstract(CONFIG)[1]), what="mesh")
+    plain = tree.flatten(abstract(CONFIG)[1])
+    quantized = {
+        f"{module}.{name}": leaf
+        for module, held in codec.kernels(plain).items()
+        for name, leaf in codec.shapes(held["kernel"].shape, "nf4").items()
+    }
+    tree.match(RULES, plain | quantized, what="mesh")
 
 
 @pytest.mark.parametrize(

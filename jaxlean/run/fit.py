@@ -1,0 +1,119 @@
+"""`train.remat: auto` in a run: its memory budget, the step's arguments, and what to try where nothing fits."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxlean import tree
+from jaxlean.config import RunConfig
+from jaxlean.models.decoder import ACTIVATIONS
+from jaxlean.train.step import TrainState
+from jaxlean.xla.mesh import batch_sharding, num_batch_shards
+from jaxlean.xla.precision import compute_dtype
+from jaxlean.xla.remat import Policy
+from jaxlean.xla.remat_auto import Choice, choose, device_budget
+
+# Bytes of a matrix's element in a quantized base, with its scales (NF4: 64 elements share one byte of scale).
+_QUANTIZED = {"int8": 1.01, "nf4": 0.52}
+
+
+def fit(
+    config: RunConfig,
+    mesh: jax.sharding.Mesh,
+    build: Callable[[Policy], jax.stages.Wrapped],
+    state: TrainState,
+    frozen: tree.Tree,
+    rows: int,
+    length: int,
+) -> Choice:
+    """Choose what to recompute so that the step fits into `train.memory_budget`, and compile it.
+
+    Args:
+        build: policy -> the jitted step.
+        state, frozen: the step's first two arguments, on the mesh.
+        rows, length: of all tokens of a step.
+
+    Raises:
+        RunError: it does not fit; says by how much, and which cuts would save that.
+    """
+    parts = config.train.gradient_accumulation_steps
+    where = batch_sharding(mesh, leading=1)
+    shapes = {
+        name: jax.ShapeDtypeStruct((parts, rows // parts, length), dtype, sharding=where)
+        for name, dtype in {
+            "tokens": jnp.int32, "loss_mask": jnp.bool_, "segments": jnp.int32, "positions": jnp.int32
+        }.items()
+    }  # fmt: skip
+    held = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (state, frozen))
+    set_budget = config.train.memory_budget
+    budget = set_budget if set_budget is not None else device_budget(mesh.devices.flat)
+    sizes = {name: _local_bytes(part) for name, part in
+             (("trainable", state.trainable), ("optimizer", state.optimizer), ("frozen", frozen))}  # fmt: skip
+
+    def advice(needed: int) -> str:
+        return say_cuts(cuts(config, mesh.size, needed, **sizes), needed - budget)
+
+    return choose(
+        build, (*held, shapes), budget, ACTIVATIONS, shards=num_batch_shards(mesh), advice=advice
+    )  # fmt: skip
+
+
+def cuts(
+    config: RunConfig, num_devices: int, needed: int, *, trainable: int, optimizer: int, frozen: int
+) -> list[tuple[str, int]]:
+    """What would make a step smaller that is already as small as recomputation makes it, in the order to try.
+
+    Args:
+        num_devices: of the mesh.
+        needed: bytes that the step takes on one device.
+        trainable, optimizer, frozen: bytes of these on one device.
+
+    Returns:
+        (setting, bytes that it would save, about).
+    """
+    train, width = config.train, compute_dtype(config.model.dtype).itemsize
+    gradients = trainable
+    activations = max(needed - 2 * trainable - optimizer - frozen, 0)
+    found: list[tuple[str, int]] = []
+    if config.lora is None and config.model.architecture is None and trainable:
+        # float32 masters, moments and gradients go; a base in the compute dtype stays
+        found.append(("lora.r=16", trainable + gradients + optimizer - trainable * width // 4))
+    if config.lora is not None and config.model.quantization == "none":
+        for form, each in _QUANTIZED.items():
+            found.append((f"model.quantization={form}", round(frozen * (1 - each / width))))
+    elif config.lora is not None and config.model.quantization == "int8":
+        found.append(("model.quantization=nf4", round(frozen * (1 - _QUANTIZED["nf4"] / _QUANTIZED["int8"]))))
+    rows = train.per_device_train_batch_size
+    if rows > 1:
+        # several microbatches need a second tree of gradients to add up in
+        second = gradients if train.gradient_accumulation_steps == 1 else 0
+        less, more = rows // 2, train.gradient_accumulation_steps * 2
+        found.append((
+            f"train.per_device_train_batch_size={less} train.gradient_accumulation_steps={more}",
+            max(activations * (rows - less) // rows - second, 0),
+        ))  # fmt: skip
+    found.append((f"data.max_length={config.data.max_length // 2}", activations // 2))
+    if train.optim in ("adamw", "lion", "sgd", "muon"):
+        # two moments of a byte an element instead of 4 bytes each
+        found.append(("train.optim=adamw_8bit", max(optimizer - trainable // 2, 0)))
+    if num_devices > 1 and config.mesh.fsdp == 1:
+        whole = 2 * trainable + optimizer + frozen
+        found.append((f"mesh.fsdp={num_devices}", whole - whole // num_devices))
+    return [(setting, saved) for setting, saved in found if saved > 0]
+
+
+def say_cuts(found: list[tuple[str, int]], short: int) -> str:
+    """The cuts as a sentence; `short` is what is missing, in bytes."""
+    if not found:
+        return "use a device with more memory"
+    lines = [f"{setting} saves about {saved / 1e9:.2f} GB" + (" (enough)" if saved >= short else "")
+             for setting, saved in found]  # fmt: skip
+    return "next, in this order: " + "; ".join(lines)
+
+
+def _local_bytes(part: Any) -> int:
+    """Of arrays, on one device."""
+    return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(part))

@@ -1,0 +1,133 @@
+"""Work counted off a jaxpr is the analytic number, and the shortcut over sets of names is what jax really does."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from jaxlean import tree
+from jaxlean.adapt import lora
+from jaxlean.config import LoraSection
+from jaxlean.cost.flops import Shape, training_step_flops
+from jaxlean.models.decoder import ACTIVATIONS, DecoderConfig, abstract
+from jaxlean.xla.remat import scan_layers
+from jaxlean.xla.work import Recomputation, count, kept_bytes, largest_result
+
+LAYERS, ROWS, LENGTH, RANK = 3, 2, 16, 4
+SIZES = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 48, "num_layers": LAYERS, "num_heads": 4,
+         "num_kv_heads": 2, "head_dim": 8}  # fmt: skip
+CONFIG = DecoderConfig(**SIZES)
+MATRICES = Shape(**SIZES).layer_matrices()
+
+
+def trace(policy, *, adapter=False, dtype=jnp.float32):
+    """The jaxpr of the gradient of what trains."""
+    _, params = abstract(CONFIG)
+    trains = lora.is_adapter if adapter else lambda path: True
+    if adapter:
+        section = LoraSection(r=RANK)
+        params = jax.eval_shape(
+            lambda: lora.add(
+                jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), params),
+                lora.targets(params, "all-linear"), section, jax.random.key(0),
+            )
+        )  # fmt: skip
+    graph, _ = abstract(CONFIG, params, dtype=dtype)
+    trainable, frozen = tree.split(params, trains)
+    scan = scan_layers(policy, ACTIVATIONS)
+
+    def loss(trainable, frozen, tokens):
+        return jnp.square(nnx.merge(graph, tree.merge(trainable, frozen))(tokens, scan=scan)).mean()
+
+    tokens = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
+    return jax.jit(jax.grad(loss)).trace(trainable, frozen, tokens).jaxpr.jaxpr
+
+
+@pytest.fixture(scope="module")
+def full():
+    with jax.numpy_dtype_promotion("strict"):
+        return trace("full")
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_flops_are_the_analytic_ones(adapter):
+    """To keep everything and to keep nothing, the whole square of scores counted."""
+    shape = Shape(**SIZES, lora_ranks=dict.fromkeys(MATRICES, RANK) if adapter else {})
+    analytic = {remat: training_step_flops(shape, ROWS, LENGTH, causal=False, remat=remat) for remat in (False, True)}
+    assert count(trace("none", adapter=adapter)).total_flops == analytic[False]
+    # of the second forward jax leaves out what only the layer's result needs: `down`, and its adapter's last product
+    rows, columns = MATRICES["down"]
+    unneeded = 2 * LAYERS * ROWS * LENGTH * (rows * columns + (RANK * columns if adapter else 0))
+    assert count(trace("full", adapter=adapter)).total_flops == analytic[True] - unneeded
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_walk_is_what_jax_does(full, adapter):
+    """For sets of names: FLOPs, other operations and bytes of the real trace."""
+    whole = trace("full", adapter=True) if adapter else full
+    graph, everything = Recomputation(whole), count(whole)
+    recomputed, _ = graph.without(())
+    sets = [("gate",), ("attention_in", "value", "attention_out", "up", "mlp_out"), ACTIVATIONS]
+    for kept in sets:
+        real = trace(list(kept), adapter=adapter)
+        left, sizes = graph.without(kept)
+        assert count(real).total_flops == everything.total_flops - recomputed.total_flops + left.total_flops, kept
+        assert count(real).elements == everything.elements - recomputed.elements + left.elements, kept
+        assert kept_bytes(real) - kept_bytes(whole) == sum(sizes.get(name, 0) for name in kept), kept
+
+
+def test_what_the_backward_pass_reads(full):
+    graph = Recomputation(full)
+    # the plain attention leaves no log-sum-exp, and nothing is computed from the layer's last product
+    assert graph.names == tuple(n for n in ACTIVATIONS if n not in ("mlp_out", "attention_lse", "lora_low"))
+    work, sizes = graph.without(("mlp_in",))
+    assert "attention_out" in sizes  # which mlp_norm's gradient reads
+    assert sizes["gate"] == 4 * LAYERS * ROWS * LENGTH * CONFIG.intermediate_size
+    # gate and up are products of what is kept; nothing of attention's is left out
+    assert work.total_flops == graph.without(())[0].total_flops
+    # with everything kept only the scores are multiplied again, and the values are not
+    saved = graph.without(())[0].total_flops - graph.without(ACTIVATIONS)[0].total_flops
+    linear = sum(rows * columns for name, (rows, columns) in MATRICES.items() if name != "down")
+    values = CONFIG.num_heads * CONFIG.head_dim * LENGTH
+    assert saved == 2 * LAYERS * ROWS * LENGTH * (linear + values)
+
+
+def test_loops_calls_and_branches():
+    square = jnp.ones((4, 4))
+
+    def product(x):
+        return x @ square
+
+    def flops(function):
+        return count(jax.make_jaxpr(function)(square).jaxpr).total_flops
+
+    one = 2 * 4**3
+    assert flops(product) == one
+    assert flops(jax.jit(product)) == one
+    assert flops(lambda x: jax.lax.scan(lambda c, _: (product(c), None), x, None, length=5)[0]) == 5 * one
+    assert flops(lambda x: jax.lax.cond(x[0, 0] > 0, product, lambda x: x, x)) == one
+    assert flops(lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 9, product, x)) == one  # once: nobody knows
+    assert count(jax.make_jaxpr(lambda x: jnp.exp(x).reshape(16).sum())(square).jaxpr).elements == 4 * 16 + 16
+    work = count(jax.make_jaxpr(lambda x: jnp.dot(x, x))(square.astype(jnp.bfloat16)).jaxpr)
+    assert dict(work.flops) == {"bfloat16": one}
+    assert work.product_bytes == 3 * 2 * 16  # two matrices in, one out
+
+
+def test_a_kernel_counts_as_often_as_its_grid():
+    pallas = pytest.importorskip("jax.experimental.pallas")
+
+    def kernel(x, out):
+        out[...] = jnp.dot(x[...], x[...])
+
+    block = pallas.BlockSpec((8, 8), lambda i: (i, 0))
+    call = pallas.pallas_call(
+        kernel, out_shape=jax.ShapeDtypeStruct((24, 8), jnp.float32), grid=(3,), in_specs=[block], out_specs=block
+    )
+    assert count(jax.make_jaxpr(call)(jnp.ones((24, 8))).jaxpr).total_flops == 3 * 2 * 8**3
+
+
+def test_largest_result(full):
+    # the logits are no larger than a layer's gate, of which no scan keeps any
+    layer_inputs = 4 * LAYERS * ROWS * LENGTH * CONFIG.hidden_size
+    gradients = 4 * LAYERS * CONFIG.hidden_size * CONFIG.intermediate_size
+    assert largest_result(full) == max(layer_inputs, gradients, 4 * ROWS * LENGTH * CONFIG.intermediate_size)
