@@ -83,7 +83,9 @@ def generate(
     from jaxlean.hub.load import load
     from jaxlean.run.generate import Sampling, encode_prompt, generate, stop_ids
     from jaxlean.run.merge import load_adapted
+    from jaxlean.xla.compile import use_cache
 
+    use_cache()
     sampling = Sampling(temperature, top_k, top_p, seed)
     loaded = load(model, dtype)  # type: ignore[arg-type]
     if adapter is not None:

@@ -7,7 +7,7 @@ accepted, an unknown key is an error with a suggestion.
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 import yaml
 from pydantic import (
@@ -54,6 +54,36 @@ class ModelSection(Section):
     save_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="What a whole written model is held in (lora: null). auto: as dtype."
     )
+    quantization: Literal["none", "int8", "nf4"] = Field(
+        "none",
+        description="With lora: hold the layers' frozen matrices in 8 bits (load_in_8bit: true) or in 4 as QLoRA does "
+        "(load_in_4bit: true).",
+    )
+    matmul: Literal["default", "int8", "fp8"] = Field(
+        "default",
+        description="What the layers' matrices and their inputs are rounded to for a product. default: dtype. "
+        "fp8 needs hardware that has it.",
+    )
+    attention: Literal["auto", "plain", "block", "cudnn", "splash"] = _named(
+        "auto", "Back end of attention. auto: the fastest that runs on the hardware; printed.", "attn_implementation"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bits_name_a_format(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not {"load_in_8bit", "load_in_4bit"} & values.keys():
+            return values
+        values = dict(values)
+        flags = {"load_in_8bit": "int8", "load_in_4bit": "nf4"}
+        asked = []
+        for key, form in flags.items():
+            flag = values.pop(key, False)
+            if not isinstance(flag, bool):
+                raise ValueError(f"{key} is true or false, not {flag!r}")
+            asked += [form] if flag else []
+        if len({*asked, values.get("quantization", "none")} - {"none"}) > 1:
+            raise ValueError("load_in_8bit, load_in_4bit and quantization say different things: keep one")
+        return values | ({"quantization": asked[0]} if asked else {})
 
 
 class SourceSection(Section):
@@ -137,6 +167,14 @@ class LoraSection(Section):
     )
 
 
+# What Hugging Face's Trainer calls them.
+_OPTIMIZER_NAMES = {
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf"), "adamw"),
+    "adamw_bnb_8bit": "adamw_8bit",
+    "lion_32bit": "lion",
+}
+
+
 class TrainSection(Section):
     """How it is trained."""
 
@@ -147,7 +185,12 @@ class TrainSection(Section):
         8, "Sequences in one forward and backward pass on one device.", "micro_batch_size", "batch_size"
     )
     gradient_accumulation_steps: PositiveInt = Field(1, description="Microbatches in one optimizer update.")
-    optim: Literal["adamw", "adafactor", "lion", "sgd", "muon"] = _named("adamw", "Optimizer (optax).", "optimizer")
+    optim: Literal["adamw", "adamw_8bit", "adafactor", "lion", "sgd", "muon"] = _named(
+        "adamw", "Optimizer; adamw_8bit holds its two moments in 8 bits each.", "optimizer"
+    )
+    momentum_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="What adamw, lion, sgd and muon hold the first moment in."
+    )
     adam_beta1: Fraction = 0.9
     adam_beta2: Fraction = 0.999
     adam_epsilon: float = Field(1e-8, gt=0)
@@ -165,12 +208,57 @@ class TrainSection(Section):
     trainable: list[str] | None = Field(
         None, description="lora: null only. Regexes of the parameter paths that train; default: all."
     )
-    remat: str | list[str] = _named(
-        "none", "Activations to recompute: none, full, dots, dots_no_batch, or names to keep.", "gradient_checkpointing"
+    remat: str | list[str] | dict[str, list[str]] = _named(
+        "none",
+        "Activations to recompute: none, full, dots, dots_no_batch, attention, mlp, nested, auto; or names to keep; or "
+        "{save: names, offload: names}. true is full, false is none.",
+        "gradient_checkpointing",
+    )
+    memory_budget: int | None = Field(
+        None, gt=0, description="remat: auto only. Memory of one device: bytes, or 12GB, 11GiB; default: what it has."
+    )
+    label_smoothing_factor: Fraction = Field(
+        0.0, description="Share of each target spread over the whole vocabulary. In `loss`; not in the held-out loss."
+    )
+    z_loss: float = Field(
+        0.0, ge=0, description="Weight of logsumexp(logits)^2, 1e-4 in PaLM. In `loss`; not in the held-out loss."
+    )
+    loss_chunk_bytes: PositiveInt | Literal["auto"] | None = Field(
+        "auto",
+        description="Float32 logits that one device holds at a time, in bytes; null: those of the whole batch. "
+        "auto: 64 MiB on CPU, 256 MiB on GPU and TPU.",
     )
     logging_steps: PositiveInt = 10
     save_steps: PositiveInt | None = Field(None, description="Steps between checkpoints; default: a tenth of the run.")
     save_total_limit: PositiveInt = Field(2, description="Checkpoints kept.")
+
+    @field_validator("remat", mode="before")
+    @classmethod
+    def _gradient_checkpointing_is_a_switch(cls, value: Any) -> Any:
+        # on the command line it is text, as a policy would be
+        return {"true": "full", "false": "none"}.get(str(value).lower(), value)
+
+    @field_validator("memory_budget", mode="before")
+    @classmethod
+    def _bytes_have_units(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) *([kmgt]?)(i?)b?", value.strip().lower())
+        if found is None:
+            raise ValueError("a number of bytes, or one with a unit: 12GB, 11GiB")
+        number, unit, binary = found.groups()
+        return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " "))
+
+    @field_validator("optim", mode="before")
+    @classmethod
+    def _other_names_of_optimizers(cls, value: Any) -> Any:
+        return _OPTIMIZER_NAMES.get(value, value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _optimizer_has_a_first_moment(self) -> "TrainSection":
+        if self.momentum_dtype != "float32" and self.optim in ("adamw_8bit", "adafactor"):
+            raise ValueError(f"train.momentum_dtype is for adamw, lion, sgd and muon, not for {self.optim}")
+        return self
 
 
 class EvalSection(Section):
@@ -218,6 +306,11 @@ class RunConfig(Section):
 
     output_dir: str = Field("runs/run", description="Folder that the run writes; it must not hold another run.")
     seed: int = Field(0, description="Of everything random: data order, adapter, dropout.")
+    compilation_cache: bool | str = Field(
+        True,
+        description="Keep compiled programs on disk for the next start: in the user's cache folder, nowhere (false), "
+        "or in this folder.",
+    )
     model: ModelSection = Field(default_factory=ModelSection)
     data: DataSection = Field(default_factory=DataSection)
     lora: LoraSection | None = Field(default_factory=LoraSection)
@@ -226,6 +319,12 @@ class RunConfig(Section):
     mesh: MeshSection = Field(default_factory=MeshSection)
     cost: CostSection = Field(default_factory=CostSection)
     report: ReportSection = Field(default_factory=ReportSection)
+
+    @field_validator("compilation_cache", mode="before")
+    @classmethod
+    def _words_for_yes_and_no(cls, value: Any) -> Any:
+        # on the command line it is text, as a folder would be
+        return {"true": True, "on": True, "false": False, "off": False}.get(str(value).lower(), value)
 
     @field_validator("train")
     @classmethod
@@ -371,7 +470,8 @@ def _parse(text: str, annotation: Any) -> Any:
     except yaml.YAMLError:
         return text
     kinds = getattr(annotation, "__args__", (annotation,))
-    if str in kinds and value is not None and not isinstance(value, (str, list)):
+    texts = (str, list, dict) if any(get_origin(kind) is dict for kind in kinds) else (str, list)
+    if str in kinds and value is not None and not isinstance(value, texts):
         return text
     if isinstance(value, str) and str not in kinds:
         # YAML 1.1 reads 1e-4 as text; people write it for a number.

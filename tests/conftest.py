@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(home.cleanup)
     os.environ["JAXLEAN_HOME"] = f"{home.name}/jaxlean"
     os.environ["HF_HOME"] = f"{home.name}/huggingface"
+    os.environ["XDG_CACHE_HOME"] = f"{home.name}/cache"
 
 
 @pytest.fixture(scope="session")

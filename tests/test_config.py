@@ -43,6 +43,41 @@ def test_a_file_and_overrides_make_one_config(tmp_path: Path) -> None:
     assert [source.path for source in loaded.data.train] == ["a.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        ([], "none"),
+        (["model.quantization=int8"], "int8"),
+        (["model.load_in_4bit=true"], "nf4"),
+        (["model.load_in_8bit=true"], "int8"),
+        (["model.load_in_8bit=false", "model.load_in_4bit=true"], "nf4"),
+        (["model.load_in_8bit=false"], "none"),
+        (["model.load_in_4bit=true", "model.quantization=nf4"], "nf4"),
+    ],
+)
+def test_bits_name_a_format(overrides: list[str], wanted: str, tmp_path: Path) -> None:
+    loaded = config.load(None, overrides)
+    assert loaded.model.quantization == wanted
+    assert config.load(write(tmp_path, config.dump(loaded))) == loaded
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["model.load_in_4bit=true", "model.load_in_8bit=true"], "keep one"),
+        (["model.load_in_4bit=true", "model.quantization=int8"], "keep one"),
+        (["model.load_in_4bit=maybe"], "load_in_4bit is true or false"),
+        (["model.load_in_4bits=true"], "unknown key: model.load_in_4bits"),
+        (["model.quantization=int4"], "model.quantization"),
+        (["model.matmul=float8"], "model.matmul"),
+    ],
+)
+def test_bits_that_cannot_be(overrides: list[str], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(None, overrides)
+    assert says in str(caught.value)
+
+
 def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
     assert config.load(write(tmp_path, "# nothing yet\n")) == RunConfig()
 
@@ -58,6 +93,15 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
         ("output_dir=a=b", "output_dir", "a=b"),
         ("model.path=org/name", "model.path", "org/name"),
         ("train.remat=full", "train.remat", "full"),
+        ("train.remat=[gate, up]", "train.remat", ["gate", "up"]),
+        ("train.remat={save: [gate], offload: [up]}", "train.remat", {"save": ["gate"], "offload": ["up"]}),
+        ("train.gradient_checkpointing=true", "train.remat", "full"),
+        ("train.gradient_checkpointing=False", "train.remat", "none"),
+        ("train.memory_budget=12GB", "train.memory_budget", 12 * 10**9),
+        ("train.memory_budget=1.5 GiB", "train.memory_budget", 3 * 2**29),
+        ("train.memory_budget=2e9", "train.memory_budget", 2 * 10**9),
+        ("train.memory_budget=800mb", "train.memory_budget", 800 * 10**6),
+        ("train.memory_budget=null", "train.memory_budget", None),
         ("eval.before=no", "eval.before", False),
     ],
 )
@@ -296,6 +340,32 @@ def test_training_data_on_the_command_line_does_not_keep_the_files_held_out_rows
     both = config.load(file, ["data.train=mine.jsonl", "data.eval=mine_heldout.jsonl"])
     assert (both.data.eval[0].path, both.data.eval_fraction) == ("mine_heldout.jsonl", 0.0)
     assert config.load(file).data.eval[0].path == "theirs_heldout.jsonl"
+
+
+def test_names_that_hugging_face_has_for_optimizers():
+    for name, ours in {
+        "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_bnb_8bit": "adamw_8bit", "adamw_8bit": "adamw_8bit",
+        "adafactor": "adafactor", "sgd": "sgd",
+    }.items():  # fmt: skip
+        assert config.load(None, [f"train.optim={name}"]).train.optim == ours
+    with pytest.raises(ConfigError, match=r"train\.optim.*'adamw_8bit'[\s\S]*paged_adamw"):
+        config.load(None, ["train.optim=paged_adamw_8bit"])
+
+
+def test_a_dtype_of_momentum_needs_a_momentum():
+    assert config.load(None, ["train.optim=lion", "train.momentum_dtype=bfloat16"]).train.momentum_dtype == "bfloat16"
+    for optim in ("adafactor", "adamw_8bit"):
+        with pytest.raises(ConfigError, match=rf"train\.momentum_dtype is for adamw.*not for {optim}"):
+            config.load(None, [f"train.optim={optim}", "train.momentum_dtype=bfloat16"])
+
+
+def test_the_compilation_cache_is_a_word_or_a_folder(tmp_path):
+    for text, value in {"true": True, "on": True, "false": False, "off": False, "Off": False, "a/b": "a/b"}.items():
+        assert config.load(None, [f"compilation_cache={text}"]).compilation_cache == value
+    file = tmp_path / "run.yaml"
+    file.write_text("compilation_cache: off\n")
+    assert config.load(file).compilation_cache is False
+    assert config.build({}).compilation_cache is True
 
 
 def test_a_rule_that_is_not_a_regular_expression():

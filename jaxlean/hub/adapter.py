@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlean import tree
-from jaxlean.adapt.lora import beside
+from jaxlean import codec, tree
+from jaxlean.adapt.lora import beside, column_lengths
 from jaxlean.config import LoraSection
 from jaxlean.errors import ModelError
 from jaxlean.hub.family import Family
@@ -125,23 +125,22 @@ def read_adapter(folder: Path, family: Family, base: Mapping[str, Any]) -> tree.
         raise ModelError("an adapter file is missing", where=file) from None
     except (SafetensorError, OSError) as error:
         raise ModelError("not a whole safetensors file", where=file, got=error) from None
-    shapes = {path: tuple(leaf.shape) for path, leaf in tree.flatten(base).items()}
+    kernels = codec.kernels(tree.flatten(base))
     found: dict[str, dict[int, dict[str, np.ndarray]]] = {}
     for name, array in tensors.items():
         module, layer, leaf = _parse(name, family, file)
-        if f"{module}.kernel" not in shapes:
+        if module not in kernels:
             raise ModelError(f"an adapter for a module that the base does not have: {name}", where=file)
         found.setdefault(module, {}).setdefault(layer, {})[leaf] = array.astype(np.float32).T
     if not found:
         raise ModelError("the adapter holds no tensor", where=file)
     leaves: dict[str, np.ndarray] = {}
     for module, layers in found.items():
-        leaves |= _stack(module, layers, shapes[f"{module}.kernel"], settings, family, file)
+        leaves |= _stack(module, layers, codec.shape(kernels[module]), settings, family, file)
     if settings.get("use_dora"):
-        _complete_magnitudes(leaves, base)
-    kernels = tree.flatten(base)
+        _complete_magnitudes(leaves, kernels)
     return tree.unflatten(
-        {path: beside(kernels[f"{path.rsplit('.', 1)[0]}.kernel"], jnp.asarray(leaf)) for path, leaf in leaves.items()}
+        {path: beside(kernels[path.rpartition(".")[0]], jnp.asarray(leaf)) for path, leaf in leaves.items()}
     )
 
 
@@ -217,13 +216,12 @@ def _stack(
     return {f"{module}.{leaf}": value if stacked else value[0] for leaf, value in leaves.items()}
 
 
-def _complete_magnitudes(leaves: dict[str, np.ndarray], base: Mapping[str, Any]) -> None:
+def _complete_magnitudes(leaves: dict[str, np.ndarray], kernels: Mapping[str, codec.Leaves]) -> None:
     """A layer without a DoRA adapter keeps the column lengths of its kernel, which changes nothing."""
-    kernels = tree.flatten(base)
     for path, magnitude in leaves.items():
         if path.endswith(".lora_magnitude") and np.isnan(magnitude).any():
-            kernel = np.asarray(kernels[path.replace("lora_magnitude", "kernel")], np.float32)
-            leaves[path] = np.where(np.isnan(magnitude), np.linalg.norm(kernel, axis=-2), magnitude).astype(np.float32)
+            lengths = np.asarray(column_lengths(kernels[path.removesuffix(".lora_magnitude")]))
+            leaves[path] = np.where(np.isnan(magnitude), lengths, magnitude)
 
 
 def _pattern(patterns: Mapping[str, float] | None, name: str, default: float) -> float:

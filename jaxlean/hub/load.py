@@ -11,14 +11,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlean import tree
-from jaxlean.errors import ModelError
+from jaxlean.adapt import quantize
+from jaxlean.errors import ConfigError, ModelError
 from jaxlean.hub.families import family_of
 from jaxlean.hub.family import Family
 from jaxlean.hub.files import locate, read_json
 from jaxlean.hub.read import read_params
+from jaxlean.models import attention as attentions
 from jaxlean.models.decoder import Decoder, DecoderConfig, abstract
+from jaxlean.models.quantized import Matmul
 from jaxlean.xla.mesh import make_mesh, place
-from jaxlean.xla.precision import compute_dtype, parameter_dtype
+from jaxlean.xla.precision import check_matmul, compute_dtype, parameter_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -40,6 +43,8 @@ class Model:
     dtype: Any
     folder: Path | None
     tokenizer_path: str | None = None
+    matmul: Matmul = "default"
+    attention: attentions.Backend = "plain"
 
     def __call__(
         self, tokens: Any, *, positions: jax.Array | None = None, segments: jax.Array | None = None
@@ -53,7 +58,9 @@ class Model:
         Raises:
             ModelError: a parameter is missing, extra or of the wrong shape.
         """
-        graph, shapes = abstract(self.config, params, dtype=self.dtype)
+        graph, shapes = abstract(
+            self.config, params, dtype=self.dtype, matmul=self.matmul, attention=self.attention
+        )
         tree.check(params, shapes, where=self.folder)
         other = replace(self, params=params, graph=graph)
         if "tokenizer" in vars(self):  # read already, and perhaps given another chat template
@@ -77,6 +84,9 @@ def load(
     revision: str | None = None,
     tokenizer: str | None = None,
     trains: Callable[[str], bool] = lambda path: False,
+    quantization: Literal["none", "int8", "nf4"] = "none",
+    matmul: Matmul = "default",
+    attention: str = "auto",
 ) -> Model:
     """Load a model from a folder or the Hugging Face hub.
 
@@ -87,11 +97,16 @@ def load(
         revision: branch, tag or commit on the hub.
         tokenizer: folder or id of another tokenizer.
         trains: path -> whether the parameter will be trained; such are held in float32.
+        quantization: the format that the kernels of the layers are held in (`adapt.quantize`), rounded while they are
+            read: the wide model is never in memory.
+        matmul: how the layers' kernels are multiplied (`models.quantized`).
+        attention: its back end (`models.attention`); auto takes the fastest that runs on these devices.
 
     Returns:
         the model. `model(tokens)` gives float32 logits.
 
     Raises:
+        ConfigError: a quantized matrix that would train, or a `matmul` or `attention` that the hardware does not have.
         ModelError: names the file or tensor that is missing or wrong, or the families that are supported.
     """
     folder = locate(str(path_or_id), revision=revision)
@@ -99,11 +114,41 @@ def load(
     family = family_of(raw.get("model_type"), where=folder / "config.json")
     config = family.config(_transformers_config(raw, folder / "config.json"))
     compute = compute_dtype(dtype)
-    graph, shapes = abstract(config, dtype=compute)
+    _, shapes = abstract(config, dtype=compute)
     mesh = mesh if mesh is not None else make_mesh()
-    params = read_params(folder, family, shapes, dtype=parameter_dtype(compute, trains), place=place(mesh))
+    check_matmul(matmul, mesh.devices.flat[0])
+    backend = _attention(attention, mesh, config, compute)
+    form = None if quantization == "none" else quantization
+    if form is not None:
+        _check_frozen([path for path in tree.flatten(shapes) if quantize.is_chosen(path) and trains(path)], form)
+    params = read_params(
+        folder,
+        family,
+        shapes,
+        dtype=parameter_dtype(compute, trains),
+        place=place(mesh),
+        form=lambda path: form if quantize.is_chosen(path) else None,
+    )
+    graph, shapes = abstract(config, params, dtype=compute, matmul=matmul, attention=backend)
     tree.check(params, shapes, where=folder)
-    return Model(family, config, raw, params, graph, compute, folder, tokenizer)
+    return Model(family, config, raw, params, graph, compute, folder, tokenizer, matmul, backend)
+
+
+def _attention(wanted: str, mesh: jax.sharding.Mesh, config: DecoderConfig, dtype: Any) -> attentions.Backend:
+    platform = mesh.devices.flat[0].platform
+    return attentions.choose(
+        wanted, platform=platform, dtype=dtype, head_dim=config.head_dim, num_devices=mesh.size
+    )
+
+
+def _check_frozen(paths: list[str], form: str) -> None:
+    if paths:
+        raise ConfigError(
+            "a quantized matrix cannot train",
+            where=f"{paths[0]}" + (f" (and {len(paths) - 1} more)" if paths[1:] else ""),
+            got=f"model.quantization={form}",
+            fix="train an adapter over it (a lora: section), or set model.quantization=none",
+        )
 
 
 def load_tokenizer(path_or_id: str) -> "PreTrainedTokenizerFast":
@@ -135,12 +180,14 @@ def initial(
     *,
     seed: int = 0,
     tokenizer: str | None = None,
+    attention: str = "auto",
 ) -> Model:
     """A model that has learned nothing, from a Hugging Face config: for pre-training.
 
     Args:
         architecture: `model_type`, `hidden_size` ... as in a `config.json`.
         seed: draws the parameters.
+        attention: as in `load`.
 
     Returns:
         the model; all its parameters are float32, since all of them will train.
@@ -152,15 +199,17 @@ def initial(
     hf = _transformers_config(architecture, "model.architecture")
     config = family.config(hf)
     compute = compute_dtype(dtype)
-    graph, shapes = abstract(config, dtype=compute)
-    where = place(mesh if mesh is not None else make_mesh())
+    mesh = mesh if mesh is not None else make_mesh()
+    backend = _attention(attention, mesh, config, compute)
+    graph, shapes = abstract(config, dtype=compute, attention=backend)
+    where = place(mesh)
     shardings = tree.map_with_path(lambda path, leaf: where(path, tuple(leaf.shape)), shapes)
 
     @partial(jax.jit, out_shardings=shardings)
     def draw() -> tree.Tree:
         return nnx.to_pure_dict(nnx.split(Decoder(config, dtype=compute, rngs=nnx.Rngs(seed)))[1])
 
-    return Model(family, config, hf.to_dict(), draw(), graph, compute, None, tokenizer)
+    return Model(family, config, hf.to_dict(), draw(), graph, compute, None, tokenizer, attention=backend)
 
 
 def _transformers_config(raw: dict[str, Any], where: object) -> Any:

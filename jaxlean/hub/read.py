@@ -1,18 +1,21 @@
 """Safetensors -> parameters, each tensor straight from the file to its place on the devices.
 
 The files are read slice by slice: at no time is more than one tensor of the file in memory beside the parameters
-themselves, and with a mesh each process reads only what its own devices hold.
+themselves, and with a mesh each process reads only what its own devices hold. What is quantized is so tensor by tensor,
+while it is read; since a block may reach over the border between two devices, each process reads such a tensor whole.
 """
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxlean import tree
+from jaxlean import codec, tree
+from jaxlean.codec import Format
 from jaxlean.errors import ModelError, did_you_mean
 from jaxlean.hub.family import Family
 from jaxlean.hub.files import tensors_by_file
@@ -27,6 +30,7 @@ def read_params(
     *,
     dtype: Callable[[str], Any],
     place: Place,
+    form: Callable[[str], Format | None] = lambda path: None,
 ) -> tree.Tree:
     """Read the parameters of a model.
 
@@ -36,9 +40,11 @@ def read_params(
         shapes: tree of the shapes that the model declares (leaves with `.shape`).
         dtype: path -> the dtype it is held in.
         place: (path, shape) -> the sharding it gets.
+        form: path of a kernel -> the format it is held in, None for `dtype`. It is rounded from the file's own numbers.
 
     Returns:
-        nested dict of jax arrays, path for path what `shapes` declares.
+        nested dict of jax arrays, path for path what `shapes` declares, but for kernels that have a format: in their
+        place stand its leaves (`jaxlean.codec`).
 
     Raises:
         ModelError: names the first tensor that is missing, extra or of the wrong shape.
@@ -46,10 +52,14 @@ def read_params(
     files = tensors_by_file(folder)
     wanted = tree.flatten(shapes)
     _check_names(folder, family, wanted, files)
-    params = {}
+    params: dict[str, jax.Array] = {}
     for path, leaf in wanted.items():
         source = _Source(path, tuple(leaf.shape), family.tensor(path), files, np.dtype(dtype(path)))
         source.check()
+        held_in = form(path)
+        if held_in is not None:
+            params |= _quantized(source, held_in, place)
+            continue
         params[path] = jax.make_array_from_callback(source.shape, place(path, source.shape), source.read)
     return tree.unflatten(params)
 
@@ -92,6 +102,26 @@ class _Source:
             if self.transposed:
                 return file.get_slice(name)[index[::-1]].T
             return file.get_slice(name)[index]
+
+
+def _quantized(source: _Source, form: Format, place: Place) -> dict[str, jax.Array]:
+    """A kernel's leaves in a format, each tensor of the file rounded on the first device before the next is read."""
+    module = source.path.removesuffix("kernel")
+    leaves = codec.shapes(source.shape, form)
+    shardings = {name: place(module + name, leaf.shape) for name, leaf in leaves.items()}
+    held = {name: _aligned(leaf.shape, np.dtype(leaf.dtype)) for name, leaf in leaves.items()}
+    for layer, name in enumerate(source.names()):
+        with _open(source.files[name]) as file:
+            found = jax.device_get(_encode(file.get_slice(name)[:].T, form))
+        for leaf, part in found.items():
+            held[leaf][layer if source.stacked else ...] = part
+    return {
+        module + name: jax.make_array_from_callback(whole.shape, shardings[name], whole.__getitem__)
+        for name, whole in held.items()
+    }
+
+
+_encode = partial(jax.jit, static_argnums=1)(codec.encode)
 
 
 def _open(file: Path) -> Any:

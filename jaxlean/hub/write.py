@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlean import tree
+from jaxlean import codec, tree
 from jaxlean.errors import ModelError, RunError
 from jaxlean.hub.family import Family
 from jaxlean.hub.load import Model
@@ -30,12 +30,18 @@ def write_model(model: Model, folder: Path, *, dtype: str | None = None, bytes_p
         bytes_per_file: larger models are split, with an index.
 
     Raises:
-        ModelError: the model has an adapter.
+        ModelError: the model has an adapter, or is quantized.
         RunError: the folder holds something already.
     """
     adapter = next((path for path in tree.flatten(model.params) if ".lora_" in path), None)
     if adapter is not None:
         raise ModelError("a model with an adapter cannot be written", where=adapter, fix="merge the adapter first")
+    if codec.is_quantized(tree.flatten(model.params)):
+        raise ModelError(
+            "a quantized model cannot be written",
+            where=folder,
+            fix="load it without quantization, or write `adapt.quantize.dequantize` of its parameters",
+        )
     if folder.exists() and any(folder.iterdir()):
         raise RunError("the output folder is not empty", where=folder, fix="choose another, or remove it")
     part = folder.with_name(folder.name + ".part")

@@ -33,7 +33,7 @@ def environment(cost: CostSection | None = None) -> dict[str, Any]:
     Returns:
         versions, os, cpu, num_cores, memory_bytes (of the machine; None where it cannot be known), devices (kind,
         count, memory_bytes of one), device_error (None, or why jax found none), settings (XLA_* and JAX_* variables),
-        compilation_cache (folder or None), usd_per_hour (None where not known) and price_source.
+        compilation_cache (the folder that a run would use, or None), usd_per_hour (None where not known) and price_source.
     """
     devices, device_error, cache = _devices()
     found: dict[str, Any] = {
@@ -93,7 +93,10 @@ def _devices() -> tuple[list[dict[str, Any]], str | None, str | None]:
         entry = kinds.setdefault(device.device_kind, {"kind": device.device_kind, "count": 0, "memory_bytes": None})
         entry["count"] += 1
         entry["memory_bytes"] = entry["memory_bytes"] or memory
-    return list(kinds.values()), None, jax.config.values["jax_compilation_cache_dir"]
+    from jaxlean.xla.compile import cache_folder
+
+    folder = cache_folder()
+    return list(kinds.values()), None, None if folder is None else str(folder)
 
 
 def _cpu() -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from jaxlean import tree
 from jaxlean.config import RunConfig
@@ -18,7 +17,10 @@ from jaxlean.hub.load import Model, load
 from jaxlean.run.generate import chat_template, generate, stop_ids
 from jaxlean.run.merge import load_adapted
 from jaxlean.run.summary import Evaluation
-from jaxlean.train.step import Apply, Batch, make_eval_step
+from jaxlean.train.loss import chunk_budget
+from jaxlean.train.objective import Loss, objective
+from jaxlean.train.step import make_eval_step
+from jaxlean.xla.compile import use_cache
 from jaxlean.xla.mesh import batch_sharding, make_mesh, num_batch_shards
 
 
@@ -28,20 +30,20 @@ class Evaluator:
     Args:
         config: `data.eval` (or `data.eval_fraction`) and the `eval` section.
         tokenizer: the model's.
-        apply: the model as a function of its parameters, as `train.step` takes it.
+        loss: the model's summed cross entropy, as `train.step` takes it.
         mesh: the rows of a batch are split over it.
 
     Raises:
         DataError: no held-out row carries a token to predict.
     """
 
-    def __init__(self, config: RunConfig, tokenizer: Any, apply: Apply, mesh: jax.sharding.Mesh, *, vocab_size: int):
+    def __init__(self, config: RunConfig, tokenizer: Any, loss: Loss, mesh: jax.sharding.Mesh, *, vocab_size: int):
         self._config, self._tokenizer = config, tokenizer
         rows = config.eval.per_device_eval_batch_size * num_batch_shards(mesh)
         self._batches: EvalBatches = eval_batches(config, tokenizer, rows=rows, vocab_size=vocab_size)
         if not len(self._batches):
             raise DataError("the held-out data is empty", where="data.eval")
-        self._step = make_eval_step(apply)
+        self._step = make_eval_step(loss)
         self._sharding = batch_sharding(mesh)
         self._prompts: list[tuple[list[int], str, str]] | None = None  # encoded on first use
 
@@ -98,7 +100,7 @@ def evaluate(config: RunConfig, *, adapter: Path | None = None, answers: Path | 
     """`jaxlean evaluate`: measure a model, perhaps with an adapter, and print what was found.
 
     Args:
-        config: `model`, `data` and `eval` count; the rest is not read.
+        config: `model`, `data`, `eval`, `mesh` and `train.loss_chunk_bytes` count; the rest is not read.
         adapter: PEFT adapter folder.
         answers: a JSONL file to write `generated` and `wanted` of each held-out row to.
 
@@ -114,21 +116,21 @@ def evaluate(config: RunConfig, *, adapter: Path | None = None, answers: Path | 
     if answers is not None and (answers.is_dir() or not answers.parent.is_dir()):
         what = "is a folder" if answers.is_dir() else "lies in a folder that is not there"
         raise RunError(f"the file for the answers {what}", where=answers, fix="--answers names a file to write")
+    use_cache(config.compilation_cache)
     mesh = make_mesh(config.mesh)
     named = config.model
-    model = load(config.model.path, named.dtype, mesh, revision=named.revision, tokenizer=named.tokenizer)
+    model = load(
+        config.model.path, named.dtype, mesh, revision=named.revision, tokenizer=named.tokenizer,
+        quantization=named.quantization, matmul=named.matmul, attention=named.attention,
+    )  # fmt: skip
     tokenizer = model.tokenizer
     if template is not None:
         tokenizer.chat_template = template
     if adapter is not None:
         model = load_adapted(model, adapter)
-    graph = model.graph
-
-    def apply(params: tree.Tree, batch: Batch, key: jax.Array) -> jax.Array:
-        module = nnx.merge(graph, params)
-        return module(batch["tokens"], positions=batch["positions"], segments=batch["segments"])
-
-    evaluator = Evaluator(config, tokenizer, apply, mesh, vocab_size=model.config.vocab_size)
+    budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size)
+    loss = objective(model.graph, model.config, logits_bytes=budget)
+    evaluator = Evaluator(config, tokenizer, loss, mesh, vocab_size=model.config.vocab_size)
     print(f"held-out data: {evaluator.stats}")
     found = evaluator.loss({}, model.params)
     if config.eval.exact_match or answers is not None:

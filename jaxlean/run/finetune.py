@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
-from jaxlean import tree
+from jaxlean import codec, tree
 from jaxlean.adapt import lora
+from jaxlean.adapt.quantize import quantize
 from jaxlean.config import RunConfig
 from jaxlean.cost.memory import peak_memory_bytes
 from jaxlean.cost.price import lookup
@@ -23,11 +23,12 @@ from jaxlean.errors import ConfigError, Preempted, UserError
 from jaxlean.hub.adapter import write_adapter
 from jaxlean.hub.load import Model, initial, load
 from jaxlean.hub.write import write_model
+from jaxlean.models.cpu import hold, release
 from jaxlean.models.decoder import ACTIVATIONS
-from jaxlean.models.linear import Dropout
 from jaxlean.run.checkpoint import Checkpoints
 from jaxlean.run.environment import versions
 from jaxlean.run.evaluate import Evaluator
+from jaxlean.run.fit import fit
 from jaxlean.run.folder import check_space, claim
 from jaxlean.run.generate import chat_template
 from jaxlean.run.meter import Meter
@@ -35,10 +36,13 @@ from jaxlean.run.metrics import Metrics, check_installed
 from jaxlean.run.preemption import Preemption
 from jaxlean.run.progress import Progress
 from jaxlean.run.summary import final_table, write_summary
+from jaxlean.train.loss import Terms, chunk_budget
+from jaxlean.train.objective import Loss, objective
 from jaxlean.train.optimizer import optimizer, schedule
-from jaxlean.train.step import Apply, Batch, TrainState, init_state, make_step
+from jaxlean.train.step import TrainState, init_state, make_step
+from jaxlean.xla.compile import use_cache
 from jaxlean.xla.mesh import batch_sharding, make_mesh, num_batch_shards, place, replicated
-from jaxlean.xla.remat import remat
+from jaxlean.xla.remat import Policy, check, scan_layers
 
 
 def finetune(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -68,9 +72,11 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     if config.data.train is None:
         raise ConfigError("data.train is not set", fix="data.train=FILE, or a `data:` section in the config")
     check_installed(config.report)
+    check(config.train.remat, ACTIVATIONS)
     template = chat_template(config.model)
     output_dir = Path(config.output_dir)
     claim(output_dir, config, resume=resume, overwrite=overwrite, dry=True)
+    use_cache(config.compilation_cache)
 
     # ---- mesh
     mesh = make_mesh(config.mesh)
@@ -95,25 +101,34 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     model = model.with_params(params)
     model.tokenizer = tokenizer
     trainable, frozen = tree.split(params, trains)
-    start_adapter = jax.device_get(trainable) if config.lora and config.lora.init_lora_weights == "pissa" else None
+    start_adapter = jax.device_get(trainable) if _is_pissa(config) else None
     num_params, num_trainable = _count(params), _count(trainable)
-    say(f"model: {model.family.model_type}, {num_params:,} parameters in {model.dtype.name}, {num_trainable:,} train")
+    held = _held(config, model)
+    say(f"model: {model.family.model_type}, {num_params:,} parameters in {held}, {num_trainable:,} train")
+    say(f"attention: {model.attention}")
 
     # ---- step
-    apply = _apply(config, model)
     transform = optimizer(config.train, num_steps, trainable, ratio=lora.learning_rate_ratios(config.lora))
     rate = schedule(config.train, num_steps)
     state = _place(trainable, transform, mesh)
+    frozen = hold(frozen)
     # the state holds what trains from here on; a second copy of it would cost as much again
     model.params, params, trainable = {}, {}, {}
-    step = make_step(apply, transform, seed=config.seed, shardings=jax.tree.map(lambda x: x.sharding, state))
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+
+    def build(remat: Policy) -> jax.stages.Wrapped:
+        return make_step(_loss(config, model, mesh, remat), transform, seed=config.seed, shardings=shardings)
+
     evaluator = (
-        Evaluator(config, tokenizer, _apply(config, model, training=False), mesh, vocab_size=model.config.vocab_size)
+        Evaluator(config, tokenizer, _loss(config, model, mesh), mesh, vocab_size=model.config.vocab_size)
         if config.data.eval or config.data.eval_fraction
         else None
     )
     if evaluator is not None:
         say(f"held-out data: {evaluator.stats}")
+    chosen = fit(config, mesh, build, state, frozen, rows, batches.length) if config.train.remat == "auto" else None
+    if chosen is not None:
+        say(str(chosen))
     check_space(output_dir, sum(x.nbytes for x in jax.tree.leaves(state)), config.train.save_total_limit)
 
     # ---- resume
@@ -153,7 +168,8 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
         # ---- loop
         sharding = batch_sharding(mesh, leading=1)
         save_steps = config.train.save_steps or max(num_steps // 10, 1)
-        compiled = None
+        compiled = chosen.compiled if chosen is not None else None
+        meter.compile_seconds += chosen.seconds if chosen is not None else 0.0
         meter.start_training()
         with progress:
             while done < num_steps:
@@ -167,7 +183,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
                     batch = _on_device(next(batches), config.train.gradient_accumulation_steps, sharding)
                     if compiled is None:
                         with meter.compiling():
-                            compiled = step.lower(state, frozen, batch).compile()
+                            compiled = build(config.train.remat).lower(state, frozen, batch).compile()
                     state, measured = compiled(state, frozen, batch)
                     done += 1
                     meter.add(done, measured)
@@ -218,9 +234,17 @@ def _model(config: RunConfig, mesh: jax.sharding.Mesh) -> Model:
     if wanted.architecture is not None:
         if wanted.path is not None or config.lora is not None:
             raise ConfigError("model.architecture starts from zero", fix="leave out model.path and set lora: null")
+        if wanted.quantization != "none" or wanted.matmul != "default":
+            raise ConfigError(
+                "model.architecture: what trains from zero is neither quantized nor multiplied in fewer bits",
+                fix="leave out model.quantization and model.matmul",
+            )
         if wanted.tokenizer is None:
             raise ConfigError("pre-training needs a tokenizer", where="model.tokenizer")
-        model = initial(wanted.architecture, wanted.dtype, mesh, seed=config.seed, tokenizer=wanted.tokenizer)
+        model = initial(
+            wanted.architecture, wanted.dtype, mesh, seed=config.seed, tokenizer=wanted.tokenizer,
+            attention=wanted.attention,
+        )  # fmt: skip
         # not transformers' defaults, which are those of Llama's tokenizer
         for key in {"bos_token_id", "eos_token_id", "pad_token_id"} - wanted.architecture.keys():
             model.hf_config[key] = getattr(model.tokenizer, key)
@@ -233,7 +257,16 @@ def _model(config: RunConfig, mesh: jax.sharding.Mesh) -> Model:
             return False
         return config.train.trainable is None or any(re.search(rule, path) for rule in config.train.trainable)
 
-    return load(wanted.path, wanted.dtype, mesh, revision=wanted.revision, tokenizer=wanted.tokenizer, trains=trains)
+    # PiSSA takes its start out of the full kernels: `_adapt` quantizes what is left
+    quantization = "none" if _is_pissa(config) else wanted.quantization
+    return load(
+        wanted.path, wanted.dtype, mesh, revision=wanted.revision, tokenizer=wanted.tokenizer, trains=trains,
+        quantization=quantization, matmul=wanted.matmul, attention=wanted.attention,
+    )  # fmt: skip
+
+
+def _is_pissa(config: RunConfig) -> bool:
+    return config.lora is not None and config.lora.init_lora_weights == "pissa"
 
 
 def _adapt(config: RunConfig, model: Model) -> tuple[tree.Tree, Callable[[str], bool]]:
@@ -241,7 +274,10 @@ def _adapt(config: RunConfig, model: Model) -> tuple[tree.Tree, Callable[[str], 
     if config.lora is not None:
         modules = lora.targets(model.params, config.lora.target_modules, model.family.modules)
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
-        return lora.add(model.params, modules, config.lora, key), lora.is_adapter
+        params = lora.add(model.params, modules, config.lora, key)
+        if _is_pissa(config) and config.model.quantization != "none":
+            params = quantize(params, config.model.quantization)
+        return params, lora.is_adapter
     if config.train.trainable is None:
         return model.params, lambda path: True
     rules = [(pattern, True) for pattern in config.train.trainable]
@@ -249,19 +285,19 @@ def _adapt(config: RunConfig, model: Model) -> tuple[tree.Tree, Callable[[str], 
     return model.params, chosen.__getitem__
 
 
-def _apply(config: RunConfig, model: Model, *, training: bool = True) -> Apply:
-    """The model as a function of its parameters and a batch."""
-    graph = model.graph
-    rate = config.lora.lora_dropout if config.lora is not None and training else 0.0
-    wrap = remat(config.train.remat, ACTIVATIONS) if training else None
-
-    def apply(params: tree.Tree, batch: Batch, key: jax.Array) -> jax.Array:
-        dropout = Dropout(rate, key) if rate else None
-        return nnx.merge(graph, params)(
-            batch["tokens"], positions=batch["positions"], segments=batch["segments"], dropout=dropout, wrap=wrap
-        )
-
-    return apply
+def _loss(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Policy | None = None) -> Loss:
+    """The model's summed loss as a function of its parameters and a batch; with no policy, the cross entropy alone."""
+    budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size)
+    if remat is None:
+        return objective(model.graph, model.config, logits_bytes=budget)
+    return objective(
+        model.graph,
+        model.config,
+        logits_bytes=budget,
+        terms=Terms(config.train.z_loss, config.train.label_smoothing_factor),
+        dropout_rate=config.lora.lora_dropout if config.lora is not None else 0.0,
+        scan=scan_layers(remat, ACTIVATIONS),
+    )
 
 
 def _place(trainable: tree.Tree, transform: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
@@ -269,12 +305,15 @@ def _place(trainable: tree.Tree, transform: optax.GradientTransformation, mesh: 
     parameters = tree.flatten(trainable)
 
     def beside(keys: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
-        # a moment's key path ends in its parameter's; a factored one (adafactor) is small enough to be everywhere
+        # A moment's key path ends in its parameter's. One of 8 bits has two arrays, of which the one with a number for
+        # each block has fewer columns; a factored one (adafactor) has fewer dims, and is small enough to be everywhere.
         names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
         for start in range(len(names)):
             parameter = parameters.get(".".join(names[start:]))
-            if parameter is not None and parameter.shape == leaf.shape:
-                return parameter.sharding
+            if parameter is not None and parameter.ndim == leaf.ndim:
+                split = ((n, axis) for n, axis in zip(leaf.shape, parameter.sharding.spec, strict=False) if axis)
+                if all(n % mesh.shape[axis] == 0 for n, axis in split):
+                    return parameter.sharding
         return replicated(mesh)
 
     shapes = jax.eval_shape(lambda t: init_state(t, transform), trainable)
@@ -295,6 +334,7 @@ def _write(
     config: RunConfig, model: Model, output_dir: Path, trainable: tree.Tree, frozen: tree.Tree, start: tree.Tree | None
 ) -> Path:
     """The result in the format others load: an adapter, or a whole model."""
+    frozen = release(frozen)
     if config.lora is None:
         held = None if config.model.save_dtype == "auto" else config.model.save_dtype
         whole_model = model.with_params(tree.merge(trainable, frozen))
@@ -329,9 +369,17 @@ def _summarise(
     return summary
 
 
+def _held(config: RunConfig, model: Model) -> str:
+    """What matrices are held and multiplied in, in words."""
+    form, matmul = config.model.quantization, config.model.matmul
+    held = model.dtype.name if form == "none" else f"{form} and {model.dtype.name}"
+    return held if matmul == "default" else f"{held}, multiplied in {matmul}"
+
+
 def _count(params: tree.Tree) -> int:
     """Parameters; an adapter's fixed scale is a setting, not a parameter."""
-    return sum(x.size for path, x in tree.flatten(params).items() if not path.endswith(".lora_scale"))
+    leaves = tree.flatten(params).items()
+    return sum(codec.num_params(path, x) for path, x in leaves if not path.endswith(".lora_scale"))
 
 
 def _printer() -> Callable[[str], None]:

@@ -138,7 +138,7 @@ def _check_same_run(folder: Path, config: RunConfig) -> None:
         before = settings.build(yaml.safe_load(file.read_text(encoding="utf-8")), where=file)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RunError("the config of the run cannot be read", where=file, got=error) from error
-    free = {"output_dir", "report", "cost"}
+    free = {"output_dir", "report", "cost", "compilation_cache"}
     free_in_train = {"logging_steps", "save_steps", "save_total_limit", "learning_rate"}
     old, new = before.model_dump(), config.model_dump()
     for section in old:

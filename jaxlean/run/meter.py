@@ -15,6 +15,7 @@ from jaxlean.cost.price import Price
 from jaxlean.errors import RunError
 from jaxlean.run.summary import Evaluation
 from jaxlean.train.step import StepMetrics
+from jaxlean.xla.compile import Compilations
 
 # Steps that may be under way on the device while the host goes on.
 _AHEAD = 2
@@ -35,6 +36,7 @@ class Meter:
         self._train_seconds = 0.0
         self._training_since: float | None = None
         self.compile_seconds = 0.0
+        self.compiled_from_cache: bool | None = None  # of this process; None: nothing compiled, or no cache
         self.tokens = self.total_tokens = 0
         self.train_loss: float | None = None
         self.broken_at = 0  # the first step whose loss or gradient was not a number
@@ -65,9 +67,10 @@ class Meter:
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
-        start = time.perf_counter()
+        start, programs = time.perf_counter(), Compilations()
         with self.paused():
             yield
+        self.compiled_from_cache = programs.all_from_cache
         self.compile_seconds += time.perf_counter() - start
 
     @property
@@ -195,6 +198,7 @@ class Meter:
             "seconds": seconds,
             "train_seconds": train_seconds,
             "compile_seconds": self.compile_seconds,
+            "compiled_from_cache": self.compiled_from_cache,
             "tokens_per_second": total_tokens / train_seconds if train_seconds > 0 else None,
             "train_loss": self.train_loss,
             "eval_before": self.eval_before,

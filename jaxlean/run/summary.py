@@ -34,6 +34,7 @@ class Summary(TypedDict, total=False):
     seconds: float  # wall time of the whole run, loading, compilation and evaluation included: what is paid for
     train_seconds: float  # of these, in training steps
     compile_seconds: float  # tracing and compiling
+    compiled_from_cache: bool | None  # whether this process read its step from disk; null where no cache was asked
     tokens_per_second: float  # total_tokens / train_seconds
     peak_memory_bytes: int  # of one device, or of the process on CPU (jaxlean.cost.memory)
     num_params: int  # parameters of base and adapter
@@ -86,13 +87,14 @@ def final_table(
     params, trainable = summary.get("num_params"), summary.get("num_trainable")
     share = trainable / params if params and trainable is not None else None
     usd = summary.get("usd")
+    cached = " (read from the compilation cache)" if summary.get("compiled_from_cache") else ""
     rows = (
         ("steps", show_count(summary.get("steps"))),
         ("tokens/s", show_count(summary.get("tokens_per_second"))),
         ("peak memory", show_bytes(summary.get("peak_memory_bytes"))),
         ("seconds", show_seconds(summary.get("seconds"))),
         ("  in training steps", show_seconds(summary.get("train_seconds"))),
-        ("  compiling the step", show_seconds(summary.get("compile_seconds"))),
+        ("  compiling the step", show_seconds(summary.get("compile_seconds")) + cached),
         ("cost", show_usd(usd) if usd is not None else "- (price unknown: set cost.usd_per_hour)"),
         ("trainable", f"{show_count(trainable)} of {show_count(params)} ({show_percent(share)})"),
         ("adapter", str(adapter) if adapter is not None else "-"),

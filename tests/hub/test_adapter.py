@@ -188,6 +188,19 @@ def test_bfloat16_adapters_are_read(golden, loaded, tmp_path):
         assert leaf.dtype == jnp.float32, path
 
 
+@pytest.mark.parametrize("variant", ["dora", "one_layer"])
+@pytest.mark.parametrize("form", ["int8", "nf4"])
+def test_over_a_quantized_base_it_is_the_same_adapter(variant, form, golden, loaded):
+    folder = golden / "adapters" / f"llama_gqa__{variant}"
+    base = load(golden / "llama_gqa", "float32", quantization=form)
+    wanted = tree.flatten(read_adapter(folder, FAMILY, loaded("llama_gqa").params))
+    got = tree.flatten(read_adapter(folder, FAMILY, base.params))
+    assert got.keys() == wanted.keys()
+    for path, leaf in got.items():
+        np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)
+    adapted(base, folder)(np.arange(12)[None])
+
+
 def test_on_a_mesh_the_adapter_lies_beside_its_kernel(golden, loaded, expected):
     mesh = make_mesh(MeshSection(data=2, fsdp=2, tensor=2))
     base = load(golden / "llama_gqa", "float32", mesh)

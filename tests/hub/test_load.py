@@ -11,7 +11,7 @@ import pytest
 import jaxlean
 from jaxlean import tree
 from jaxlean.config import MeshSection
-from jaxlean.errors import ModelError
+from jaxlean.errors import ConfigError, ModelError
 from jaxlean.hub.load import initial, load, load_tokenizer
 from jaxlean.xla.mesh import make_mesh, place
 
@@ -87,6 +87,35 @@ def test_what_will_train_is_held_in_float32(golden):
     for path, leaf in tree.flatten(model.params).items():
         wide = path.startswith("layers.mlp.") or path.endswith(".scale")
         assert leaf.dtype == ("float32" if wide else "bfloat16"), path
+
+
+@pytest.mark.parametrize(("form", "error"), [("int8", 0.03), ("nf4", 0.4)])
+def test_a_quantized_base(golden, expected, form, error):
+    mesh = make_mesh(MeshSection(data=2, fsdp=2, tensor=2))
+    wanted = expected("qwen3_tied")
+    model = load(golden / "qwen3_tied", "float32", mesh_of_one(), quantization=form)
+    paths = tree.flatten(model.params)
+    assert sum(path.endswith(f".kernel_{form}") for path in paths) == 7
+    assert not any(path.endswith(".kernel") for path in paths)
+    got = np.asarray(model(wanted["tokens"]))
+    assert error / 50 < np.linalg.norm(got - wanted["logits"]) / np.linalg.norm(wanted["logits"]) < error
+    spread = load(golden / "qwen3_tied", "float32", mesh, quantization=form)
+    np.testing.assert_allclose(spread(wanted["tokens"]), got, atol=2e-5)
+    narrow = load(golden / "qwen3_tied", "float32", mesh_of_one(), quantization=form, matmul="int8")
+    assert 1e-4 < np.abs(narrow(wanted["tokens"]) - got).max() < 0.1 * np.abs(got).max()
+    again = narrow.with_params(narrow.params)
+    np.testing.assert_array_equal(again(wanted["tokens"]), narrow(wanted["tokens"]))
+
+
+def test_a_quantized_matrix_does_not_train(golden):
+    def trains(path):
+        return path.startswith("layers.mlp.")
+
+    with pytest.raises(ConfigError) as caught:
+        load(golden / "qwen3_tied", trains=trains, quantization="nf4")
+    for words in ("cannot train", "layers.mlp.down.kernel (and 2 more)", "model.quantization=nf4"):
+        assert words in str(caught.value)
+    load(golden / "qwen3_tied", trains=lambda path: path.endswith(".scale"), quantization="nf4")
 
 
 def test_positions_and_segments_reach_the_model(loaded, expected):

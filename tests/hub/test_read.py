@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig
 
-from jaxlean import tree
+from jaxlean import codec, tree
+from jaxlean.adapt.quantize import is_chosen, quantize
 from jaxlean.config import MeshSection
 from jaxlean.errors import ModelError
 from jaxlean.hub.families import family_of
@@ -20,12 +21,19 @@ from jaxlean.models.decoder import abstract
 from jaxlean.xla.mesh import make_mesh, place
 
 
-def read(folder, *, dtype="float32", mesh=None):
+def read(folder, *, dtype="float32", mesh=None, form=None):
     hf = AutoConfig.from_pretrained(folder)
     family = family_of(hf.model_type)
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
     shapes = abstract(family.config(hf))[1]
-    return read_params(folder, family, shapes, dtype=lambda path: np.dtype(dtype), place=place(mesh))
+    return read_params(
+        folder,
+        family,
+        shapes,
+        dtype=lambda path: np.dtype(dtype),
+        place=place(mesh),
+        form=lambda path: form if is_chosen(path) else None,
+    )
 
 
 def message(folder):
@@ -67,6 +75,33 @@ def test_on_a_mesh_every_device_gets_its_part(golden, axes):
         assert leaf.sharding == place(mesh)(path, leaf.shape), path
         for shard in leaf.addressable_shards:
             np.testing.assert_array_equal(shard.data, np.asarray(leaf)[shard.index])
+
+
+@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "tensor": 2, "fsdp": 4}, {}])
+@pytest.mark.parametrize("form", ["int8", "nf4"])
+def test_what_is_quantized_while_it_is_read_is_what_is_quantized_after(golden, form, axes):
+    mesh = make_mesh(MeshSection(**axes))
+    params = tree.flatten(read(golden / "qwen3_bias", mesh=mesh, form=form))
+    wanted = tree.flatten(quantize(read(golden / "qwen3_bias"), form))
+    assert params.keys() == wanted.keys()
+    assert sum(path.endswith(f".kernel_{form}") for path in params) == 7
+    for path, leaf in params.items():
+        np.testing.assert_allclose(np.asarray(leaf), np.asarray(wanted[path]), rtol=1e-6, err_msg=path)
+        assert leaf.sharding == place(mesh)(path, leaf.shape), path
+        for shard in leaf.addressable_shards:
+            np.testing.assert_array_equal(shard.data, np.asarray(leaf)[shard.index])
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+def test_quantized_from_the_files_own_numbers(checkpoint, stored):
+    """Not from those rounded to the compute dtype first."""
+    copy = checkpoint("llama_gqa")
+    dtype = np.dtype(getattr(ml_dtypes, stored, None) or stored)
+    copy.change(lambda tensors: tensors.update({name: x.astype(dtype) for name, x in tensors.items()}))
+    params = tree.flatten(read(copy.folder, dtype="bfloat16", form="int8"))
+    kernel = load_file(copy.file)["model.layers.1.mlp.up_proj.weight"].T.astype(np.float32)
+    for name, leaf in codec.encode(kernel, "int8").items():
+        np.testing.assert_allclose(params[f"layers.mlp.up.{name}"][1], leaf, rtol=1e-6)
 
 
 @pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
@@ -152,9 +187,14 @@ LARGE = {
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux' /proc")
-@pytest.mark.parametrize("stored", ["float32", "float16"])
-def test_reading_takes_little_more_memory_than_the_model(tmp_path, stored):
-    """At most 1.2 times the model. Measured as the process' own peak, which is set back before."""
+@pytest.mark.parametrize(
+    ("stored", "form"), [("float32", None), ("float16", None), ("float32", "int8"), ("float32", "nf4")]
+)
+def test_reading_takes_little_more_memory_than_the_model(tmp_path, stored, form):
+    """At most 1.2 times the model, or what is held of it and some copies of its largest tensor to round it in.
+
+    Measured as the process' own peak, which is set back before.
+    """
     (tmp_path / "config.json").write_text(json.dumps(LARGE))
     family = family_of("llama")
     shapes = tree.flatten(abstract(family.config(AutoConfig.from_pretrained(tmp_path)))[1])
@@ -164,8 +204,10 @@ def test_reading_takes_little_more_memory_than_the_model(tmp_path, stored):
         for layer in range(leaf.shape[0] if path.startswith("layers.") else 1):
             tensors[family.tensor(path).format(layer)] = np.ones(inner[::-1] if "kernel" in path else inner, stored)
     save_file(tensors, tmp_path / "model.safetensors")
-    size = sum(4 * x.size for x in tensors.values())
+    size, largest = sum(4 * x.size for x in tensors.values()), max(4 * x.size for x in tensors.values())
     del tensors
+    if form is not None:
+        read(tmp_path, form=form)  # compiled, which takes memory of its own
 
     def memory(key):
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -176,9 +218,13 @@ def test_reading_takes_little_more_memory_than_the_model(tmp_path, stored):
     except OSError:
         pytest.skip("this kernel does not let the peak be set back")
     before = memory("VmRSS")
-    params = read(tmp_path)
+    params = read(tmp_path, form=form)
     jax.block_until_ready(params)
     used = memory("VmHWM") - before
     held = sum(leaf.nbytes for leaf in tree.flatten(params).values())
+    if form is not None:
+        assert held < 0.4 * size
+        assert used < held + 8 * largest < 0.6 * size, f"{used / 1e6:.0f} MB, of which {held / 1e6:.0f} are held"
+        return
     assert held == size > 100e6
     assert 0.7 * size < used < 1.2 * size, f"{used / size:.2f} times the model (pid {os.getpid()})"

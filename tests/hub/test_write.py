@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from jaxlean import tree
+from jaxlean.adapt.quantize import dequantize
 from jaxlean.config import LoraSection, MeshSection
 from jaxlean.errors import ModelError, RunError
 from jaxlean.hub.load import load
@@ -151,6 +152,18 @@ def test_an_adapter_is_not_dropped_in_silence(loaded, tmp_path):
     assert "a model with an adapter cannot be written" in str(caught.value)
     assert "layers.mlp.up.lora_a" in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_quantized_model_is_not_written(golden, tmp_path):
+    model = load(golden / "llama_gqa", "float32", quantization="int8")
+    with pytest.raises(ModelError) as caught:
+        write_model(model, tmp_path / "out")
+    assert "a quantized model cannot be written" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    write_model(model.with_params(dequantize(model.params)), tmp_path / "out")
+    again = load(tmp_path / "out", "float32")
+    tokens = np.arange(12)[None]
+    np.testing.assert_allclose(again(tokens), model(tokens), atol=1e-4)
 
 
 def test_a_failure_leaves_no_folder_and_the_next_try_starts_anew(loaded, tmp_path, monkeypatch):

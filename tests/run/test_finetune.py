@@ -268,6 +268,14 @@ def test_the_step_compiles_once(tiny_run, monkeypatch):
     assert step._cache_size() == 0, "compiled ahead, and called as compiled"
 
 
+def test_z_loss_and_label_smoothing_are_trained_on_but_not_evaluated(tiny_run, tmp_path):
+    plain = finetune(tiny_run("train.max_steps=1"))
+    terms = ("train.z_loss=0.1", "train.label_smoothing_factor=0.1", f"output_dir={tmp_path / 'terms'}")
+    more = finetune(tiny_run("train.max_steps=1", *terms))
+    assert more["train_loss"] > plain["train_loss"] + 0.1
+    assert more["eval_before"] == plain["eval_before"]
+
+
 @pytest.mark.slow
 def test_a_mesh_changes_the_speed_not_the_result(tiny_run, tmp_path, monkeypatch, small_machine):
     one = finetune(tiny_run("train.per_device_train_batch_size=8", "train.max_steps=3"))

@@ -3,6 +3,7 @@
 import json
 import math
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -11,6 +12,7 @@ from jaxlean.errors import RunError
 from jaxlean.run import meter as module
 from jaxlean.run.meter import Meter
 from jaxlean.train.step import StepMetrics
+from jaxlean.xla.compile import use_cache
 
 
 class Clock:
@@ -80,6 +82,23 @@ def test_evaluating_and_compiling_are_paid_for_but_are_not_training(clock):
     assert totals["compile_seconds"] == 20.0
     assert totals["tokens_per_second"] == pytest.approx(70 / 7)
     assert totals["usd"] == 82.0
+
+
+def test_it_tells_whether_the_step_was_read_from_the_cache(clock, tmp_path):
+    def compiled(number):
+        meter = make(clock)
+        with meter.compiling():
+            jax.jit(lambda x: x * number).lower(1.0).compile()
+        return meter.totals()["compiled_from_cache"]
+
+    assert make(clock).totals()["compiled_from_cache"] is None
+    try:
+        use_cache(str(tmp_path))
+        assert [compiled(3.0), compiled(3.0), compiled(4.0)] == [False, True, False]
+        use_cache(False)
+        assert compiled(3.0) is None
+    finally:
+        use_cache(False)
 
 
 def test_totals_count_steps_that_no_line_has_told_of(clock):

@@ -10,8 +10,8 @@ from rich.console import Console
 from jaxlean.errors import RunError
 from jaxlean.run.summary import Summary, final_table, write_summary
 
-KEYS = """status steps tokens total_tokens seconds train_seconds compile_seconds tokens_per_second peak_memory_bytes
-num_params num_trainable train_loss eval_before eval_after usd device_kind num_devices versions""".split()
+KEYS = """status steps tokens total_tokens seconds train_seconds compile_seconds compiled_from_cache tokens_per_second
+peak_memory_bytes num_params num_trainable train_loss eval_before eval_after usd device_kind num_devices versions""".split()
 
 FULL = {
     "status": "completed",
@@ -85,6 +85,9 @@ def test_the_table_says_it_all():
     assert row(text, "seconds")[1] == "1 min 40 s"
     assert row(text, "in training steps")[1] == "1 min 15 s"
     assert row(text, "compiling the step")[1] == "4.50 s"
+    assert row(table(FULL | {"compiled_from_cache": False}), "compiling the step")[1] == "4.50 s"
+    cached = row(table(FULL | {"compiled_from_cache": True}), "compiling the step")[1]
+    assert cached == "4.50 s (read from the compilation cache)"
     assert row(text, "cost")[1] == "$0.0023"
     assert row(text, "steps")[1] == "300"
     assert row(text, "trainable")[1] == "100,000 of 2,000,000 (5.0 %)"
