@@ -1,0 +1,357 @@
+"""What each remat policy costs in time and takes in memory, and whether `auto` finds the best one that fits.
+
+    python benchmarks/remat.py [--quick] [--out DIR] [--shape tiny|135m|1b] [--batch 4] [--length 512] [--full]
+    python benchmarks/remat.py --calibrate benchmarks/results/remat.json ...
+
+One training step (LoRA r 16 on all linear layers, or all parameters with --full; AdamW) of a Llama with random weights,
+under every policy, each in a process of its own: step time, XLA's memory analysis, the peak that was measured, FLOPs
+computed a second time, and the largest batch that fits into `--memory`, by compiling only. Then `auto` with a budget of
+2x, 1.5x and 1.1x the least that any policy takes. Rounds are taken in turn, so that a machine that slows down for a
+while slows down all of them. --calibrate fits the rates of `jaxlean.xla.remat_auto` to the rows of earlier results.
+"""
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from report import median, publish
+
+from jaxlean import tree
+from jaxlean.adapt import lora
+from jaxlean.config import LoraSection
+from jaxlean.cost.memory import memory_source, peak_memory_bytes
+from jaxlean.models.attention import choose as attention_for
+from jaxlean.models.cpu import hold
+from jaxlean.models.decoder import ACTIVATIONS, DecoderConfig, abstract
+from jaxlean.train.loss import chunk_budget
+from jaxlean.train.objective import objective
+from jaxlean.train.step import init_state, make_step
+from jaxlean.xla.compile import use_cache
+from jaxlean.xla.precision import compute_dtype, parameter_dtype
+from jaxlean.xla.remat import POLICIES, scan_layers
+from jaxlean.xla.remat_auto import choose, device_budget, needed_bytes
+from jaxlean.xla.work import count, kept_bytes
+
+SHAPES = {
+    "tiny": DecoderConfig(2048, 128, 384, num_layers=12, num_heads=4, num_kv_heads=2, head_dim=32, tie_embeddings=True),
+    "135m": DecoderConfig(49_152, 576, 1536, num_layers=30, num_heads=9, num_kv_heads=3, head_dim=64,
+                          tie_embeddings=True),
+    "1b": DecoderConfig(128_256, 2048, 8192, num_layers=16, num_heads=32, num_kv_heads=8, head_dim=64,
+                        tie_embeddings=True),
+}  # fmt: skip
+FACTORS = (2.0, 1.5, 1.1)
+# Sets of names beside the named policies: what --calibrate tells the parts of a step apart by.
+EXTRA = [["context"], ["gate", "up"], ["query", "key", "value", "context", "gate", "up"]]
+COLUMNS = {
+    "policy": "", "step_seconds": ".3f", "spread": ".0%", "tokens_per_second": ",.0f", "needed_gb": ".3f",
+    "temp_gb": ".3f", "peak_gb": ".3f", "recomputed_gflop": ",.0f", "recomputed": ".1%", "largest_batch": ",d",
+    "budget_gb": ".3f", "chose": "", "against_best": "+.1%",
+}  # fmt: skip
+Job = dict[str, Any]
+
+
+def prepare(job: Job, rows: int) -> tuple[Callable[[Any], Any], tuple[Any, ...]]:
+    """(policy -> the jitted step, its arguments as shapes) for a batch of so many rows."""
+    config, dtype = job["shape"], compute_dtype(job["dtype"])
+    trains = (lambda path: True) if job["full"] else lora.is_adapter
+    held = parameter_dtype(dtype, trains)
+    _, params = abstract(config)
+    if not job["full"]:
+        section = LoraSection(r=16)
+        params = jax.eval_shape(
+            lambda p: lora.add(p, lora.targets(p, "all-linear"), section, jax.random.key(0)), params
+        )
+    params = tree.map_with_path(lambda path, x: jax.ShapeDtypeStruct(x.shape, held(path)), params)
+    backend = attention_for("auto", platform=jax.default_backend(), dtype=dtype, head_dim=config.head_dim)
+    graph, _ = abstract(config, params, dtype=dtype, attention=backend)
+    trainable, frozen = tree.split(params, trains)
+    transform = optax.adamw(1e-4)
+    state = jax.eval_shape(lambda t: init_state(t, transform), trainable)
+    kinds = {"tokens": jnp.int32, "loss_mask": jnp.bool_, "segments": jnp.int32, "positions": jnp.int32}
+    batch = {name: jax.ShapeDtypeStruct((1, rows, job["length"]), kind) for name, kind in kinds.items()}
+
+    def build(policy: Any) -> Any:
+        scan = scan_layers(policy, ACTIVATIONS)
+        return make_step(objective(graph, config, logits_bytes=chunk_budget("auto", 1), scan=scan), transform)
+
+    return build, (state, jax.eval_shape(hold, frozen), batch)
+
+
+def fill(job: Job, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arrays for `prepare`'s shapes: small random weights, random tokens, everything learned."""
+    state, frozen, batch = shapes
+
+    @jax.jit
+    def draw(key: jax.Array) -> Any:
+        leaves, treedef = jax.tree.flatten((state.trainable, frozen))
+        keys = jax.random.split(key, len(leaves))
+        drawn = [0.02 * jax.random.normal(k, x.shape, jnp.float32) for k, x in zip(keys, leaves, strict=True)]
+        # a step is handed its frozen parameters as `hold` makes them
+        dtypes = [jnp.bfloat16 if x.dtype == jnp.uint16 else x.dtype for x in leaves]
+        return jax.tree.unflatten(treedef, [d.astype(dtype) for d, dtype in zip(drawn, dtypes, strict=True)])
+
+    trainable, frozen = draw(jax.random.key(0))
+    shape = batch["tokens"].shape
+    tokens = jax.random.randint(jax.random.key(1), shape, 0, job["shape"].vocab_size, jnp.int32)
+    mask = jnp.broadcast_to(jnp.arange(shape[-1]) > 0, shape)
+    positions = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
+    batch = {"tokens": tokens, "loss_mask": mask, "segments": jnp.ones(shape, jnp.int32), "positions": positions}
+    return jax.jit(lambda t: init_state(t, optax.adamw(1e-4)))(trainable), hold(frozen), batch
+
+
+def run_steps(job: Job, compiled: Any, shapes: tuple[Any, ...]) -> dict[str, Any]:
+    """Time each of some steps, and the peak of memory after them."""
+    state, frozen, batch = jax.block_until_ready(fill(job, shapes))
+    before = peak_memory_bytes()
+    seconds = []
+    for _ in range(job["repeats"] + 1):
+        start = time.perf_counter()
+        state, metrics = compiled(state, frozen, batch)
+        loss = float(metrics.loss)
+        seconds.append(time.perf_counter() - start)
+    assert np.isfinite(loss)
+    return {"seconds": seconds[1:], "loss": loss, "peak_bytes": peak_memory_bytes(), "peak_before_bytes": before,
+            "peak_source": memory_source()}  # fmt: skip
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """A policy: counted, compiled, run."""
+    use_cache(job["cache"])
+    build, shapes = prepare(job, job["batch"])
+    traced = build(job["policy"]).trace(*shapes)
+    work, jaxpr = count(traced.jaxpr.jaxpr), traced.jaxpr.jaxpr
+    compiled = traced.lower().compile()
+    memory = compiled.memory_analysis()
+    return {
+        "needed_bytes": needed_bytes(compiled), "temp_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes, "kept_bytes": kept_bytes(jaxpr),
+        "flops": dict(work.flops), "product_bytes": work.product_bytes, "elements": work.elements,
+        "platform": jax.default_backend(), **run_steps(job, compiled, shapes),
+    }  # fmt: skip
+
+
+def measure_auto(job: Job) -> dict[str, Any]:
+    """`auto` with a budget: what it chose, run."""
+    use_cache(job["cache"])
+    build, shapes = prepare(job, job["batch"])
+    choice = choose(build, shapes, job["budget"], ACTIVATIONS)
+    print(choice)
+    tried = [[policy if isinstance(policy, str) else list(policy), size] for policy, size in choice.tried]
+    return {
+        "chose": choice.policy if isinstance(choice.policy, str) else " ".join(choice.policy), "tried": tried,
+        "needed_bytes": choice.needed, "temp_bytes": choice.compiled.memory_analysis().temp_size_in_bytes,
+        "recomputed": choice.recomputed, "choose_seconds": choice.seconds, **run_steps(job, choice.compiled, shapes),
+    }  # fmt: skip
+
+
+def largest_batch(job: Job) -> int:
+    """The most rows whose step fits into `job["memory"]`, found by compiling: memory is nearly linear in rows."""
+    use_cache(job["cache"])
+    sizes: dict[int, int] = {}
+
+    def size(rows: int) -> int:
+        if rows not in sizes:
+            build, shapes = prepare(job, rows)
+            try:
+                sizes[rows] = needed_bytes(build(job["policy"]).lower(*shapes).compile())
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                sizes[rows] = 2 * job["memory"]
+        return sizes[rows]
+
+    fits, not_ = 0, 1 << 20
+    guess = job["batch"]
+    while not_ - fits > 1:
+        if size(guess) <= job["memory"]:
+            fits = guess
+        else:
+            not_ = guess
+        known = sorted(sizes)
+        other = known[0] if len(known) > 1 else max(guess // 2, 1)
+        each = (size(guess) - size(other)) / (guess - other) if guess != other else size(guess) / guess
+        guess = int(guess + (job["memory"] - size(guess)) / max(each, 1))
+        guess = min(max(guess, fits + 1), not_ - 1)
+        if guess == fits + 1 and not_ - fits > 2 and fits in sizes and fits + 1 in sizes:
+            guess = (fits + not_) // 2
+    return fits
+
+
+def alone(function: Callable[[Job], Any], job: Job) -> Any:
+    """The result of a function in a process of its own."""
+    with CONTEXT.Pool(1) as pool:
+        return pool.apply(function, (job,))
+
+
+# The server has imported everything and started nothing: a child's peak is its own.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["jax", "flax.nnx", "optax", "jaxlean.train.step", "jaxlean.adapt.lora"])
+
+
+def table(policies: dict[str, dict[str, Any]], autos: list[dict[str, Any]], tokens: int) -> list[dict[str, Any]]:
+    """The raw numbers with what follows from them."""
+    least = min(sum(row["flops"].values()) for row in policies.values())
+    rows = []
+    for name, row in policies.items():
+        flops = sum(row["flops"].values())
+        more = {"recomputed_gflop": (flops - least) / 1e9, "recomputed": 1 - least / flops}
+        rows.append({"policy": name, **row, **more})
+    for row in autos:
+        rows.append({"policy": f"auto {row['factor']}x", **row, "budget_gb": row["budget"] / 1e9})
+    for row in rows:
+        step = median(row["seconds"])
+        row |= {
+            "step_seconds": step, "spread": (max(row["seconds"]) - min(row["seconds"])) / step,
+            "tokens_per_second": tokens / step, "needed_gb": row["needed_bytes"] / 1e9,
+            "temp_gb": row["temp_bytes"] / 1e9, "peak_gb": row["peak_bytes"] / 1e9,
+        }  # fmt: skip
+    named = [row for row in rows if row["policy"] in POLICIES]
+    for row in rows:
+        if "budget" in row:
+            fitting = [other for other in named if other["needed_bytes"] <= row["budget"]]
+            best = min(fitting, key=lambda other: other["step_seconds"])
+            row |= {"best_named": best["policy"], "against_best": row["step_seconds"] / best["step_seconds"] - 1}
+    return rows
+
+
+def plot(rows: list[dict[str, Any]], title: str, file: Path) -> None:
+    """Memory against step time: the policies, their Pareto front, `auto` at its budgets."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    named = [row for row in rows if "budget" not in row]
+    front: list[dict[str, Any]] = []
+    for row in sorted(named, key=lambda row: (row["needed_gb"], row["step_seconds"])):
+        if not front or row["step_seconds"] < front[-1]["step_seconds"]:
+            front.append(row)
+    axes.step([r["needed_gb"] for r in front], [r["step_seconds"] for r in front], where="post", color="0.7", zorder=0)
+    for kind, style in (("policy", {"color": "C0"}), ("auto", {"color": "C3", "marker": "*", "s": 140})):
+        chosen = [row for row in rows if ("budget" in row) == (kind == "auto")]
+        axes.scatter([r["needed_gb"] for r in chosen], [r["step_seconds"] for r in chosen], label=kind, **style)
+    for row in rows:
+        above = "budget" in row
+        axes.annotate(row["policy"], (row["needed_gb"], row["step_seconds"]), fontsize=8, textcoords="offset points",
+                      xytext=(6, 8 if above else -10), color="C3" if above else "0.2")  # fmt: skip
+    axes.set(xlabel="memory of the step, GB (XLA's analysis)", ylabel="seconds a step (median)", title=title)
+    axes.set_xscale("log")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=150)
+
+
+def calibrate(files: list[Path]) -> None:
+    """Print the rates that explain the measured times best, platform by platform, and how well they do."""
+    from scipy.optimize import nnls
+
+    rows = [row | {"file": file.name} for file in files for row in json.loads(file.read_text())["rows"]]
+    for platform in sorted({row["platform"] for row in rows if "flops" in row}):
+        chosen = [row for row in rows if row.get("platform") == platform]
+        dtypes = sorted({dtype for row in chosen for dtype in row["flops"]})
+        features = np.array([
+            [row["flops"].get(d, 0.0) for d in dtypes] + [row["product_bytes"], row["elements"], row["kept_bytes"]]
+            for row in chosen
+        ])  # fmt: skip
+        seconds = np.array([row["step_seconds"] for row in chosen])
+        # relative errors: each row's time is 1
+        scale = features.max(axis=0)
+        found, _ = nnls(features / scale / seconds[:, None], np.ones(len(seconds)))
+        rates = scale / np.maximum(found, 1e-9)
+        print(platform, {name: f"{rate:.3g}" for name, rate in
+                         zip([*dtypes, "product_bytes", "elements", "kept_bytes"], rates, strict=True)})  # fmt: skip
+        for row, explained in zip(chosen, features @ (1 / rates), strict=True):
+            print(f"  {row['file']} {row['policy']:>45} measured {row['step_seconds']:.3f} explained {explained:.3f}")
+
+
+def shape_of(args: argparse.Namespace) -> DecoderConfig:
+    shape = SHAPES["tiny" if args.quick and args.shape is None else args.shape or "135m"]
+    changes = {"num_layers": args.layers, "hidden_size": args.hidden, "intermediate_size": args.intermediate,
+               "num_heads": args.heads, "num_kv_heads": args.kv_heads, "vocab_size": args.vocab}  # fmt: skip
+    return replace(shape, **{key: value for key, value in changes.items() if value is not None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a tiny model, few steps, one round")
+    parser.add_argument("--out", type=Path, help="folder for remat.json and remat.png")
+    parser.add_argument("--shape", choices=SHAPES)
+    for name in ("layers", "hidden", "intermediate", "heads", "kv-heads", "vocab"):
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--length", type=int)
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--full", action="store_true", help="train all parameters, not an adapter")
+    parser.add_argument("--memory", type=float, help="GB for the largest batch; default: what the device has")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--extra", action="store_true", help="some sets of names too, to calibrate by")
+    parser.add_argument("--calibrate", type=Path, nargs="+", metavar="JSON")
+    args = parser.parse_args()
+    if args.calibrate:
+        return calibrate(args.calibrate)
+    rounds = 1 if args.quick else args.rounds
+    with tempfile.TemporaryDirectory() as cache:
+        job: Job = {
+            "shape": shape_of(args), "batch": args.batch, "length": args.length or (256 if args.quick else 512),
+            "dtype": args.dtype, "full": args.full, "repeats": args.repeats, "cache": cache,
+        }  # fmt: skip
+        platform = alone(_platform, job)
+        settings: dict[str, Any] = {name: name for name in POLICIES if name != "auto"}
+        if platform != "cpu":
+            settings["offload gate up"] = {"save": ["query", "key", "value", "context"], "offload": ["gate", "up"]}
+        settings |= {" ".join(names): names for names in EXTRA} if args.extra else {}
+        policies: dict[str, dict[str, Any]] = {}
+        autos: dict[float, dict[str, Any]] = {}
+        for _ in range(rounds):
+            for name, policy in settings.items():
+                _collect(policies, name, alone(measure, job | {"policy": policy}))
+            least = min(row["needed_bytes"] for name, row in policies.items() if name in POLICIES)
+            for factor in FACTORS:
+                budget = int(factor * least)
+                found = alone(measure_auto, job | {"budget": budget})
+                _collect(autos, factor, {"factor": factor, "budget": budget, **found})
+        memory = int(args.memory * 1e9) if args.memory else alone(_memory, job)
+        if args.quick:
+            memory = 2 * least
+        for name in ("none", "full") if args.quick else settings:
+            policies[name]["largest_batch"] = alone(largest_batch, job | {"policy": settings[name], "memory": memory})
+    rows = table(policies, list(autos.values()), job["batch"] * job["length"])
+    config = {**job, "shape": vars(job["shape"]) | {"rope": str(job["shape"].rope)}, "largest_batch_memory": memory}
+    publish("remat", {k: v for k, v in config.items() if k != "cache"}, rows, COLUMNS, args.out)
+    if args.out is not None:
+        name = "all parameters" if args.full else "LoRA r 16"
+        title = f"{args.shape or ('tiny' if args.quick else '135m')}, {name}, {job['batch']} x {job['length']}"
+        plot(rows, f"{title}, {args.dtype}, {platform}", args.out / "remat.png")
+
+
+def _collect(found: dict[Any, dict[str, Any]], key: Any, row: dict[str, Any]) -> None:
+    """Another round of a row: more times, the highest peak."""
+    if key not in found:
+        found[key] = row
+    else:
+        found[key]["seconds"] += row["seconds"]
+        found[key]["peak_bytes"] = max(found[key]["peak_bytes"], row["peak_bytes"])
+
+
+def _platform(job: Job) -> str:
+    return jax.default_backend()
+
+
+def _memory(job: Job) -> int:
+    return device_budget()
+
+
+if __name__ == "__main__":
+    main()
