@@ -1,4 +1,4 @@
-"""The job that `peers.py` gives to every system: a random Llama, a random adapter and batches, in the files both read."""
+"""The job that `peers.py` gives to every system: random Llama, random adapter and batches, in files that all read."""
 
 import json
 import os
@@ -31,6 +31,19 @@ def architecture(shape: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def step_flops(shape: str, rows: int, length: int, r: int = 16) -> float:
+    """Operations of the matrix products of one LoRA step, none of them twice, with causal attention."""
+    from jaxlean.cost import flops
+
+    hidden, inner, layers, heads, kv_heads, head_dim, vocab = SHAPES[shape]
+    names = ("query", "key", "value", "out", "gate", "up", "down")
+    numbers = flops.Shape(
+        num_layers=layers, hidden_size=hidden, intermediate_size=inner, num_heads=heads, num_kv_heads=kv_heads,
+        head_dim=head_dim, vocab_size=vocab, lora_ranks=dict.fromkeys(names, r),
+    )  # fmt: skip
+    return flops.training_step_flops(numbers, rows, length)
+
+
 def write_base(folder: Path, shape: str, seed: int = 0) -> None:
     """A random base in bfloat16, in one file a layer."""
     hidden, inner, layers, heads, kv_heads, head_dim, vocab = SHAPES[shape]
@@ -48,7 +61,9 @@ def write_base(folder: Path, shape: str, seed: int = 0) -> None:
         "mlp.down_proj": (hidden, inner),
     }  # fmt: skip
     ones = np.ones(hidden, ml_dtypes.bfloat16)
-    files: list[dict[str, np.ndarray]] = [{"model.embed_tokens.weight": matrix(vocab, hidden), "model.norm.weight": ones}]
+    files: list[dict[str, np.ndarray]] = [
+        {"model.embed_tokens.weight": matrix(vocab, hidden), "model.norm.weight": ones}
+    ]
     if shape not in _TIED:
         files.append({"lm_head.weight": matrix(vocab, hidden)})
     weight_map = {}

@@ -1,4 +1,4 @@
-"""The torch side of `peers.py`: transformers + PEFT on the same weights, adapter and batches. Run by it, one process each."""
+"""The torch side of `peers.py`: transformers + PEFT on the same weights, adapter and batches."""
 
 import argparse
 import json
@@ -14,7 +14,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), required=True)
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing of every layer")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
-    parser.add_argument("--adapter-dtype", choices=("float32", "compute"), default="float32", help="float32: PEFT's default")
+    parser.add_argument(
+        "--adapter-dtype", choices=("float32", "compute"), default="float32", help="float32: PEFT's default"
+    )
+    parser.add_argument("--steps", type=int, help="only the first of the job's")
     args = parser.parse_args()
 
     import numpy as np
@@ -44,7 +47,7 @@ def main() -> None:
     tokens = torch.from_numpy(np.load(args.job / "batches.npz")["tokens"]).long()
 
     losses, ends = [], []
-    for number in range(job["steps"]):
+    for number in range(args.steps or job["steps"]):
         rows = tokens[number].to(device)
         # every row is full: no mask is needed, and without one SDPA takes its fast causal path
         loss = forward(input_ids=rows, labels=rows).loss
@@ -61,7 +64,11 @@ def main() -> None:
         status = Path("/proc/self/status").read_text()
         peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
         name = "cpu"
-    print(json.dumps({"losses": losses, "ends": [end - STARTED for end in ends], "peak_memory_bytes": peak, "device": name}))
+    print(
+        json.dumps(
+            {"losses": losses, "ends": [end - STARTED for end in ends], "peak_memory_bytes": peak, "device": name}
+        )
+    )
 
 
 if __name__ == "__main__":
