@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 
 
 def hardware() -> dict[str, Any]:
-    """The machine: processor, cores that this process may use, memory, and the accelerator's name where there is one."""
+    """The machine: processor, cores that this process may use, memory, the accelerator where there is one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found: dict[str, Any] = {"processor": _processor(), "cores": cores, "system": platform.system()}
     if hasattr(os, "sysconf"):

@@ -274,6 +274,11 @@ class MeshSection(Section):
     data: int = Field(-1, ge=-1, description="Copies of the model, each with its part of the batch.")
     fsdp: int = Field(1, ge=-1, description="Parameters and batch split over this axis.")
     tensor: int = Field(1, ge=-1, description="Matrices split over this axis.")
+    host_devices: PositiveInt = Field(
+        1,
+        description="CPU only: devices that the host's cores are split into. With one a core and a batch for each, no "
+        "core waits for another inside a step.",
+    )
 
 
 class CostSection(Section):

@@ -16,7 +16,7 @@ from jaxlean import codec, tree
 from jaxlean.adapt import lora
 from jaxlean.adapt.quantize import quantize
 from jaxlean.config import RunConfig
-from jaxlean.cost.memory import peak_memory_bytes
+from jaxlean.cost.memory import give_back, peak_memory_bytes
 from jaxlean.cost.price import lookup
 from jaxlean.data.loader import train_batches
 from jaxlean.errors import ConfigError, Preempted, UserError
@@ -41,7 +41,7 @@ from jaxlean.train.objective import Loss, objective
 from jaxlean.train.optimizer import optimizer, schedule
 from jaxlean.train.step import TrainState, init_state, make_step
 from jaxlean.xla.compile import use_cache
-from jaxlean.xla.mesh import batch_sharding, make_mesh, num_batch_shards, place, replicated
+from jaxlean.xla.mesh import batch_sharding, make_mesh, num_batch_shards, place, replicated, split_host
 from jaxlean.xla.remat import Policy, check, scan_layers
 
 
@@ -72,6 +72,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     if config.data.train is None:
         raise ConfigError("data.train is not set", fix="data.train=FILE, or a `data:` section in the config")
     check_installed(config.report)
+    split_host(config.mesh.host_devices)
     check(config.train.remat, ACTIVATIONS)
     template = chat_template(config.model)
     output_dir = Path(config.output_dir)
@@ -170,6 +171,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
         save_steps = config.train.save_steps or max(num_steps // 10, 1)
         compiled = chosen.compiled if chosen is not None else None
         meter.compile_seconds += chosen.seconds if chosen is not None else 0.0
+        give_back()
         meter.start_training()
         with progress:
             while done < num_steps:
@@ -184,6 +186,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
                     if compiled is None:
                         with meter.compiling():
                             compiled = build(config.train.remat).lower(state, frozen, batch).compile()
+                        give_back()
                     state, measured = compiled(state, frozen, batch)
                     done += 1
                     meter.add(done, measured)

@@ -3,6 +3,7 @@
 Axes: `data` (copies, each with its part of the batch), `fsdp` (parameters and batch split), `tensor` (matrices split).
 """
 
+import os
 import re
 from collections.abc import Callable
 
@@ -53,6 +54,29 @@ def make_mesh(section: MeshSection | None = None, devices: list[jax.Device] | No
         )
     # Auto axes: XLA propagates shardings. The explicit ones, newer jax's default, reject the embedding's gather.
     return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def split_host(num: int) -> None:
+    """Let the CPU count as so many devices, each with its share of the cores; before jax has looked at its devices.
+
+    Raises:
+        ConfigError: jax has counted already, and otherwise.
+    """
+    if num == 1:
+        return
+    # XLA's name for the threads that one operation is spread over
+    os.environ.setdefault("NPROC", str(max((os.cpu_count() or 1) // num, 1)))
+    try:
+        jax.config.update("jax_num_cpu_devices", num)
+        found = jax.devices()
+    except RuntimeError:  # it has counted, or XLA_FLAGS says a number too
+        found = jax.devices()
+    if found[0].platform != "cpu" or len(found) != num:
+        raise ConfigError(
+            "mesh.host_devices cannot be had",
+            got=f"{num}, where jax has {len(found)} of {found[0].device_kind}",
+            fix="leave it out where there is an accelerator; else set it before anything else uses jax",
+        )
 
 
 def place(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:

@@ -1,5 +1,7 @@
 """Peak memory of the device or the process."""
 
+import platform
+import subprocess
 import sys
 import types
 
@@ -46,3 +48,26 @@ def test_proc_status_counts_kilobytes(monkeypatch, tmp_path):
     status.write_text("VmPeak:\t 900 kB\nVmHWM:\t 123 kB\nVmRSS:\t 100 kB\n")
     monkeypatch.setattr(memory, "_STATUS", status)
     assert memory._process_peak() == (123 * 1024, "peak resident set of the process (VmHWM)")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what was freed")
+def test_what_is_free_goes_back_to_the_system():
+    code = """
+from jaxlean.cost.memory import give_back
+def resident():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS:"))
+blocks = [bytes(100_000) + bytes([number % 256]) for number in range(1000)]
+pinned = [bytes(50_000) for _ in range(10)]  # lies above them: the heap cannot shrink by itself
+del blocks
+before = resident()
+give_back()
+print(before - resident())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 50e6
+
+
+def test_another_c_library_has_nothing_to_give(monkeypatch):
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: types.SimpleNamespace())
+    memory.give_back()

@@ -1,6 +1,9 @@
 """Meshes of eight CPU devices, and where each parameter lies on them."""
 
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -10,7 +13,7 @@ from jaxlean import codec, tree
 from jaxlean.config import MeshSection
 from jaxlean.errors import ConfigError
 from jaxlean.models.decoder import DecoderConfig, abstract
-from jaxlean.xla.mesh import AXES, RULES, batch_sharding, make_mesh, num_batch_shards, place, replicated
+from jaxlean.xla.mesh import AXES, RULES, batch_sharding, make_mesh, num_batch_shards, place, replicated, split_host
 
 CONFIG = DecoderConfig(
     vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,
@@ -124,3 +127,22 @@ def test_batches_are_split_over_copies_and_fsdp_but_not_over_tensor():
     assert batch_sharding(mesh).shard_shape((8, 10)) == (2, 10)
     assert batch_sharding(mesh, leading=1).shard_shape((3, 8, 10)) == (3, 2, 10)
     assert replicated(mesh).shard_shape((8, 10)) == (8, 10)
+
+
+def test_the_host_is_split_before_jax_looks():
+    code = """
+from jaxlean.xla.mesh import make_mesh, split_host
+split_host(3)
+print(dict(make_mesh().shape))
+"""
+    environment = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "NPROC")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "{'data': 3, 'fsdp': 1, 'tensor': 1}"
+
+
+def test_a_host_that_is_split_otherwise_is_an_error(monkeypatch):
+    monkeypatch.setenv("NPROC", "1")  # as it is: set by the call it would stay
+    split_host(1)
+    split_host(8)  # what the tests run on
+    with pytest.raises(ConfigError, match=r"mesh\.host_devices[\s\S]*3, where jax has 8 of cpu[\s\S]*before"):
+        split_host(3)
