@@ -1,4 +1,6 @@
-"""Causal self-attention with grouped heads, packed segments, sliding windows and soft caps: one function, many back ends.
+"""Causal self-attention, grouped heads, packed segments, sliding windows, soft caps: one function, many back ends.
+
+The back ends:
 
     plain    every score at once, in plain XLA: the reference, and what generation with a cache uses
     block    blocks of queries against the keys they see, in plain XLA: for CPUs, and where a kernel lacks a feature
@@ -101,14 +103,15 @@ def attention(
         window: how far back a token sees, itself included; None for everything.
         softcap: scores become `softcap * tanh(scores / softcap)` (Gemma 2, arXiv 2408.00118).
         scale: of the scores; default 1 / sqrt(head_dim).
-        backend: see the module. Where the length is none that splash can have (128 divides it), or layers have
-            windows of their own, block takes its place.
+        backend: see the module. Where the length is none that a kernel can have (splash: 128 divides it; cudnn: even),
+            or, for splash, layers have windows of their own, block takes its place.
 
     Returns:
         [batch, query_length, heads, head_dim] in the dtype of `query`.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if backend == "splash" and (query.shape[1] % 128 or isinstance(window, jax.Array)):
+    length = query.shape[1]
+    if (backend == "splash" and (length % 128 or isinstance(window, jax.Array))) or (backend == "cudnn" and length % 2):
         backend = "block"
     match backend:
         case "plain":

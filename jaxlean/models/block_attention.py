@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlean.models.cpu import named, transpose
+from jaxlean.models.cpu import heads_first, named, transpose
 
 # Smaller blocks waste less of the square above the diagonal, larger ones multiply faster.
-_BLOCK = 128
+_BLOCK = 64
 # The loop over blocks is unrolled: more of them would only make the program longer.
 _MOST_BLOCKS = 32
 # Large enough to vanish in a softmax, small enough that nothing overflows.
@@ -60,7 +60,7 @@ def block_attention(
 def _forward(
     settings: Settings, query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, window: Any
 ) -> tuple[jax.Array, Any]:
-    q, k, v = _split(_scaled(query, settings), key.shape[2]), key.swapaxes(1, 2), value.swapaxes(1, 2)
+    q, k, v = _split(_scaled(query, settings), key.shape[2]), heads_first(key), heads_first(value)
     contexts, sums = [], []
     for at, first, end in _blocks(query.shape[1], settings):
         scores = _product("bhmd,bhnd->bhmn", _rows(q, at, end), k[:, :, first:end])
@@ -81,7 +81,7 @@ def _backward(settings: Settings, saved: Any, grad: jax.Array) -> tuple[Any, ...
     # read them only that of the queries has to turn them.
     query, key, value, segments, window, context, log_sum = saved
     kv_heads, dtype = key.shape[2], query.dtype
-    q, k, v = _split(_scaled(query, settings), kv_heads), key.swapaxes(1, 2), value.swapaxes(1, 2)
+    q, k, v = _split(_scaled(query, settings), kv_heads), heads_first(key), heads_first(value)
     back = _split(grad, kv_heads)
     inner = (grad.astype(jnp.float32) * context.astype(jnp.float32)).sum(-1, keepdims=True)
     delta = _split(inner, kv_heads)[..., 0]

@@ -32,6 +32,25 @@ def from_bits(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
+def frozen_bits(x: jax.Array) -> jax.Array:
+    """`to_bits` of a parameter, which has no gradient from there on: who takes it is told so, and not given zeros.
+
+    Raises:
+        TypeError: when the gradient of bfloat16 is taken on CPU.
+    """
+    return _frozen_bits(x) if x.dtype == jnp.bfloat16 and on_cpu() else x
+
+
+@jax.custom_jvp
+def _frozen_bits(x: jax.Array) -> jax.Array:
+    return to_bits(x)
+
+
+@_frozen_bits.defjvp
+def _no_gradient(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    raise TypeError("a layer's parameter in bfloat16 has no gradient on CPU: hold what trains in float32")
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def keep(x: jax.Array, name: str) -> jax.Array:
     """Name an activation, so that a remat policy can keep it (`jax.ad_checkpoint.checkpoint_name`)."""
@@ -59,6 +78,18 @@ def transpose(x: jax.Array) -> jax.Array:
     split = to_bits(x).reshape(*stack, 2, rows // 2, columns)
     turned = split.transpose(*range(at), at + 2, at, at + 1)
     return from_bits(turned.reshape(*stack, columns, rows))
+
+
+def heads_first(x: jax.Array) -> jax.Array:
+    """[batch, length, heads, dim] -> [batch, heads, length, dim]; on CPU laid out so in memory.
+
+    A plain transposition would be folded into the products with it, which are then done in float32.
+    """
+    batch, length, heads, dim = x.shape
+    if not on_cpu() or length % 2:
+        return x.swapaxes(1, 2)
+    split = to_bits(x).reshape(batch, 2, length // 2, heads, dim).transpose(0, 3, 1, 2, 4)
+    return from_bits(split.reshape(batch, heads, length, dim))
 
 
 def concatenate(parts: Sequence[jax.Array], axis: int) -> jax.Array:

@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxlean import tree
 from jaxlean.models.attention import Backend, Slots, attention
-from jaxlean.models.cpu import from_bits, keep, to_bits
+from jaxlean.models.cpu import from_bits, frozen_bits, keep
 from jaxlean.models.linear import Dropout, Linear, dot_wide, normal
 from jaxlean.models.norm import RMSNorm
 from jaxlean.models.projection import LORA_LOW, project
@@ -118,12 +118,13 @@ class Attention(nnx.Module):
         heads = (*x.shape[:2], -1, self.head_dim)
         drop = [dropout.fold(i) if dropout is not None else None for i in range(4)]
         query, key, value = project(x, (self.query, self.key, self.value), drop[:3])
-        query = keep(query, "query").reshape(heads)
-        key = keep(key, "key").reshape(heads)
-        value = keep(value, "value").reshape(heads)
+        query, key, value = query.reshape(heads), key.reshape(heads), keep(value.reshape(heads), "value")
+        # kept where the backward pass wants them: that of a norm reads what was normed, that of a rotation nothing
         if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        query, key = rotate(query, *angles), rotate(key, *angles)
+            query, key = self.query_norm(keep(query, "query")), self.key_norm(keep(key, "key"))
+            query, key = rotate(query, *angles), rotate(key, *angles)
+        else:
+            query, key = keep(rotate(query, *angles), "query"), keep(rotate(key, *angles), "key")
         if cache is not None:
             start = (0, slots.query_index[0], 0, 0)
             cache = (
@@ -296,14 +297,14 @@ class Decoder(nnx.Module):
             slots = Slots(steps + cache.filled, jnp.arange(seen.shape[1], dtype=jnp.int32), segments, seen)
         angles = self.config.rope.cos_sin(positions, self.config.head_dim)
         graph, params = nnx.split(self.layers)
-        params = jax.tree.map(to_bits, params)
+        params = jax.tree.map(frozen_bits, params)
         shared, windows = self._windows()
 
         def body(x: jax.Array, per_layer: Any) -> tuple[jax.Array, KeyValue | None]:
             params, window, cached, place = per_layer
             drop = dropout.fold(place) if dropout is not None else None
-            x = keep(x, LAYER_INPUT)
-            return nnx.merge(graph, jax.tree.map(from_bits, params))(x, angles, slots, shared if windows is None else window, cached, drop)
+            layer = nnx.merge(graph, jax.tree.map(from_bits, params))
+            return layer(keep(x, LAYER_INPUT), angles, slots, shared if windows is None else window, cached, drop)
 
         cached = None if cache is None else (cache.key, cache.value)
         places = jnp.arange(self.config.num_layers, dtype=jnp.uint32)

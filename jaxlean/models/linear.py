@@ -91,10 +91,11 @@ def _dot_wide_backward(
     grad = grad.astype(x.dtype)
     if not transposed:
         return _dot_backward(saved, grad)
+    flat, flat_grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     return (
         product("...o,oi->...i", grad, kernel).astype(x.dtype),
-        product("on,ni->oi", transpose(grad.reshape(-1, grad.shape[-1])), x.reshape(-1, x.shape[-1])).astype(kernel.dtype),
+        product("on,ni->oi", transpose(flat_grad), flat).astype(kernel.dtype),
     )
 
 

@@ -62,9 +62,7 @@ Adapter = tuple[jax.Array, jax.Array, jax.Array]  # lora_a [in, r], lora_b [r, o
 
 
 @jax.custom_vjp
-def _adapted(
-    x: jax.Array, frozen: tuple[codec.Leaves, ...], adapters: tuple[Adapter, ...]
-) -> tuple[jax.Array, ...]:
+def _adapted(x: jax.Array, frozen: tuple[codec.Leaves, ...], adapters: tuple[Adapter, ...]) -> tuple[jax.Array, ...]:
     """x [tokens, in] -> `x @ kernel + scale * (x @ a) @ b` for each."""
     return _forward(x, frozen, adapters)[0]
 

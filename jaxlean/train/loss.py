@@ -49,7 +49,7 @@ def next_token_loss(
     Returns:
         float32 [].
     """
-    losses, _ = _losses(logits[:, :-1], tokens[:, 1:], terms)
+    losses, *_ = _losses(logits[:, :-1], tokens[:, 1:], terms)
     return jnp.where(loss_mask[:, 1:], losses, 0.0).sum()
 
 
@@ -115,29 +115,33 @@ def chunk_length(length: int, *, row_bytes: int, budget: int) -> int:
     return -(-length // -(-length // longest))
 
 
-def _losses(logits: jax.Array, targets: jax.Array, terms: Terms) -> tuple[jax.Array, jax.Array]:
-    """([...] loss of each token, [...] logsumexp) of [..., vocab]."""
-    total = jax.nn.logsumexp(logits, axis=-1)
+def _losses(logits: jax.Array, targets: jax.Array, terms: Terms) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """([...] loss of each token, [...] logsumexp, [..., vocab] softmax) of [..., vocab]."""
+    # by hand, since the exponentials are needed twice: for their sum and, in the gradient, for themselves
+    top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    powers = jnp.exp(logits - top)
+    sums = powers.sum(axis=-1, keepdims=True)
+    total = (top + jnp.log(sums))[..., 0]
     smoothing = terms.label_smoothing
     losses = total - (1.0 - smoothing) * jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     if smoothing:
         losses = losses - smoothing * logits.mean(axis=-1)
     if terms.z_loss:
         losses = losses + terms.z_loss * jnp.square(total)
-    return losses, total
+    return losses, total, powers / sums
 
 
-def _gradient(logits: jax.Array, total: jax.Array, targets: jax.Array, mask: jax.Array, terms: Terms) -> jax.Array:
+def _gradient(softmax: jax.Array, total: jax.Array, targets: jax.Array, mask: jax.Array, terms: Terms) -> jax.Array:
     """Of the losses with respect to the logits [..., vocab]; zero where `mask` is False."""
     smoothing = terms.label_smoothing
-    gradient = jnp.exp(logits - total[..., None])
+    gradient = softmax
     if terms.z_loss:
         gradient = gradient * (1.0 + 2.0 * terms.z_loss * total[..., None])
     # a comparison and no scatter: it is one loop with the rest, and each device can do its part of the vocabulary
-    place = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    place = jax.lax.broadcasted_iota(targets.dtype, softmax.shape, softmax.ndim - 1)
     gradient = gradient - jnp.where(place == targets[..., None], 1.0 - smoothing, 0.0)
     if smoothing:
-        gradient = gradient - smoothing / logits.shape[-1]
+        gradient = gradient - smoothing / softmax.shape[-1]
     return jnp.where(mask[..., None], gradient, 0.0)
 
 
@@ -153,7 +157,7 @@ def _chunked(
 
     def add(number: jax.Array, loss: jax.Array) -> jax.Array:
         x, wanted, counts = _take(order, number, chunk, hidden, targets, mask)
-        losses, _ = _losses(head(params, x, number), wanted, terms)
+        losses, *_ = _losses(head(params, x, number), wanted, terms)
         return loss + jnp.where(counts, losses, 0.0).reshape(loss.shape[0], -1).sum(axis=1)
 
     # a sum a row: devices with different rows need not speak of it in each chunk
@@ -180,8 +184,8 @@ def _chunked_forward(how: tuple[Head, int, Terms], params: Any, hidden: Any, tar
 
         moving = [value for move, value in zip(moves, values, strict=True) if move]
         logits, pull = jax.vjp(logits_of, moving, x)
-        losses, total = _losses(logits, wanted, terms)
-        more, grad_x = pull(_gradient(logits, total, wanted, counts, terms).astype(logits.dtype))
+        losses, total, softmax = _losses(logits, wanted, terms)
+        more, grad_x = pull(_gradient(softmax, total, wanted, counts, terms).astype(logits.dtype))
         return (
             loss + jnp.where(counts, losses, 0.0).reshape(loss.shape[0], -1).sum(axis=1),
             jax.lax.dynamic_update_slice_in_dim(grad_hidden, grad_x.reshape(slot), number * chunk, axis=1),

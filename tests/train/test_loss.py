@@ -251,7 +251,8 @@ def test_it_never_holds_all_logits():
         return compiled(lambda *a: function(*a, **how), *shapes, grad=(1,)).memory_analysis().temp_size_in_bytes
 
     assert temp(plain) > logits
-    assert temp(in_chunks, chunk=8) < logits / 4
+    # a chunk's logits and their softmax, of eight chunks
+    assert temp(in_chunks, chunk=8) < 2.2 * logits / 8
 
 
 @pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
