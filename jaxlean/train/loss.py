@@ -90,13 +90,13 @@ def chunked_loss(
 def chunk_budget(setting: int | Literal["auto"] | None, num_devices: int) -> int | None:
     """Bytes that logits may take over all devices, from `train.loss_chunk_bytes`, which is those of one.
 
-    auto: 64 MiB on CPU, where a chunk gains nothing from being larger, and 256 MiB on GPU and TPU, whose products need
+    auto: 32 MiB on CPU, where a chunk gains nothing from being larger, and 256 MiB on GPU and TPU, whose products need
     some hundreds of rows (512 of a vocabulary of 131,072) to be worth the reading of the head.
     """
     if setting is None:
         return None
     if setting == "auto":
-        setting = (64 if jax.default_backend() == "cpu" else 256) << 20
+        setting = (32 if jax.default_backend() == "cpu" else 256) << 20
     return setting * num_devices
 
 

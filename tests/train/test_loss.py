@@ -296,4 +296,4 @@ def test_a_chunk_keeps_to_the_budget(length, row_bytes, budget):
 def test_the_budget_is_a_device_s():
     assert chunk_budget(None, 8) is None
     assert chunk_budget(1000, 8) == 8000
-    assert chunk_budget("auto", 1) == 64 << 20
+    assert chunk_budget("auto", 1) == 32 << 20
