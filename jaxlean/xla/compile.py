@@ -49,10 +49,14 @@ def use_cache(setting: bool | str = True) -> Path | None:
             path: there; False: nowhere.
 
     Returns:
-        the folder; None where there is none: the setting, `JAX_ENABLE_COMPILATION_CACHE=false`, or a folder that cannot
-        be written, of which a warning is logged.
+        the folder; None where there is none: the setting, `JAX_ENABLE_COMPILATION_CACHE=false`, a user without a home,
+        or a folder that cannot be written; of the last two a warning is logged.
     """
-    folder = cache_folder(setting)
+    try:
+        folder = cache_folder(setting)
+    except RuntimeError as error:  # of pathlib: no home folder, as for a container's nameless user
+        logger.warning("compiled programs are not kept: %s (XDG_CACHE_HOME=FOLDER says where to)", error)
+        folder = None
     if folder is not None and (trouble := _unusable(folder)):
         logger.warning("compiled programs are not kept: %s cannot be written (%s)", folder, trouble)
         folder = None
@@ -162,8 +166,9 @@ def _machine() -> str:
 
 def _remove_torn(folder: Path) -> None:
     """Remove entries that are not whole; only those written since the last look are read."""
-    stamp = folder / _CHECKED
-    last = stamp.stat().st_mtime_ns if stamp.exists() else 0
+    stamp, last = folder / _CHECKED, 0
+    with contextlib.suppress(OSError):  # the first look
+        last = stamp.stat().st_mtime_ns
     with contextlib.suppress(OSError):
         stamp.touch()  # before looking: what is written meanwhile is looked at next time
     for file, about in _entries(folder):
@@ -175,14 +180,33 @@ def _remove_torn(folder: Path) -> None:
 
 def _whole(entry: bytes) -> bool:
     """Whether a compressed entry has its end."""
-    if entry.startswith(_ZSTD):  # written where the package zstandard is installed, which this does without
-        return True
+    if entry.startswith(_ZSTD):
+        return _whole_zstd(entry)
     stream = zlib.decompressobj()
     try:
         stream.decompress(entry)
     except zlib.error:
         return False
     return stream.eof
+
+
+def _whole_zstd(entry: bytes) -> bool:
+    """The same of the format that jax writes where it finds zstandard, which this does without.
+
+    One frame: each block tells its size and whether it is the last one (RFC 8878, 3.1.1).
+    """
+    if len(entry) < 5:
+        return False
+    about = entry[4]
+    single, checksum = about >> 5 & 1, about >> 2 & 1
+    size_of_content = (single, 2, 4, 8)[about >> 6]
+    at = 5 + (1 - single) + (0, 1, 2, 4)[about & 3] + size_of_content
+    last = 0
+    while not last and at + 3 <= len(entry):
+        header = int.from_bytes(entry[at : at + 3], "little")
+        last, kind, size = header & 1, header >> 1 & 3, header >> 3
+        at += 3 + (1 if kind == 1 else size)  # kind 1: one byte, repeated
+    return bool(last) and at + 4 * checksum <= len(entry)
 
 
 def _shrink(folder: Path, limit: int) -> None:

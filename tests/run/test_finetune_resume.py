@@ -169,8 +169,13 @@ def test_a_crash_loses_only_what_came_after_the_checkpoint(point, configure, who
         ("lora.init_lora_weights=pissa", "train.optim=adafactor"),
         ("lora=null", "train.trainable=[mlp, norm]", "train.optim=lion", "train.num_train_epochs=3"),
         ("data.train=[{path: ROWS, weight: 3}, {path: ROWS, weight: 1, limit: 5}]", "data.eval=null"),
+        ("lora=null", "train.optim=adamw_8bit"),
+        ("train.momentum_dtype=bfloat16",),
     ],
-    ids=["stream packed", "stream", "dora muon", "pissa adafactor", "whole model", "mixed sources"],
+    ids=[
+        *("stream packed", "stream", "dora muon", "pissa adafactor", "whole model", "mixed sources", "adamw 8bit"),
+        "momentum bfloat16",
+    ],
 )
 def test_every_kind_of_run_resumes(variant, configure, tiny_rows, tmp_path, monkeypatch):
     overrides = [*RUN, *(text.replace("ROWS", str(tiny_rows)) for text in variant)]

@@ -50,6 +50,42 @@ def test_every_code_is_that_of_its_own_value_and_arithmetic_equals_the_table(sig
     np.testing.assert_array_equal(again.codes, codes)
 
 
+@pytest.fixture(scope="module")
+def published(golden):
+    """What bitsandbytes makes of the same numbers (tests/golden/make_adam8bit.py)."""
+    return np.load(golden / "adam8bit.npz")
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_codes_are_those_of_bitsandbytes(published, signed):
+    name, x = ("signed", published["numbers"]) if signed else ("unsigned", abs(published["numbers"]))
+    np.testing.assert_allclose(codebook(signed), published[f"{name}_table"], atol=1e-7)
+    found = quantize(jnp.asarray(x), signed=signed)
+    wanted = published[f"{name}_codes"].astype(int)
+    if not signed:  # what it makes zero
+        assert (wanted == 0).sum() > 50
+        wanted[(wanted == 0) & (x > 0)] = 1
+    np.testing.assert_array_equal(found.largest.ravel(), published["largest"])
+    assert len(np.unique(wanted)) > 150, "most of the table is asked for"
+    np.testing.assert_array_equal(found.codes, wanted)
+
+
+def test_a_few_steps_are_those_of_bitsandbytes(published):
+    grads = published["gradients"].astype(np.float32) / 1024
+    transform = scale_by_adam_8bit()
+    state, update = transform.init({"x": grads[0]}), jax.jit(transform.update)
+    for grad in grads:
+        step, state = update({"x": jnp.asarray(grad)}, state)
+    *_, exact = adam64(grads.astype(np.float64))
+
+    def apart(one, other):
+        return np.sqrt(np.mean((one - other) ** 2) / np.mean(exact**2))
+
+    assert apart(step["x"], published["last_step"]) < 0.005
+    assert 0.01 < apart(published["last_step"], exact) < 0.03, "so it is not the rounding that is small"
+    assert apart(step["x"], exact) < 1.02 * apart(published["last_step"], exact)
+
+
 def numbers(shape, seed, spread, size, zeros, signed):
     """Numbers of many magnitudes, some of them zero."""
     random = np.random.default_rng(seed)

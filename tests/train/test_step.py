@@ -170,10 +170,23 @@ def test_the_old_state_is_given_away():
     assert not any(x.is_deleted() for x in jax.tree.leaves((new, frozen)))
 
 
-@pytest.mark.parametrize("optim", ["adamw", "adamw_8bit", "sgd"])
-def test_a_second_gradient_is_held_only_for_a_second_microbatch(optim):
+HELD = {
+    "adamw": {"optim": "adamw"},
+    "momentum in bfloat16": {"optim": "adamw", "momentum_dtype": "bfloat16"},
+    "adamw_8bit": {"optim": "adamw_8bit"},
+    "adafactor": {"optim": "adafactor"},
+    "sgd": {"optim": "sgd"},
+}
+
+
+@pytest.mark.parametrize("changes", HELD.values(), ids=HELD)
+def test_a_second_gradient_is_held_only_for_a_second_microbatch(changes):
     """By XLA's own account of the compiled step: the parameters are far larger than the rows."""
     size = 16 * 256 * 256 * 4
+    params = {"layers": {"up": {"kernel": jax.ShapeDtypeStruct((16, 256, 256), jnp.float32)}}}
+    section = TrainSection(lr_scheduler_type="constant", warmup_steps=0, max_grad_norm=1.0, **changes)
+    transform = optimizer(section, 10, params)
+    state = jax.eval_shape(lambda t: init_state(t, transform), params)
 
     def loss(params, batch, key):
         def layer(x, kernel):
@@ -182,17 +195,25 @@ def test_a_second_gradient_is_held_only_for_a_second_microbatch(optim):
         x = jnp.ones((batch["tokens"].shape[0], 256)) * batch["tokens"][:, :1]
         return jnp.square(jax.lax.scan(layer, x, params["layers"]["up"]["kernel"])[0]).sum()
 
-    def temp(optim, parts):
-        params = {"layers": {"up": {"kernel": jax.ShapeDtypeStruct((16, 256, 256), jnp.float32)}}}
-        transform = optimizer_of(optim, params, max_grad_norm=1.0)
-        state = jax.eval_shape(lambda t: init_state(t, transform), params)
-        compiled = make_step(loss, transform).lower(state, {}, in_microbatches(draw_batch(0), parts)).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+    def by_hand(params, optimizer_state, rows):
+        tokens = rows["loss_mask"][:, 1:].sum()
+        grads = jax.grad(lambda params: loss(params, rows, None) / tokens)(params)
+        updates, optimizer_state = transform.update(grads, optimizer_state, params)
+        return optax.apply_updates(params, updates), optimizer_state
 
-    one, two = temp(optim, 1), temp(optim, 2)
-    assert two - one > 0.8 * size
-    # What the optimizer does beside its state: nothing that the gradient's own computation did not need before it.
-    assert one < temp("sgd", 1) + 0.3 * size
+    def temp(lowered):
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    def microbatches(num):  # of the same rows each, so that activations take the same
+        batch = {name: jnp.asarray(np.stack([x] * num)) for name, x in draw_batch(0).items()}
+        return temp(make_step(loss, transform).lower(state, {}, batch))
+
+    plain = temp(jax.jit(by_hand, donate_argnums=(0, 1)).lower(params, state.optimizer, draw_batch(0)))
+    one, two, five = (microbatches(num) for num in (1, 2, 5))
+    # a twentieth: the branch around the optimizer costs the 8-bit one a buffer (0.024 of a gradient, with jax 0.12)
+    assert one - plain < 0.05 * size, "no gradient more than by hand"
+    assert abs(two - one - size) < 0.05 * size, "exactly one more"
+    assert abs(five - two) < 0.05 * size, "and not one for each"
 
 
 def poisoned(kind):

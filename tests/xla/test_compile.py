@@ -129,6 +129,22 @@ def test_what_a_killed_process_left_half_written_is_compiled_and_written_anew(tm
     assert zlib.decompress(spoilt.read_bytes())
 
 
+def zstd(checksum: bool) -> bytes:
+    """A frame by hand (RFC 8878): a raw block of 5 bytes, one byte repeated 9 times, a last raw block of 3."""
+    blocks = [(0, b"12345", 5), (1, b"x", 9), (0, b"678", 3)]
+    frame = bytes([0x28, 0xB5, 0x2F, 0xFD, 0x20 | checksum << 2, 17])  # the size of the content in one byte
+    for at, (kind, content, size) in enumerate(blocks):
+        frame += (size << 3 | kind << 1 | (at == len(blocks) - 1)).to_bytes(3, "little") + content
+    return frame + b"sums" * checksum
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+def test_entries_that_were_written_with_zstandard_are_told_apart_too(checksum):
+    whole = zstd(checksum)
+    assert module._whole(whole)
+    assert not [length for length in range(len(whole)) if module._whole(whole[:length])]
+
+
 def test_an_entry_is_looked_at_once(tmp_path, monkeypatch):
     folder = use_cache(str(tmp_path))
     compiled(3.0)
@@ -172,6 +188,18 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     assert "compiled programs are not kept" in record.getMessage()
     assert str(tmp_path / "file") in record.getMessage()
     assert compiled(3.0) is None, "and the run goes on"
+
+
+def test_a_user_without_a_home_is_a_warning_too(tmp_path, caplog, monkeypatch):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(module.sys, "platform", "linux")
+    monkeypatch.setattr(Path, "home", nobody)
+    assert use_cache() is None
+    assert "not kept: Could not determine home directory. (XDG_CACHE_HOME=FOLDER" in caplog.text
+    assert use_cache(str(tmp_path)) is not None
 
 
 def test_a_threshold_that_somebody_set_stays(tmp_path, monkeypatch):
