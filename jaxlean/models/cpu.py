@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 
@@ -99,15 +100,35 @@ def concatenate(parts: Sequence[jax.Array], axis: int) -> jax.Array:
     return from_bits(jnp.concatenate([to_bits(part) for part in parts], axis))
 
 
+# Memory of the host that begins at a multiple of this is what jax's CPU devices read without a copy.
+_ALIGNED = 64
+
+
 def hold(params: dict[str, Any]) -> dict[str, Any]:
     """A decoder's frozen parameters as a step should be handed them: on CPU its bfloat16 stacks as their bits.
 
-    The scan over layers wants them so, and a conversion inside of the step would copy them in every step.
+    The scan over layers wants them so, and a conversion inside of the step would copy them in every step. Where the
+    host counts as several devices, copies become one memory that all of them read.
     """
-    if not on_cpu() or "layers" not in params:
+    if not on_cpu():
         return params
-    bits = jax.tree.map(lambda x: x.view(jnp.uint16) if x.dtype == jnp.bfloat16 else x, params["layers"])
-    return {**params, "layers": bits}
+    return {name: jax.tree.map(_bits_once if name == "layers" else _once, x) for name, x in params.items()}
+
+
+def _bits_once(x: jax.Array) -> jax.Array:
+    return _once(x, np.uint16 if x.dtype == jnp.bfloat16 else None)
+
+
+def _once(x: jax.Array, dtype: Any = None) -> jax.Array:
+    """The same numbers (or their bits) without the copies of other devices."""
+    if isinstance(x, jax.core.Tracer) or len(x.sharding.device_set) == 1 or not x.is_fully_replicated:
+        return x if dtype is None else x.view(dtype)
+    bits = np.asarray(x).reshape(-1).view(np.uint8)
+    room = np.empty(bits.size + _ALIGNED, np.uint8)
+    start = -room.ctypes.data % _ALIGNED
+    host = room[start : start + bits.size]
+    host[:] = bits
+    return jax.device_put(host.view(x.dtype if dtype is None else dtype).reshape(x.shape), x.sharding)
 
 
 def release(params: dict[str, Any]) -> dict[str, Any]:

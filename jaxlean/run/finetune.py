@@ -40,7 +40,7 @@ from jaxlean.train.loss import Terms, chunk_budget
 from jaxlean.train.objective import Loss, objective
 from jaxlean.train.optimizer import optimizer, schedule
 from jaxlean.train.step import TrainState, init_state, make_step
-from jaxlean.xla.compile import use_cache
+from jaxlean.xla.compile import Compilations, use_cache
 from jaxlean.xla.mesh import batch_sharding, make_mesh, num_batch_shards, place, replicated, split_host
 from jaxlean.xla.remat import Policy, check, scan_layers
 
@@ -127,7 +127,9 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     )
     if evaluator is not None:
         say(f"held-out data: {evaluator.stats}")
+    programs = Compilations()
     chosen = fit(config, mesh, build, state, frozen, rows, batches.length) if config.train.remat == "auto" else None
+    from_cache = programs.all_from_cache
     if chosen is not None:
         say(str(chosen))
     check_space(output_dir, sum(x.nbytes for x in jax.tree.leaves(state)), config.train.save_total_limit)
@@ -170,7 +172,9 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
         sharding = batch_sharding(mesh, leading=1)
         save_steps = config.train.save_steps or max(num_steps // 10, 1)
         compiled = chosen.compiled if chosen is not None else None
-        meter.compile_seconds += chosen.seconds if chosen is not None else 0.0
+        if chosen is not None:
+            meter.compile_seconds += chosen.seconds
+            meter.compiled_from_cache = from_cache
         give_back()
         meter.start_training()
         with progress:
