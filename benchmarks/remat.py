@@ -4,13 +4,14 @@
     python benchmarks/remat.py --calibrate benchmarks/results/remat.json ...
 
 One training step (LoRA r 16 on all linear layers, or all parameters with --full; AdamW) of a Llama with random weights,
-under every policy, each in a process of its own: step time, XLA's memory analysis, the peak that was measured, FLOPs
-computed a second time, and the largest batch that fits into `--memory`, by compiling only. Then `auto` with a budget of
-2x, 1.5x and 1.1x the least that any policy takes. Rounds are taken in turn, so that a machine that slows down for a
-while slows down all of them. --calibrate fits the rates of `jaxlean.xla.remat_auto` to the rows of earlier results.
+under every policy: XLA's memory analysis and the peak that was measured, each in a process of its own, FLOPs computed a
+second time, and the largest batch that fits into `--memory`, by compiling only. Then `auto` with a budget of 2x, 1.5x
+and 1.1x the least that any policy takes. Then the time of a step, of all of them in turn. --calibrate fits the rates of
+`jaxlean.xla.remat_auto` to the rows of earlier results.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import tempfile
@@ -51,7 +52,11 @@ SHAPES = {
 }  # fmt: skip
 FACTORS = (2.0, 1.5, 1.1)
 # Sets of names beside the named policies: what --calibrate tells the parts of a step apart by.
-EXTRA = [["context"], ["gate", "up"], ["query", "key", "value", "context", "gate", "up"]]
+EXTRA = [
+    ["context"], ["gate", "up"], ["attention_in", "attention_out", "mlp_in"],
+    ["query", "key", "value", "context", "gate", "up"],
+    ["query", "key", "value", "context", "attention_lse", "attention_out", "gate", "up", "lora_low"],
+]  # fmt: skip
 COLUMNS = {
     "policy": "", "step_seconds": ".3f", "spread": ".0%", "tokens_per_second": ",.0f", "needed_gb": ".3f",
     "temp_gb": ".3f", "peak_gb": ".3f", "recomputed_gflop": ",.0f", "recomputed": ".1%", "largest_batch": ",d",
@@ -95,10 +100,10 @@ def fill(job: Job, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
     def draw(key: jax.Array) -> Any:
         leaves, treedef = jax.tree.flatten((state.trainable, frozen))
         keys = jax.random.split(key, len(leaves))
-        drawn = [0.02 * jax.random.normal(k, x.shape, jnp.float32) for k, x in zip(keys, leaves, strict=True)]
         # a step is handed its frozen parameters as `hold` makes them
         dtypes = [jnp.bfloat16 if x.dtype == jnp.uint16 else x.dtype for x in leaves]
-        return jax.tree.unflatten(treedef, [d.astype(dtype) for d, dtype in zip(drawn, dtypes, strict=True)])
+        drawn = [0.02 * jax.random.normal(k, x.shape, d) for k, x, d in zip(keys, leaves, dtypes, strict=True)]
+        return jax.tree.unflatten(treedef, drawn)
 
     trainable, frozen = draw(jax.random.key(0))
     shape = batch["tokens"].shape
@@ -109,19 +114,55 @@ def fill(job: Job, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
     return jax.jit(lambda t: init_state(t, optax.adamw(1e-4)))(trainable), hold(frozen), batch
 
 
-def run_steps(job: Job, compiled: Any, shapes: tuple[Any, ...]) -> dict[str, Any]:
-    """Time each of some steps, and the peak of memory after them."""
+def first_steps(job: Job, compiled: Any, shapes: tuple[Any, ...]) -> dict[str, Any]:
+    """Two steps, for the peak of memory after them."""
     state, frozen, batch = jax.block_until_ready(fill(job, shapes))
+    forget_peak()
     before = peak_memory_bytes()
-    seconds = []
-    for _ in range(job["repeats"] + 1):
-        start = time.perf_counter()
+    for _ in range(2):
         state, metrics = compiled(state, frozen, batch)
-        loss = float(metrics.loss)
-        seconds.append(time.perf_counter() - start)
+    loss = float(metrics.loss)
     assert np.isfinite(loss)
-    return {"seconds": seconds[1:], "loss": loss, "peak_bytes": peak_memory_bytes(), "peak_before_bytes": before,
+    return {"loss": loss, "peak_bytes": peak_memory_bytes(), "peak_before_bytes": before,
             "peak_source": memory_source()}  # fmt: skip
+
+
+def forget_peak() -> None:
+    """Let a process's peak begin anew, so that it is the steps' and not that of compiling (proc_pid_clear_refs(5)).
+
+    What the compiler has freed and the allocator kept is still in it. An accelerator counts its own memory, in which
+    nothing is compiled.
+    """
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def time_in_turn(job: Job) -> dict[str, Any]:
+    """Seconds of a step under each of `job["policies"]`, a step of each in turn, so many rounds.
+
+    In one process, and in turn step by step: a machine that slows down for a minute slows down all of them.
+    """
+    use_cache(job["cache"])
+    build, shapes = prepare(job, job["batch"])
+    compiled = {name: build(policy).lower(*shapes).compile() for name, policy in job["policies"].items()}
+    state, frozen, batch = jax.block_until_ready(fill(job, shapes))
+    times: dict[str, Any] = {name: {"seconds": [], "cpu_seconds": []} for name in compiled}
+    for number in range(job["rounds"] + 1):
+        for name, step in compiled.items():
+            start, own = time.perf_counter(), time.process_time()
+            state, metrics = step(state, frozen, batch)
+            float(metrics.loss)
+            if number:  # the first is the warm-up
+                times[name]["seconds"].append(time.perf_counter() - start)
+                # on CPU: where another process took a core away, a step took longer but worked no longer
+                times[name]["cpu_seconds"].append(time.process_time() - own)
+        print(f"round {number} of {job['rounds']}", flush=True)
+    return times
+
+
+def temp_bytes(compiled: Any) -> int:
+    """What XLA puts between the arguments and the results of a compiled step."""
+    return int(compiled.memory_analysis().temp_size_in_bytes)
 
 
 def measure(job: Job) -> dict[str, Any]:
@@ -131,12 +172,10 @@ def measure(job: Job) -> dict[str, Any]:
     traced = build(job["policy"]).trace(*shapes)
     work, jaxpr = count(traced.jaxpr.jaxpr), traced.jaxpr.jaxpr
     compiled = traced.lower().compile()
-    memory = compiled.memory_analysis()
     return {
-        "needed_bytes": needed_bytes(compiled), "temp_bytes": memory.temp_size_in_bytes,
-        "argument_bytes": memory.argument_size_in_bytes, "kept_bytes": kept_bytes(jaxpr),
+        "needed_bytes": needed_bytes(compiled), "temp_bytes": temp_bytes(compiled), "kept_bytes": kept_bytes(jaxpr),
         "flops": dict(work.flops), "product_bytes": work.product_bytes, "elements": work.elements,
-        "platform": jax.default_backend(), **run_steps(job, compiled, shapes),
+        "platform": jax.default_backend(), **first_steps(job, compiled, shapes),
     }  # fmt: skip
 
 
@@ -149,8 +188,9 @@ def measure_auto(job: Job) -> dict[str, Any]:
     tried = [[policy if isinstance(policy, str) else list(policy), size] for policy, size in choice.tried]
     return {
         "chose": choice.policy if isinstance(choice.policy, str) else " ".join(choice.policy), "tried": tried,
-        "needed_bytes": choice.needed, "temp_bytes": choice.compiled.memory_analysis().temp_size_in_bytes,
-        "recomputed": choice.recomputed, "choose_seconds": choice.seconds, **run_steps(job, choice.compiled, shapes),
+        "policy_chosen": choice.policy,
+        "needed_bytes": choice.needed, "temp_bytes": temp_bytes(choice.compiled),
+        "recomputed": choice.recomputed, "choose_seconds": choice.seconds, **first_steps(job, choice.compiled, shapes),
     }  # fmt: skip
 
 
@@ -198,20 +238,26 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["jax", "flax.nnx", "optax", "jaxlean.train.step", "jaxlean.adapt.lora"])
 
 
-def table(policies: dict[str, dict[str, Any]], autos: list[dict[str, Any]], tokens: int) -> list[dict[str, Any]]:
-    """The raw numbers with what follows from them."""
+def table(policies: dict[str, dict[str, Any]], autos: dict[str, dict[str, Any]], tokens: int) -> list[dict[str, Any]]:
+    """The raw numbers with what follows from them.
+
+    A step's seconds are those of the median round, as fast as this row was against all rows of its round: so a machine
+    that slows down for some rounds changes no order.
+    """
     least = min(sum(row["flops"].values()) for row in policies.values())
     rows = []
     for name, row in policies.items():
         flops = sum(row["flops"].values())
         more = {"recomputed_gflop": (flops - least) / 1e9, "recomputed": 1 - least / flops}
         rows.append({"policy": name, **row, **more})
-    for row in autos:
-        rows.append({"policy": f"auto {row['factor']}x", **row, "budget_gb": row["budget"] / 1e9})
+    rows += [{"policy": name, **row, "budget_gb": row["budget"] / 1e9} for name, row in autos.items()]
+    rounds = np.mean([row["seconds"] for row in rows], axis=0)
     for row in rows:
-        step = median(row["seconds"])
+        shares = np.asarray(row["seconds"]) / rounds
+        share = median(shares.tolist())
+        step = share * median(rounds.tolist())
         row |= {
-            "step_seconds": step, "spread": (max(row["seconds"]) - min(row["seconds"])) / step,
+            "step_seconds": step, "spread": float(shares.max() - shares.min()) / share,
             "tokens_per_second": tokens / step, "needed_gb": row["needed_bytes"] / 1e9,
             "temp_gb": row["temp_bytes"] / 1e9, "peak_gb": row["peak_bytes"] / 1e9,
         }  # fmt: skip
@@ -229,7 +275,7 @@ def plot(rows: list[dict[str, Any]], title: str, file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
     named = [row for row in rows if "budget" not in row]
@@ -242,37 +288,68 @@ def plot(rows: list[dict[str, Any]], title: str, file: Path) -> None:
         chosen = [row for row in rows if ("budget" in row) == (kind == "auto")]
         axes.scatter([r["needed_gb"] for r in chosen], [r["step_seconds"] for r in chosen], label=kind, **style)
     for row in rows:
-        above = "budget" in row
-        axes.annotate(row["policy"], (row["needed_gb"], row["step_seconds"]), fontsize=8, textcoords="offset points",
-                      xytext=(6, 8 if above else -10), color="C3" if above else "0.2")  # fmt: skip
-    axes.set(xlabel="memory of the step, GB (XLA's analysis)", ylabel="seconds a step (median)", title=title)
-    axes.set_xscale("log")
-    axes.legend()
+        if "budget" in row:
+            axes.axvline(row["budget_gb"], color="C3", linewidth=0.6, linestyle=":", zorder=0)
+    axes.set(xlabel="memory of the step, GB (XLA's analysis); dotted: auto's budgets", ylabel="seconds a step",
+             title=title, xscale="log")  # fmt: skip
+    axes.margins(x=0.12, y=0.15)
+    axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%.3g"))
+    axes.xaxis.set_minor_formatter(ticker.FormatStrFormatter("%.3g"))
+    axes.tick_params(axis="x", which="both", labelsize=8)
+    axes.legend(loc="best")
     figure.tight_layout()
+    _label(axes, rows)
     figure.savefig(file, dpi=150)
 
 
-def calibrate(files: list[Path]) -> None:
-    """Print the rates that explain the measured times best, platform by platform, and how well they do."""
-    from scipy.optimize import nnls
+def _label(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """Each point's name, at the first place beside it where no other name or point is."""
+    from matplotlib.transforms import Bbox
+
+    at = axes.transData.transform([(row["needed_gb"], row["step_seconds"]) for row in rows])
+    taken: list[Any] = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in at]
+    spots = [(x, y) for y in (-10, 6, -21, 17, -32, 28) for x in (6, -6)]
+    for row in sorted(rows, key=lambda row: row["needed_gb"]):
+        for x, y in spots:
+            text = axes.annotate(
+                row["policy"], (row["needed_gb"], row["step_seconds"]), fontsize=8, textcoords="offset points",
+                xytext=(x, y), ha="left" if x > 0 else "right", color="C3" if "budget" in row else "0.2",
+            )  # fmt: skip
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+            if (x, y) != spots[-1]:
+                text.remove()
+        taken.append(box)
+
+
+def calibrate(files: list[Path], elements: float | None) -> None:
+    """Print the rates that explain the measured times best, platform by platform, and how well they do.
+
+    Args:
+        files: results, best with --extra.
+        elements: a rate of other operations to take as given: rows often do not tell them from the products' bytes.
+    """
+    from scipy.optimize import nnls  # type: ignore[import-untyped]
 
     rows = [row | {"file": file.name} for file in files for row in json.loads(file.read_text())["rows"]]
     for platform in sorted({row["platform"] for row in rows if "flops" in row}):
         chosen = [row for row in rows if row.get("platform") == platform]
         dtypes = sorted({dtype for row in chosen for dtype in row["flops"]})
-        features = np.array([
-            [row["flops"].get(d, 0.0) for d in dtypes] + [row["product_bytes"], row["elements"], row["kept_bytes"]]
-            for row in chosen
-        ])  # fmt: skip
+        names = [*dtypes, "product_bytes", "kept_bytes", "elements"]
+        features = np.array([[({**row, **row["flops"]}).get(name, 0.0) for name in names] for row in chosen])
         seconds = np.array([row["step_seconds"] for row in chosen])
+        given = features[:, -1] / elements if elements else np.zeros(len(chosen))
+        free = features[:, :-1] if elements else features
         # relative errors: each row's time is 1
-        scale = features.max(axis=0)
-        found, _ = nnls(features / scale / seconds[:, None], np.ones(len(seconds)))
+        scale = free.max(axis=0)
+        found, _ = nnls(free / scale / seconds[:, None], 1 - given / seconds)
         rates = scale / np.maximum(found, 1e-9)
-        print(platform, {name: f"{rate:.3g}" for name, rate in
-                         zip([*dtypes, "product_bytes", "elements", "kept_bytes"], rates, strict=True)})  # fmt: skip
-        for row, explained in zip(chosen, features @ (1 / rates), strict=True):
-            print(f"  {row['file']} {row['policy']:>45} measured {row['step_seconds']:.3f} explained {explained:.3f}")
+        print(platform, {name: f"{rate:.3g}" for name, rate in zip(names, rates, strict=False)})
+        explained = free @ (1 / rates) + given
+        print(f"  rms {np.sqrt(np.mean((explained / seconds - 1) ** 2)):.1%}")
+        for row, told in zip(chosen, explained, strict=True):
+            print(f"  {row['file']} {row['policy']:>45} measured {row['step_seconds']:.3f} explained {told:.3f}")
 
 
 def shape_of(args: argparse.Namespace) -> DecoderConfig:
@@ -284,7 +361,7 @@ def shape_of(args: argparse.Namespace) -> DecoderConfig:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a tiny model, few steps, one round")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, few steps, one budget")
     parser.add_argument("--out", type=Path, help="folder for remat.json and remat.png")
     parser.add_argument("--shape", choices=SHAPES)
     for name in ("layers", "hidden", "intermediate", "heads", "kv-heads", "vocab"):
@@ -294,18 +371,17 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--full", action="store_true", help="train all parameters, not an adapter")
     parser.add_argument("--memory", type=float, help="GB for the largest batch; default: what the device has")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, help="steps of each policy that are timed, in turn; default 6")
     parser.add_argument("--extra", action="store_true", help="some sets of names too, to calibrate by")
     parser.add_argument("--calibrate", type=Path, nargs="+", metavar="JSON")
+    parser.add_argument("--elements", type=float, help="with --calibrate: a rate to take as given")
     args = parser.parse_args()
     if args.calibrate:
-        return calibrate(args.calibrate)
-    rounds = 1 if args.quick else args.rounds
+        return calibrate(args.calibrate, args.elements)
     with tempfile.TemporaryDirectory() as cache:
         job: Job = {
             "shape": shape_of(args), "batch": args.batch, "length": args.length or (256 if args.quick else 512),
-            "dtype": args.dtype, "full": args.full, "repeats": args.repeats, "cache": cache,
+            "dtype": args.dtype, "full": args.full, "rounds": args.rounds or (3 if args.quick else 6), "cache": cache,
         }  # fmt: skip
         platform = alone(_platform, job)
         settings: dict[str, Any] = {name: name for name in POLICIES if name != "auto"}
@@ -313,36 +389,30 @@ def main() -> None:
             settings["offload gate up"] = {"save": ["query", "key", "value", "context"], "offload": ["gate", "up"]}
         settings |= {" ".join(names): names for names in EXTRA} if args.extra else {}
         policies: dict[str, dict[str, Any]] = {}
-        autos: dict[float, dict[str, Any]] = {}
-        for _ in range(rounds):
-            for name, policy in settings.items():
-                _collect(policies, name, alone(measure, job | {"policy": policy}))
-            least = min(row["needed_bytes"] for name, row in policies.items() if name in POLICIES)
-            for factor in FACTORS:
-                budget = int(factor * least)
-                found = alone(measure_auto, job | {"budget": budget})
-                _collect(autos, factor, {"factor": factor, "budget": budget, **found})
+        for name, policy in settings.items():
+            policies[name] = alone(measure, job | {"policy": policy})
+            print(f"{name}: {policies[name]['needed_bytes'] / 1e9:.3f} GB", flush=True)
+        least = min(row["needed_bytes"] for name, row in policies.items() if name in POLICIES)
+        autos: dict[str, dict[str, Any]] = {}
+        for factor in FACTORS[1:2] if args.quick else FACTORS:
+            budget = int(factor * least)
+            autos[f"auto {factor}x"] = {"budget": budget, **alone(measure_auto, job | {"budget": budget})}
+        chosen = {name: row.pop("policy_chosen") for name, row in autos.items()}
+        for name, times in alone(time_in_turn, job | {"policies": settings | chosen}).items():
+            (policies if name in policies else autos)[name].update(times)
         memory = int(args.memory * 1e9) if args.memory else alone(_memory, job)
         if args.quick:
             memory = 2 * least
-        for name in ("none", "full") if args.quick else settings:
+        for name in ("none", "full") if args.quick else [name for name in settings if name in POLICIES]:
             policies[name]["largest_batch"] = alone(largest_batch, job | {"policy": settings[name], "memory": memory})
-    rows = table(policies, list(autos.values()), job["batch"] * job["length"])
+            print(f"{name}: {policies[name]['largest_batch']} rows fit into {memory / 1e9:.2f} GB", flush=True)
+    rows = table(policies, autos, job["batch"] * job["length"])
     config = {**job, "shape": vars(job["shape"]) | {"rope": str(job["shape"].rope)}, "largest_batch_memory": memory}
     publish("remat", {k: v for k, v in config.items() if k != "cache"}, rows, COLUMNS, args.out)
     if args.out is not None:
         name = "all parameters" if args.full else "LoRA r 16"
         title = f"{args.shape or ('tiny' if args.quick else '135m')}, {name}, {job['batch']} x {job['length']}"
         plot(rows, f"{title}, {args.dtype}, {platform}", args.out / "remat.png")
-
-
-def _collect(found: dict[Any, dict[str, Any]], key: Any, row: dict[str, Any]) -> None:
-    """Another round of a row: more times, the highest peak."""
-    if key not in found:
-        found[key] = row
-    else:
-        found[key]["seconds"] += row["seconds"]
-        found[key]["peak_bytes"] = max(found[key]["peak_bytes"], row["peak_bytes"])
 
 
 def _platform(job: Job) -> str:

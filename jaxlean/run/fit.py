@@ -14,7 +14,7 @@ from jaxlean.train.step import TrainState
 from jaxlean.xla.mesh import batch_sharding, num_batch_shards
 from jaxlean.xla.precision import compute_dtype
 from jaxlean.xla.remat import Policy
-from jaxlean.xla.remat_auto import Choice, choose, device_budget
+from jaxlean.xla.remat_auto import Choice, choose, device_budget, say_bytes
 
 # Bytes of a matrix's element in a quantized base, with its scales (NF4: 64 elements share one byte of scale).
 _QUANTIZED = {"int8": 1.01, "nf4": 0.52}
@@ -54,21 +54,21 @@ def fit(
              (("trainable", state.trainable), ("optimizer", state.optimizer), ("frozen", frozen))}  # fmt: skip
 
     def advice(needed: int) -> str:
-        return say_cuts(cuts(config, mesh.size, needed, **sizes), needed - budget)
+        short = needed - budget
+        return say_cuts(cuts(config, mesh.size, needed, short, **sizes), short)
 
-    return choose(
-        build, (*held, shapes), budget, ACTIVATIONS, shards=num_batch_shards(mesh), advice=advice
-    )  # fmt: skip
+    return choose(build, (*held, shapes), budget, ACTIVATIONS, shards=num_batch_shards(mesh), advice=advice)
 
 
 def cuts(
-    config: RunConfig, num_devices: int, needed: int, *, trainable: int, optimizer: int, frozen: int
+    config: RunConfig, num_devices: int, needed: int, short: int, *, trainable: int, optimizer: int, frozen: int
 ) -> list[tuple[str, int]]:
     """What would make a step smaller that is already as small as recomputation makes it, in the order to try.
 
     Args:
         num_devices: of the mesh.
         needed: bytes that the step takes on one device.
+        short: how many of these are too many; rows are split into no more microbatches than that asks for.
         trainable, optimizer, frozen: bytes of these on one device.
 
     Returns:
@@ -90,10 +90,12 @@ def cuts(
     if rows > 1:
         # several microbatches need a second tree of gradients to add up in
         second = gradients if train.gradient_accumulation_steps == 1 else 0
-        less, more = rows // 2, train.gradient_accumulation_steps * 2
+        splits = [(rows // parts, parts) for parts in range(2, rows + 1) if rows % parts == 0]
+        saves = [max(activations * (rows - less) // rows - second, 0) for less, _ in splits]
+        at = next((i for i, saved in enumerate(saves) if saved >= short), len(splits) - 1)
+        less, more = splits[at][0], splits[at][1] * train.gradient_accumulation_steps
         found.append((
-            f"train.per_device_train_batch_size={less} train.gradient_accumulation_steps={more}",
-            max(activations * (rows - less) // rows - second, 0),
+            f"train.per_device_train_batch_size={less} train.gradient_accumulation_steps={more}", saves[at]
         ))  # fmt: skip
     found.append((f"data.max_length={config.data.max_length // 2}", activations // 2))
     if train.optim in ("adamw", "lion", "sgd", "muon"):
@@ -107,11 +109,14 @@ def cuts(
 
 def say_cuts(found: list[tuple[str, int]], short: int) -> str:
     """The cuts as a sentence; `short` is what is missing, in bytes."""
+    # what saves next to nothing of it is no cut to try
+    found = [(setting, saved) for setting, saved in found if saved >= short / 50]
     if not found:
         return "use a device with more memory"
-    lines = [f"{setting} saves about {saved / 1e9:.2f} GB" + (" (enough)" if saved >= short else "")
+    lines = [f"{setting} saves about {say_bytes(saved)}" + (" (enough)" if saved >= short else "")
              for setting, saved in found]  # fmt: skip
-    return "next, in this order: " + "; ".join(lines)
+    alone = "" if any(saved >= short for _, saved in found) else "; none of them is enough alone"
+    return "next, in this order: " + "; ".join(lines) + alone
 
 
 def _local_bytes(part: Any) -> int:

@@ -179,7 +179,7 @@ class Recomputation:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The activations that the backward pass reads, so that keeping them saves something, in order."""
+        """The activations that the backward pass reads, so that keeping them saves something."""
         return tuple(self.without(())[1])
 
     def without(self, kept: Collection[str]) -> tuple[Work, dict[str, int]]:

@@ -43,7 +43,9 @@ def test_a_budget_that_nothing_fits(tiny_run, tmp_path):
         "next, in this order: model.quantization=int8",
     ):
         assert words in found
-    assert "train.per_device_train_batch_size=1 train.gradient_accumulation_steps=2 saves about" in found
+    assert re.search(
+        r"train.per_device_train_batch_size=1 train.gradient_accumulation_steps=2 saves about [0-9.]+ [kM]B", found
+    )
     assert not (tmp_path / "run").exists()  # known before anything is written
 
 
@@ -53,8 +55,8 @@ GB = 10**9
 def advised(overrides, **sizes):
     config = load_config(None, ["data.max_length=512", "model.dtype=bfloat16", *overrides])
     sizes = {"trainable": GB, "optimizer": 2 * GB, "frozen": 0} | sizes
-    devices = sizes.pop("devices", 1)
-    return cuts(config, devices, 10 * GB, **sizes)
+    devices, short = sizes.pop("devices", 1), sizes.pop("short", GB)
+    return cuts(config, devices, 10 * GB, short, **sizes)
 
 
 def test_cuts_of_a_full_fine_tune():
@@ -73,6 +75,19 @@ def test_cuts_of_a_full_fine_tune():
     assert found["data.max_length=256"] == 3 * GB
     assert found["train.optim=adamw_8bit"] == 2 * GB - GB // 2
     assert found["mesh.fsdp=4"] == 3 * GB
+
+
+def test_rows_are_split_as_far_as_it_takes():
+    def split(short, rows=8):
+        overrides = ["lora=null", f"train.per_device_train_batch_size={rows}"]
+        return next((s, saved) for s, saved in advised(overrides, short=short) if "batch_size" in s)
+
+    # 6 GB of activations, less a second tree of gradients
+    assert split(2 * GB) == ("train.per_device_train_batch_size=4 train.gradient_accumulation_steps=2", 2 * GB)
+    assert split(3 * GB) == ("train.per_device_train_batch_size=2 train.gradient_accumulation_steps=4", 7 * GB // 2)
+    assert split(9 * GB)[0] == "train.per_device_train_batch_size=1 train.gradient_accumulation_steps=8"
+    # the rows of a step stay as many as they were
+    assert split(GB, rows=9)[0] == "train.per_device_train_batch_size=3 train.gradient_accumulation_steps=3"
 
 
 def test_cuts_of_an_adapter():
@@ -96,9 +111,11 @@ def test_what_was_cut_already_is_not_named():
 
 
 def test_the_sentence():
-    said = say_cuts([("a=1", 2 * GB), ("b=2", 4 * GB)], 3 * GB)
-    assert said == "next, in this order: a=1 saves about 2.00 GB; b=2 saves about 4.00 GB (enough)"
-    assert say_cuts([], 1) == "use a device with more memory"
+    found = [("a=1", 2 * GB), ("b=2", 4 * GB), ("c=3", GB // 20)]
+    said = "next, in this order: a=1 saves about 2.00 GB; b=2 saves about 4.00 GB"
+    assert say_cuts(found, 3 * GB) == said + " (enough)"
+    assert say_cuts(found, 5 * GB) == said + "; none of them is enough alone"
+    assert say_cuts([], 1) == say_cuts([("c=3", 1)], GB) == "use a device with more memory"
 
 
 def test_cuts_are_settings_that_there_are():

@@ -14,7 +14,7 @@ from jaxlean.models.decoder import ACTIVATIONS, DecoderConfig, abstract
 from jaxlean.xla import remat_auto
 from jaxlean.xla.mesh import batch_sharding, make_mesh, replicated
 from jaxlean.xla.remat import scan_layers
-from jaxlean.xla.remat_auto import RATES, Rates, candidates, choose, device_budget, host_memory, needed_bytes
+from jaxlean.xla.remat_auto import RATES, Rates, candidates, choose, device_budget, host_memory, needed_bytes, say_bytes
 from jaxlean.xla.work import Work, count
 
 LAYERS, ROWS, LENGTH = 36, 8, 32
@@ -89,7 +89,7 @@ def test_it_is_the_same_every_time_and_says_what_it_is(measured):
     assert (first.policy, first.needed, first.tried) == (second.policy, second.needed, second.tried)
     said = str(first)
     assert said.startswith("remat: auto chose ")
-    assert f"{first.needed / 1e9:.2f} GB of {budget / 1e9:.2f} GB" in said
+    assert f"{say_bytes(first.needed)} of {say_bytes(budget)}" in said
     assert f"{first.recomputed:.0%} of the step is recomputation" in said
 
 
@@ -104,12 +104,22 @@ def test_nested_is_the_last_resort_and_the_error_says_by_how_much(measured):
     assert asked == [measured["nested"]]
     short = measured["nested"] - measured["nested"] // 2
     for words in (
-        f"by {short / 1e9:.2f} GB",
+        f"by {say_bytes(short)}",
         "do less",
         "train.memory_budget",
-        f"{measured['nested'] / 1e9:.2f} GB on",
+        f"{say_bytes(measured['nested'])} on",
     ):
         assert words in str(caught.value)
+
+
+def test_a_bad_first_guess_costs_a_compilation_and_no_room(monkeypatch, measured):
+    budget = int(measured["full"] + 0.3 * (measured["none"] - measured["full"]))
+    good = choose(build, ARGUMENTS, budget, ACTIVATIONS, rates=DEAR)
+    monkeypatch.setattr(remat_auto, "_rest", lambda *_: 10.0 * budget)
+    bad = choose(build, ARGUMENTS, budget, ACTIVATIONS, rates=DEAR)
+    assert bad.tried[0] == ("full", measured["full"])
+    assert good.policy != "full"
+    assert bad.recomputed == pytest.approx(good.recomputed, abs=0.02)
 
 
 def test_memory_is_that_of_a_device(measured):
@@ -123,18 +133,33 @@ def test_memory_is_that_of_a_device(measured):
 
 
 def test_what_the_compiler_has_no_room_for_is_not_taken(monkeypatch, measured):
-    """A TPU's compiler raises instead of saying how much it would have needed."""
-    real = remat_auto.needed_bytes
+    """A TPU's compiler raises where a program does not fit."""
+    real, refused = jax.stages.Lowered.compile, []
 
-    def refusing(compiled):
-        size = real(compiled)
-        if size > measured["attention"]:
+    def refusing(lowered):
+        compiled = real(lowered)
+        if needed_bytes(compiled) > measured["attention"]:
+            refused.append(compiled)
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm.")
-        return size
+        return compiled
 
-    monkeypatch.setattr(remat_auto, "needed_bytes", refusing)
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refusing)
+    monkeypatch.setattr(remat_auto, "_rest", lambda *_: 0.0)  # so that too much is tried first
     choice = choose(build, ARGUMENTS, measured["attention"], ACTIVATIONS, rates=DEAR)
+    assert refused
     assert choice.needed <= measured["attention"]
+
+
+def test_where_the_compiler_refuses_everything_the_error_says_what_it_said(monkeypatch):
+    def refusing(lowered):
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (65.29G) exceeds available HBM (15.75G). HLO module: jit_step."
+        )
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refusing)
+    with pytest.raises(RunError, match=r"by 50\.1\d GB"):
+        choose(build, ARGUMENTS, 20 * 10**9, ACTIVATIONS)
 
 
 def test_no_candidate_is_beaten_twice(traces):

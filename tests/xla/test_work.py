@@ -9,7 +9,9 @@ from jaxlean import tree
 from jaxlean.adapt import lora
 from jaxlean.config import LoraSection
 from jaxlean.cost.flops import Shape, training_step_flops
+from jaxlean.models.cpu import hold
 from jaxlean.models.decoder import ACTIVATIONS, DecoderConfig, abstract
+from jaxlean.xla.precision import parameter_dtype
 from jaxlean.xla.remat import scan_layers
 from jaxlean.xla.work import Recomputation, count, kept_bytes, largest_result
 
@@ -20,8 +22,8 @@ CONFIG = DecoderConfig(**SIZES)
 MATRICES = Shape(**SIZES).layer_matrices()
 
 
-def trace(policy, *, adapter=False, dtype=jnp.float32):
-    """The jaxpr of the gradient of what trains."""
+def trace(policy, *, adapter=False, dtype=jnp.float32, attention="plain"):
+    """The jaxpr of the gradient of what trains; in bfloat16 as a run on CPU has it, frozen stacks as their bits."""
     _, params = abstract(CONFIG)
     trains = lora.is_adapter if adapter else lambda path: True
     if adapter:
@@ -32,8 +34,11 @@ def trace(policy, *, adapter=False, dtype=jnp.float32):
                 lora.targets(params, "all-linear"), section, jax.random.key(0),
             )
         )  # fmt: skip
-    graph, _ = abstract(CONFIG, params, dtype=dtype)
+    held = parameter_dtype(jnp.dtype(dtype), trains)
+    params = tree.map_with_path(lambda path, x: jax.ShapeDtypeStruct(x.shape, held(path)), params)
+    graph, _ = abstract(CONFIG, params, dtype=dtype, attention=attention)
     trainable, frozen = tree.split(params, trains)
+    frozen = jax.eval_shape(hold, frozen)
     scan = scan_layers(policy, ACTIVATIONS)
 
     def loss(trainable, frozen, tokens):
@@ -76,10 +81,47 @@ def test_the_walk_is_what_jax_does(full, adapter):
         assert kept_bytes(real) - kept_bytes(whole) == sum(sizes.get(name, 0) for name in kept), kept
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_walk_sees_into_gradients_of_ones_own(dtype):
+    """Attention in blocks and fused projections name what they keep inside of their own gradients; on CPU as bits."""
+
+    def real(policy):
+        return trace(policy, adapter=True, dtype=dtype, attention="block")
+
+    whole = real("full")
+    graph, everything = Recomputation(whole), count(whole)
+    recomputed, sizes = graph.without(())
+    assert set(graph.names) == set(ACTIVATIONS) - {"mlp_out"}  # from which nothing is computed again
+    width, tokens = jnp.dtype(dtype).itemsize, LAYERS * ROWS * LENGTH
+    assert sizes["context"] == width * tokens * CONFIG.num_heads * CONFIG.head_dim
+    assert sizes["attention_lse"] == 4 * tokens * CONFIG.num_heads
+    # of four inputs: attention's three projections, out, gate and up, down
+    assert sizes["lora_low"] == width * tokens * (3 + 1 + 2 + 1) * RANK
+    for kept in [
+        ("context",),
+        ("gate", "lora_low"),
+        ("query", "key", "value", "context", "attention_lse"),
+        ACTIVATIONS,
+    ]:
+        left, _ = graph.without(kept)
+        found = count(real(list(kept)))
+        for dtype_name, flops in everything.flops.items():
+            assert found.flops[dtype_name] == flops - recomputed.flops[dtype_name] + left.flops[dtype_name], kept
+        assert found.product_bytes == everything.product_bytes - recomputed.product_bytes + left.product_bytes, kept
+        # the sum that makes a kept log-sum-exp is read by nothing, but jax leaves it in the trace
+        rest = everything.elements - recomputed.elements + left.elements
+        assert found.elements - rest in (0, 5 * tokens * CONFIG.num_heads), kept
+        assert kept_bytes(real(list(kept))) - kept_bytes(whole) == sum(sizes.get(name, 0) for name in kept), kept
+    # with its context and log-sum-exp kept, attention's forward is not run again
+    shorter = graph.without(("attention_lse", "context"))[0]
+    attention = 2 * 2 * tokens * LENGTH * CONFIG.num_heads * CONFIG.head_dim
+    assert recomputed.total_flops - shorter.total_flops == attention
+
+
 def test_what_the_backward_pass_reads(full):
     graph = Recomputation(full)
     # the plain attention leaves no log-sum-exp, and nothing is computed from the layer's last product
-    assert graph.names == tuple(n for n in ACTIVATIONS if n not in ("mlp_out", "attention_lse", "lora_low"))
+    assert set(graph.names) == set(ACTIVATIONS) - {"mlp_out", "attention_lse", "lora_low"}
     work, sizes = graph.without(("mlp_in",))
     assert "attention_out" in sizes  # which mlp_norm's gradient reads
     assert sizes["gate"] == 4 * LAYERS * ROWS * LENGTH * CONFIG.intermediate_size
