@@ -73,7 +73,7 @@ def choose(
         ),
     }
     if wanted == "auto":
-        return next((name for name in ("cudnn", "splash") if lacking[name] is None), "block")  # type: ignore[return-value]
+        return next((name for name in ("cudnn", "splash") if lacking[name] is None), "block")
     if lacking.get(wanted) is not None:
         raise ConfigError(f"model.attention: {wanted} {lacking[wanted]}", fix="model.attention=auto")
     return wanted  # type: ignore[return-value]

@@ -39,8 +39,8 @@ def project(x: jax.Array, layers: Sequence[Linear], dropouts: Sequence[Dropout |
     x = x.astype(layers[0].dtype)
     frozen = tuple(layer.held() for layer in layers)
     adapters = tuple((layer.lora_a[...], layer.lora_b[...], layer.lora_scale[...]) for layer in layers)  # type: ignore[index]
-    outputs = _adapted(x.reshape(-1, x.shape[-1]), frozen, adapters)
-    outputs = [y.reshape(*x.shape[:-1], -1) for y in outputs]
+    flat = _adapted(x.reshape(-1, x.shape[-1]), frozen, adapters)
+    outputs = [y.reshape(*x.shape[:-1], -1) for y in flat]
     return [
         y if layer.bias is None else y + layer.bias[...].astype(y.dtype)
         for y, layer in zip(outputs, layers, strict=True)

@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlean import tree
-from jaxlean.models.decoder import ACTIVATIONS, Cache, Decoder, DecoderConfig, abstract
+from jaxlean.models.decoder import ACTIVATIONS, LAYER_INPUT, Cache, Decoder, DecoderConfig, abstract
+from jaxlean.models.kernel_attention import cudnn_attention, splash_attention
 from jaxlean.models.linear import Dropout
+from jaxlean.models.projection import LORA_LOW
 from jaxlean.models.rope import Rope
 
 VOCAB, LENGTH = 64, 16
@@ -50,8 +52,8 @@ def randomise(params, seed=0):
     return tree.map_with_path(draw, params)
 
 
-def with_lora(shapes, rank=2):
-    """The tree with DoRA leaves beside every kernel."""
+def with_lora(shapes, rank=2, dora=True):
+    """The tree with LoRA or DoRA leaves beside every kernel."""
     leaves = dict(tree.flatten(shapes))
     for path in list(leaves):
         if path.endswith(".kernel"):
@@ -62,7 +64,7 @@ def with_lora(shapes, rank=2):
                 ("lora_b", (*stack, rank, dim_out)),
                 ("lora_scale", tuple(stack)),
                 ("lora_magnitude", (*stack, dim_out)),
-            ):
+            )[: 4 if dora else 3]:
                 leaves[f"{module}.{name}"] = jax.ShapeDtypeStruct(shape, jnp.float32)
     return tree.unflatten(leaves)
 
@@ -242,10 +244,79 @@ def test_layers_are_one_scan(equations):
     assert [e.params["length"] for e in scans] == [BASE.num_layers]
 
 
-def test_the_activations_are_those_that_a_policy_can_name(equations):
-    graph, shapes = abstract(BASE)
-    traced = equations(lambda p, t: nnx.merge(graph, p)(t), shapes, jnp.ones((1, 8), jnp.int32))
-    assert [e.params["name"] for e in traced if str(e.primitive) == "name"] == list(ACTIVATIONS)
+@pytest.fixture
+def anywhere(monkeypatch):
+    """The kernels in a form that runs on this machine."""
+    for name, kernel in (
+        ("cudnn", partial(cudnn_attention, implementation="xla")),
+        ("splash", partial(splash_attention, interpret=True)),
+    ):
+        monkeypatch.setattr(f"jaxlean.models.attention.{name}_attention", kernel)
+
+
+# what each back end names; one that has a backward pass of its own names what that needs
+@pytest.mark.parametrize(
+    ("backend", "own"),
+    [
+        ("plain", ["context"]),
+        ("cudnn", ["context"]),
+        ("block", ["context", "attention_lse"]),
+    ],
+)
+def test_the_activations_are_those_that_a_policy_can_name(names, anywhere, backend, own):
+    adapted = with_lora(abstract(BASE)[1], dora=False)
+    graph, shapes = abstract(BASE, adapted, attention=backend)
+    found = names(lambda p, t: nnx.merge(graph, p).hidden(t), shapes, jnp.ones((1, 8), jnp.int32))
+    assert found.count(LORA_LOW) == 4  # query, key and value; out; gate and up; down
+    others = {*ACTIVATIONS} - {"context", "attention_lse", LORA_LOW}
+    assert sorted(name for name in found if name != LORA_LOW) == sorted([LAYER_INPUT, *others, *own])  # each once
+
+
+def test_what_the_gradient_through_splash_names(names, anywhere):
+    """Its own rule names the log-sum-exp as it does the output."""
+    config = replace(BASE, head_dim=128)
+    graph, shapes = abstract(config, attention="splash")
+
+    def loss(params, tokens):
+        return nnx.merge(graph, params).hidden(tokens).sum()
+
+    found = names(jax.grad(loss), shapes, jnp.ones((1, 128), jnp.int32))
+    assert set(found) == {LAYER_INPUT, *ACTIVATIONS} - {"attention_lse", LORA_LOW}
+    assert found.count("context") == 2
+
+
+@pytest.mark.parametrize(
+    ("backend", "head_dim", "length"),
+    [("block", 8, 16), ("cudnn", 8, 16), pytest.param("splash", 128, 128, marks=pytest.mark.slow)],
+)
+@pytest.mark.parametrize("windows", [(), (3, 3, 3), (3, None, 4)])
+def test_every_back_end_gives_the_same_logits(anywhere, backend, head_dim, length, windows):
+    config = replace(BASE, head_dim=head_dim, windows=windows)
+    params = randomise(abstract(config)[1])
+    tokens = jnp.asarray(draw_tokens(9, 2, length), jnp.int32)
+    segments = jnp.asarray(np.sort(np.random.default_rng(9).integers(0, 3, size=(2, length)))[:, ::-1], jnp.int32)
+
+    def logits(attention):
+        graph, _ = abstract(config, attention=attention)
+        return jax.jit(lambda p: nnx.merge(graph, p)(tokens, segments=segments))(params)
+
+    want = logits("plain")
+    np.testing.assert_allclose(logits(backend), want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_a_bfloat16_stack_does_not_pretend_to_have_a_gradient():
+    """On CPU it is scanned over as its bits; what trains is held in float32 (`xla.precision`)."""
+    graph, shapes = abstract(BASE, dtype=jnp.bfloat16)
+    tokens = jnp.ones((1, 8), jnp.int32)
+
+    def loss(layers, others):
+        return nnx.merge(graph, {**others, "layers": layers})(tokens).sum()
+
+    wide = randomise(shapes)
+    layers = jax.tree.map(lambda x: x.astype(jnp.bfloat16), wide["layers"])
+    with pytest.raises(TypeError, match="float32"):
+        jax.grad(loss)(layers, wide)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(jax.jit(jax.grad(loss, 1))(layers, wide)["norm"]))
 
 
 def test_parameters_lie_where_the_rules_look_for_them():
