@@ -58,9 +58,7 @@ class Model:
         Raises:
             ModelError: a parameter is missing, extra or of the wrong shape.
         """
-        graph, shapes = abstract(
-            self.config, params, dtype=self.dtype, matmul=self.matmul, attention=self.attention
-        )
+        graph, shapes = abstract(self.config, params, dtype=self.dtype, matmul=self.matmul, attention=self.attention)
         tree.check(params, shapes, where=self.folder)
         other = replace(self, params=params, graph=graph)
         if "tokenizer" in vars(self):  # read already, and perhaps given another chat template
@@ -136,9 +134,7 @@ def load(
 
 def _attention(wanted: str, mesh: jax.sharding.Mesh, config: DecoderConfig, dtype: Any) -> attentions.Backend:
     platform = mesh.devices.flat[0].platform
-    return attentions.choose(
-        wanted, platform=platform, dtype=dtype, head_dim=config.head_dim, num_devices=mesh.size
-    )
+    return attentions.choose(wanted, platform=platform, dtype=dtype, head_dim=config.head_dim, num_devices=mesh.size)
 
 
 def _check_frozen(paths: list[str], form: str) -> None:

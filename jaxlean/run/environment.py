@@ -33,7 +33,7 @@ def environment(cost: CostSection | None = None) -> dict[str, Any]:
     Returns:
         versions, os, cpu, num_cores, memory_bytes (of the machine; None where it cannot be known), devices (kind,
         count, memory_bytes of one), device_error (None, or why jax found none), settings (XLA_* and JAX_* variables),
-        compilation_cache (the folder that a run would use, or None), usd_per_hour (None where not known) and price_source.
+        compilation_cache (the folder that a run would use, or None), usd_per_hour (None where not known), price_source.
     """
     devices, device_error, cache = _devices()
     found: dict[str, Any] = {
