@@ -46,7 +46,7 @@ def run(base: Path, output: Path, overrides: list[str], args: argparse.Namespace
         f"train.save_steps={args.steps}", "train.learning_rate=1e-5", "compilation_cache=false",
         "report.tensorboard=false", "report.progress=false", f"output_dir={output}",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "jaxlean", "finetune", *settings, *overrides]
+    command = [sys.executable, "-m", "jaxlean", "finetune", str(base.parent / "defaults.yaml"), *settings, *overrides]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{' '.join(overrides)}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
@@ -59,6 +59,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="jaxlean-cuts-") as folder:
         base = Path(folder) / "base"
         peers_job.write_base(base, args.shape)
+        (Path(folder) / "defaults.yaml").write_text("{}\n")  # of jaxlean; all settings are overrides
         for number in range(args.rounds):
             overrides = list(BASELINE)
             for cut, added in CUTS:

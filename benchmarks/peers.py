@@ -138,16 +138,16 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     for (speed, loss), kind in zip(axes, kinds, strict=True):
         own = [row for row in rows if (row["shape"], row["dtype"]) == kind and "failed" not in row]
         for number, row in enumerate(own):
-            color = f"C{number}"
+            color, below = f"C{number}", "one device" in row["system"]
             star = "*" if row["system"].startswith("jaxlean") else "o"
             speed.scatter(row["peak_memory_gb"], row["tokens_per_second"], color=color, marker=star, s=110)
             speed.annotate(row["system"], (row["peak_memory_gb"], row["tokens_per_second"]), fontsize=8,
-                           textcoords="offset points", xytext=(0, 9), ha="center")  # fmt: skip
+                           textcoords="offset points", xytext=(0, -16 if below else 9), ha="center")  # fmt: skip
             loss.plot(range(1, len(row["losses"]) + 1), row["losses"], color=color, label=row["system"],
                       linestyle="--" if star == "*" else "-")  # fmt: skip
         speed.set(xlabel="peak memory, GB", ylabel="tokens/s (median)", title=f"{kind[0]}, {kind[1]}")
-        speed.set(xlim=(0, None), ylim=(0, None))
-        speed.margins(0.15)
+        speed.set(xlim=(0, 1.15 * max(row["peak_memory_gb"] for row in own)))
+        speed.set(ylim=(0, 1.15 * max(row["tokens_per_second"] for row in own)))
         loss.set(xlabel="step", ylabel="loss", title="Loss, same weights and batches")
         loss.legend(fontsize=8)
     figure.savefig(file, dpi=120)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 STARTED = time.perf_counter()
@@ -64,11 +65,10 @@ def main() -> None:
         status = Path("/proc/self/status").read_text()
         peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
         name = "cpu"
-    print(
-        json.dumps(
-            {"losses": losses, "ends": [end - STARTED for end in ends], "peak_memory_bytes": peak, "device": name}
-        )
-    )
+    print(json.dumps({
+        "losses": losses, "ends": [end - STARTED for end in ends], "peak_memory_bytes": peak, "device": name,
+        "versions": {package: version(package) for package in ("torch", "transformers", "peft")},
+    }))  # fmt: skip
 
 
 if __name__ == "__main__":
