@@ -43,6 +43,7 @@ from jaxlean.train.step import TrainState, init_state, make_step
 from jaxlean.xla.compile import Compilations, use_cache
 from jaxlean.xla.mesh import batch_sharding, make_mesh, num_batch_shards, place, replicated, split_host
 from jaxlean.xla.remat import Policy, check, scan_layers
+from jaxlean.xla.remat_auto import needed_bytes
 
 
 def finetune(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -175,6 +176,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
         if chosen is not None:
             meter.compile_seconds += chosen.seconds
             meter.compiled_from_cache = from_cache
+            meter.step_memory_bytes = chosen.needed
         give_back()
         meter.start_training()
         with progress:
@@ -190,6 +192,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
                     if compiled is None:
                         with meter.compiling():
                             compiled = build(config.train.remat).lower(state, frozen, batch).compile()
+                        meter.step_memory_bytes = needed_bytes(compiled)
                         give_back()
                     state, measured = compiled(state, frozen, batch)
                     done += 1

@@ -37,6 +37,7 @@ class Meter:
         self._training_since: float | None = None
         self.compile_seconds = 0.0
         self.compiled_from_cache: bool | None = None  # of this process; None: nothing compiled, or no cache
+        self.step_memory_bytes: int | None = None  # of the compiled step on one device
         self.tokens = self.total_tokens = 0
         self.train_loss: float | None = None
         self.broken_at = 0  # the first step whose loss or gradient was not a number
@@ -199,6 +200,7 @@ class Meter:
             "train_seconds": train_seconds,
             "compile_seconds": self.compile_seconds,
             "compiled_from_cache": self.compiled_from_cache,
+            "step_memory_bytes": self.step_memory_bytes,
             "tokens_per_second": total_tokens / train_seconds if train_seconds > 0 else None,
             "train_loss": self.train_loss,
             "eval_before": self.eval_before,

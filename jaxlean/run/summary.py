@@ -36,6 +36,7 @@ class Summary(TypedDict, total=False):
     compile_seconds: float  # tracing and compiling
     compiled_from_cache: bool | None  # whether this process read its step from disk; null where no cache was asked
     tokens_per_second: float  # total_tokens / train_seconds
+    step_memory_bytes: int | None  # of a step on one device, by XLA's analysis: parameters, state, all between
     peak_memory_bytes: int  # of one device, or of the process on CPU (jaxlean.cost.memory)
     num_params: int  # parameters of base and adapter
     num_trainable: int  # parameters that train

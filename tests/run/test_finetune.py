@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("small_machine")
 KEYS = {
     *("status", "steps", "tokens", "total_tokens", "seconds", "compile_seconds", "tokens_per_second"),
     *("peak_memory_bytes", "num_params", "num_trainable", "train_loss", "eval_before", "eval_after", "usd"),
-    *("device_kind", "num_devices", "versions"),
+    *("step_memory_bytes", "device_kind", "num_devices", "versions"),
 }
 
 
@@ -81,6 +81,7 @@ def test_a_run_leaves_everything_and_its_numbers_are_true(tiny_run, tiny_base, t
     assert 0 < summary["train_seconds"] + summary["compile_seconds"] < summary["seconds"]
     assert summary["tokens_per_second"] == pytest.approx(3 * total / summary["train_seconds"])
     assert summary["peak_memory_bytes"] > 10**6
+    assert 10**5 < summary["step_memory_bytes"] < summary["peak_memory_bytes"]
     assert (summary["device_kind"], summary["num_devices"]) == ("cpu", 1)
     assert summary["versions"]["jax"] == jax.__version__
     before, after = summary["eval_before"], summary["eval_after"]
