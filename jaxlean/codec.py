@@ -211,7 +211,10 @@ def _decode_nf4(leaves: Leaves) -> jax.Array:
     shift = jnp.asarray([[4], [0]], jnp.uint8)
     codes = ((packed[..., None, :] >> shift) & jnp.uint8(15)).reshape(*stack, 2 * half, columns)
     spread = jnp.repeat(absmax, BLOCK, axis=-2)[..., : 2 * half, :]
-    return _level(codes) * spread
+    # XLA takes constants out of a loop over layers, each as an array as large as what it is compared with; what hangs
+    # on a layer's numbers stays inside
+    nothing = 0.0 * leaves["kernel_absmax_offset"][..., None, None]
+    return _level(codes, nothing) * spread
 
 
 def decode_absmax(leaves: Leaves) -> jax.Array:
@@ -223,9 +226,9 @@ def decode_absmax(leaves: Leaves) -> jax.Array:
     return jnp.maximum(apart + leaves["kernel_absmax_offset"][..., None, None], 0.0)
 
 
-def _level(codes: jax.Array) -> jax.Array:
+def _level(codes: jax.Array, nothing: jax.Array) -> jax.Array:
     """uint8 code -> float32 level: a tree of selections over the four bits, where a lookup would go one by one."""
-    levels: list[Any] = [np.float32(level) for level in NF4]
+    levels: list[Any] = [np.float32(level) + nothing for level in NF4]
     for bit in range(4):
         on = (codes >> jnp.uint8(bit)) & jnp.uint8(1) != 0
         levels = [jnp.where(on, high, low) for low, high in zip(levels[::2], levels[1::2], strict=True)]

@@ -63,7 +63,7 @@ def choose(
         "cudnn": _first_true(
             (platform != "gpu", f"needs an NVIDIA GPU, this is {platform}"),
             (dtype == jnp.float32, "multiplies in bfloat16, not in float32"),
-            (head_dim % 8 != 0 or head_dim > 256, f"needs a head_dim up to 256 that 8 divides, this is {head_dim}"),
+            (head_dim % 8 != 0 or head_dim > 128, f"needs a head_dim up to 128 that 8 divides, this is {head_dim}"),
             (softcap is not None, "has no soft cap"),
         ),
         "splash": _first_true(
