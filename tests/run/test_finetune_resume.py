@@ -17,6 +17,7 @@ import pytest
 
 from jaxlean.config import RunConfig, load
 from jaxlean.errors import EXIT_PREEMPTED, Preempted, RunError
+from jaxlean.run import checkpoint
 from jaxlean.run import finetune as module
 from jaxlean.run.checkpoint import Checkpoints
 from jaxlean.run.evaluate import Evaluator
@@ -238,11 +239,16 @@ def test_a_run_that_broke_goes_on_from_its_last_good_checkpoint(configure, whole
 def test_a_disk_that_fills_up_is_told_and_the_run_goes_on_later(configure, whole, tmp_path, monkeypatch):
     run = tmp_path / "run"
 
-    def full(folder, host):
-        raise OSError(28, "No space left on device")
+    write, written = checkpoint._write_arrays, []
+
+    def full(folder, host):  # it writes in the background, whenever that gets its turn: the second one finds no room
+        written.append(folder)
+        if len(written) > 1:
+            raise OSError(28, "No space left on device")
+        write(folder, host)
 
     with monkeypatch.context() as patched, pytest.raises(RunError, match="no disk space"):
-        on_call(patched, Meter, "add", 4, lambda: patched.setattr("jaxlean.run.checkpoint._write_arrays", full))
+        patched.setattr(checkpoint, "_write_arrays", full)
         finetune(configure(run, *RUN))
     assert summary_of(run)["status"] == "failed"
     assert [entry.name for entry in (run / "checkpoints").iterdir()] == ["3"]
