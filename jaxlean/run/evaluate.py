@@ -21,7 +21,7 @@ from jaxlean.train.loss import chunk_budget
 from jaxlean.train.objective import Loss, objective
 from jaxlean.train.step import make_eval_step
 from jaxlean.xla.compile import use_cache
-from jaxlean.xla.mesh import batch_sharding, make_mesh, num_batch_shards
+from jaxlean.xla.mesh import batch_sharding, make_mesh, num_batch_shards, split_host
 
 
 class Evaluator:
@@ -116,6 +116,7 @@ def evaluate(config: RunConfig, *, adapter: Path | None = None, answers: Path | 
     if answers is not None and (answers.is_dir() or not answers.parent.is_dir()):
         what = "is a folder" if answers.is_dir() else "lies in a folder that is not there"
         raise RunError(f"the file for the answers {what}", where=answers, fix="--answers names a file to write")
+    split_host(config.mesh.host_devices)
     use_cache(config.compilation_cache)
     mesh = make_mesh(config.mesh)
     named = config.model
