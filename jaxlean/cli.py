@@ -160,13 +160,15 @@ def _load(config: Path, overrides: list[str] | None) -> "RunConfig":
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 2 something the user can mend, 75 preempted (the state is saved)."""
+    """Entry point. Exit codes: 0 done, 2 something the user can mend, 75 preempted (what there was to save is saved)."""
     try:
         app()
     except UserError as error:
         _fail(error)
     except Preempted as preempted:
-        print(f"preempted ({preempted}): the same command with --resume goes on from what is saved", file=sys.stderr)
+        saved = "the same command with --resume goes on from what is saved"
+        nothing = "before there was anything to save; the same command starts again"
+        print(f"preempted ({preempted}): {saved if preempted.saved else nothing}", file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)
     except Exception as error:
         if not _no_space(error):

@@ -58,7 +58,9 @@ class RunError(UserError):
 
 
 class Preempted(Exception):
-    """The machine asked us to leave (SIGTERM). The state is saved; the same command with `--resume` goes on."""
+    """The machine asked us to leave (SIGTERM). Where `saved`, the same command with `--resume` goes on."""
+
+    saved = False
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

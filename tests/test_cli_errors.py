@@ -352,15 +352,18 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
         main()
 
 
-def test_preempted_has_a_code_of_its_own(cli, case, monkeypatch):
+@pytest.mark.parametrize(("saved", "words"), [(True, "--resume goes on"), (False, "starts again")])
+def test_preempted_has_a_code_of_its_own(cli, case, monkeypatch, saved, words):
     def preempted(*arguments, **options):
-        raise Preempted("SIGTERM")
+        error = Preempted("SIGTERM")
+        error.saved = saved
+        raise error
 
     monkeypatch.setattr("jaxlean.run.finetune.finetune", preempted)
     code, _, err = cli("finetune", case.config)
     assert code == EXIT_PREEMPTED == 75
     assert "preempted (SIGTERM)" in err
-    assert "--resume" in err
+    assert words in err
 
 
 @pytest.mark.parametrize(

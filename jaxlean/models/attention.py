@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxlean.errors import ConfigError
 from jaxlean.models.block_attention import Settings, block_attention
+from jaxlean.models.cpu import keep
 from jaxlean.models.kernel_attention import cudnn_attention, splash_attention
 
 Backend = Literal["plain", "block", "cudnn", "splash"]
@@ -107,7 +108,8 @@ def attention(
             or, for splash, layers have windows of their own, block takes its place.
 
     Returns:
-        [batch, query_length, heads, head_dim] in the dtype of `query`.
+        [batch, query_length, heads, head_dim] in the dtype of `query`, named `context` for the remat policies (block
+        and splash name it themselves, among what else their backward pass needs).
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     length = query.shape[1]
@@ -115,12 +117,12 @@ def attention(
         backend = "block"
     match backend:
         case "plain":
-            return _plain(query, key, value, slots.visible(window), softcap, scale)
+            return keep(_plain(query, key, value, slots.visible(window), softcap, scale), "context")
         case "block":
             fixed, traced = (None, window) if isinstance(window, jax.Array) else (window, None)
             return block_attention(Settings(fixed, softcap, scale), query, key, value, slots.key_segments, traced)
         case "cudnn":
-            return cudnn_attention(query, key, value, slots.visible(window), scale)
+            return keep(cudnn_attention(query, key, value, slots.visible(window), scale), "context")
         case "splash":
             return splash_attention(query, key, value, slots.key_segments, window, softcap, scale)
 

@@ -135,8 +135,6 @@ class Attention(nnx.Module):
         # generation, whose queries stand at other slots than its keys, has few queries: no kernel is needed for it
         backend = self.backend if cache is None else "plain"
         context = attention(query, key, value, slots, window=window, backend=backend).reshape(*x.shape[:2], -1)
-        if backend in ("plain", "cudnn"):  # the others name it themselves, among what their backward pass needs
-            context = keep(context, "context")
         return keep(project(context, (self.out,), drop[3:])[0], "attention_out"), cache
 
 

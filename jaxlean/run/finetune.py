@@ -59,7 +59,7 @@ def finetune(config: RunConfig, *, resume: bool = False, overwrite: bool = False
 
     Raises:
         UserError: what the user can mend.
-        Preempted: SIGTERM or Ctrl-C came; the state is saved.
+        Preempted: SIGTERM or Ctrl-C came; from where the run has begun to train (or to evaluate), the state is saved.
     """
     with Preemption() as preemption:
         return _finetune(config, resume, overwrite, preemption)
@@ -222,7 +222,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
             try:
                 if isinstance(error, Preempted):
                     save(wait=True)
-                    status = "preempted"
+                    status, preemption.saved = "preempted", True
             finally:
                 steps = meter.broken_at - 1 if meter.broken_at else done
                 with contextlib.suppress(UserError):  # a full disk, say: the first error is the one to show

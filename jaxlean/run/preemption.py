@@ -21,12 +21,16 @@ class Preemption:
 
     What is raised inside a `__del__`, or inside a library that catches everything, may be swallowed or turned into
     another error. The signal is not lost then: the next `deferred()` raises it at its end, or the end of this context.
+
+    Attributes:
+        saved: set by who has saved the state; what leaves this context tells it (`Preempted.saved`).
     """
 
     def __init__(self) -> None:
         self._old: dict[int, Any] = {}
         self._deferring = False
         self._pending: int | None = None
+        self.saved = False
 
     def __enter__(self) -> "Preemption":
         with contextlib.suppress(ValueError):  # not in the main thread: the program around us owns the signals
@@ -38,7 +42,9 @@ class Preemption:
     ) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
-        if self._pending is not None and error is not None and not isinstance(error, Preempted):
+        if isinstance(error, Preempted):
+            error.saved = self.saved
+        elif self._pending is not None and error is not None:
             raise Preempted(signal.Signals(self._pending).name) from error
 
     @contextlib.contextmanager

@@ -129,9 +129,10 @@ def assert_same_run(run: Path, summary: dict[str, Any], whole: Whole) -> None:
 def test_sigterm_saves_and_the_resumed_run_ends_in_the_same_place(point, configure, whole, tmp_path, monkeypatch):
     run = tmp_path / "run"
     place, saved, _ = POINTS[point]
-    with monkeypatch.context() as patched, pytest.raises(Preempted, match="SIGTERM"):
+    with monkeypatch.context() as patched, pytest.raises(Preempted, match="SIGTERM") as preempted:
         on_call(patched, *place, terminate)
         finetune(configure(run, *RUN))
+    assert preempted.value.saved == (saved is not None)
     if saved is None:
         assert not run.exists()
     else:

@@ -62,6 +62,17 @@ def test_the_saving_that_follows_is_not_torn_by_a_second_signal():
     assert saved == ["everything"]
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_who_leaves_tells_whether_there_is_something_to_resume(saved):
+    with pytest.raises(Preempted) as preempted, Preemption() as preemption:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            with preemption.deferred():  # its end raises again
+                preemption.saved = saved
+    assert preempted.value.saved == saved
+
+
 def test_a_block_that_fails_shows_its_own_error():
     with pytest.raises(KeyError, match="of the block"), Preemption() as preemption, preemption.deferred():
         signal.raise_signal(signal.SIGTERM)
