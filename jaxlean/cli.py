@@ -160,7 +160,7 @@ def _load(config: Path, overrides: list[str] | None) -> "RunConfig":
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 2 something the user can mend, 75 preempted (there may be something saved)."""
+    """Entry point. Exit codes: 0 done, 2 something the user can mend, 75 preempted (see `Preempted.saved`)."""
     try:
         app()
     except UserError as error:

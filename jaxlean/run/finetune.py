@@ -59,7 +59,7 @@ def finetune(config: RunConfig, *, resume: bool = False, overwrite: bool = False
 
     Raises:
         UserError: what the user can mend.
-        Preempted: SIGTERM or Ctrl-C came; from where the run has begun to train (or to evaluate), the state is saved.
+        Preempted: SIGTERM or Ctrl-C came; its `saved` says whether there is a state to resume from.
     """
     with Preemption() as preemption:
         return _finetune(config, resume, overwrite, preemption)

@@ -77,6 +77,14 @@ def test_with_an_adapter(tiny_run, tiny_rows, tiny_base, adapter):
     assert found == pytest.approx(by_hand(module.load_adapted(model, adapter), rows_of(tiny_rows))[0], rel=1e-6)
 
 
+def test_the_host_is_split_before_there_is_a_mesh(tiny_run, monkeypatch):
+    called, make_mesh = [], module.make_mesh
+    monkeypatch.setattr(module, "split_host", called.append)
+    monkeypatch.setattr(module, "make_mesh", lambda section: called.append("a mesh") or make_mesh(section))
+    evaluate(tiny_run("mesh.host_devices=2", "eval.max_examples=1"))
+    assert called == [2, "a mesh"]
+
+
 def test_rows_left_out_are_told(tiny_run, capsys):
     found = evaluate(tiny_run("data.max_length=17", "data.on_long=drop"))
     assert 0 < found["examples"] < 24
