@@ -273,6 +273,8 @@ class MeshSection(Section):
 
     data: int = Field(-1, ge=-1, description="Copies of the model, each with its part of the batch.")
     fsdp: int = Field(1, ge=-1, description="Parameters and batch split over this axis.")
+    expert: int = Field(1, ge=-1, description="The experts of a mixture split over this axis, and the batch.")
+    context: int = Field(1, ge=-1, description="Sequences split over this axis, for those too long for one device.")
     tensor: int = Field(1, ge=-1, description="Matrices split over this axis.")
     host_devices: PositiveInt = Field(
         1,

@@ -8,15 +8,19 @@ The back ends:
     splash   the Pallas kernel for TPUs that comes with jax
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from jaxlean.errors import ConfigError
 from jaxlean.models.block_attention import Settings, block_attention
 from jaxlean.models.cpu import keep
 from jaxlean.models.kernel_attention import cudnn_attention, splash_attention
+from jaxlean.models.layout import ALONE, ROWS, Layout
 
 Backend = Literal["plain", "block", "cudnn", "splash"]
 Window = int | jax.Array | None
@@ -94,37 +98,75 @@ def attention(
     softcap: float | None = None,
     scale: float | None = None,
     backend: Backend = "plain",
+    layout: Layout = ALONE,
 ) -> jax.Array:
     """Softmax attention; scores, softmax and sums in float32.
 
     Args:
         query: [batch, query_length, heads, head_dim].
         key, value: [batch, key_length, kv_heads, head_dim]; heads is a multiple of kv_heads.
-        slots: where they stand. All back ends but `plain` take keys and queries to stand at the same slots.
+        slots: where they stand: the queries at slots that follow each other, the keys at 0, 1, 2 ... (`plain`: both
+            anywhere).
         window: how far back a token sees, itself included; None for everything.
         softcap: scores become `softcap * tanh(scores / softcap)` (Gemma 2, arXiv 2408.00118).
         scale: of the scores; default 1 / sqrt(head_dim).
         backend: see the module. Where the length is none that a kernel can have (splash: 128 divides it; cudnn: even),
-            or, for splash, layers have windows of their own, block takes its place.
+            or, for splash, layers have windows of their own or the sequence is split, block takes its place.
+        layout: over several devices: each runs the back end on its own rows and heads, which have nothing to do with
+            those of others. Where the sequence is split, it attends from its part to all keys, which it gathers.
 
     Returns:
         [batch, query_length, heads, head_dim] in the dtype of `query`, named `context` for the remat policies (block
         and splash name it themselves, among what else their backward pass needs).
     """
+    if layout.mesh is not None:
+        how = partial(attention, softcap=softcap, scale=scale, backend=backend)
+        return _on_each_device(layout, how, query, key, value, slots, window)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    length = query.shape[1]
-    if (backend == "splash" and (length % 128 or isinstance(window, jax.Array))) or (backend == "cudnn" and length % 2):
+    length, part = query.shape[1], query.shape[1] < key.shape[1]
+    if backend == "splash" and (length % 128 or part or isinstance(window, jax.Array)):
+        backend = "block"
+    if backend == "cudnn" and length % 2:
         backend = "block"
     match backend:
         case "plain":
             return keep(_plain(query, key, value, slots.visible(window), softcap, scale), "context")
         case "block":
             fixed, traced = (None, window) if isinstance(window, jax.Array) else (window, None)
-            return block_attention(Settings(fixed, softcap, scale), query, key, value, slots.key_segments, traced)
+            first = slots.query_index[0] if part else None
+            segments = (slots.query_segments, slots.key_segments)
+            return block_attention(Settings(fixed, softcap, scale), query, key, value, segments, traced, first)
         case "cudnn":
             return keep(cudnn_attention(query, key, value, slots.visible(window), scale), "context")
         case "splash":
             return splash_attention(query, key, value, slots.key_segments, window, softcap, scale)
+
+
+def _on_each_device(
+    layout: Layout,
+    attend: Callable[..., jax.Array],
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    slots: Slots,
+    window: Window,
+) -> jax.Array:
+    fixed, traced = (window, ()) if not isinstance(window, jax.Array) else (None, (window,))
+
+    def local(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, *traced: jax.Array) -> jax.Array:
+        index, first = jnp.arange(query.shape[1], dtype=jnp.int32), 0
+        every = segments
+        if layout.parts > 1:
+            first = jax.lax.axis_index("context") * query.shape[1]
+            key, value, every = (jax.lax.all_gather(x, "context", axis=1, tiled=True) for x in (key, value, segments))
+        at = Slots(index + first, jnp.arange(key.shape[1], dtype=jnp.int32), segments, every)
+        return attend(query, key, value, at, window=traced[0] if traced else fixed)
+
+    heads, tokens = PartitionSpec(ROWS, "context", "tensor", None), PartitionSpec(ROWS, "context")
+    specs = (heads, heads, heads, tokens, *(PartitionSpec() for _ in traced))
+    # jax's check of what differs between devices does not know the gradient rules of the back ends
+    run = jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=heads, check_vma=False)
+    return run(query, key, value, slots.key_segments, *traced)
 
 
 def _plain(

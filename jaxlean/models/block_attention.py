@@ -38,60 +38,64 @@ def block_attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    segments: jax.Array,
+    segments: tuple[jax.Array, jax.Array],
     window: jax.Array | None,
+    first: jax.Array | None = None,
 ) -> jax.Array:
-    """Causal attention of a sequence to itself.
+    """Causal attention of a sequence, or of a part of it, to the whole.
 
     Args:
         settings: window, soft cap and scale of the scores.
         query: [batch, length, heads, head_dim].
-        key, value: [batch, length, kv_heads, head_dim].
-        segments: int32 [batch, length].
+        key, value: [batch, key_length, kv_heads, head_dim].
+        segments: int32 [batch, length] of the queries and [batch, key_length] of the keys.
         window: int32 [], where it differs from layer to layer; every block then reads all keys before it.
+        first: int32 [], the slot of the first query, where they are a part: every block then reads all keys. None:
+            queries and keys stand at the same slots.
 
     Returns:
         [batch, length, heads, head_dim] in the dtype of `query`. For the backward pass it and the log-sum-exp of each
         row are kept, named `context` and `attention_lse`.
     """
-    return _forward(settings, query, key, value, segments, window)[0]
+    return _forward(settings, query, key, value, segments, window, first)[0]
 
 
 def _forward(
-    settings: Settings, query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, window: Any
+    settings: Settings, query: jax.Array, key: jax.Array, value: jax.Array, segments: Any, window: Any, first: Any
 ) -> tuple[jax.Array, Any]:
     q, k, v = _split(_scaled(query, settings), key.shape[2]), heads_first(key), heads_first(value)
     contexts, sums = [], []
-    for at, first, end in _blocks(query.shape[1], settings):
-        scores = _product("bhmd,bhnd->bhmn", _rows(q, at, end), k[:, :, first:end])
-        visible = _rows_of(_visible(settings, segments, window, at, first, end), q.shape[2])
+    for at, end, seen in _blocks(query.shape[1], key.shape[1], settings, first):
+        scores = _product("bhmd,bhnd->bhmn", _rows(q, at, end), k[:, :, seen])
+        visible = _rows_of(_visible(settings, segments, window, first, at, end, seen), q.shape[2])
         scores = jnp.where(visible, _capped(scores, settings), _MASKED)
         top = scores.max(-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(-1, keepdims=True)
-        context = _product("bhmn,bhnd->bhmd", weights.astype(v.dtype), v[:, :, first:end]) / total
+        context = _product("bhmn,bhnd->bhmd", weights.astype(v.dtype), v[:, :, seen]) / total
         contexts.append(context.astype(query.dtype).reshape(*q.shape[:3], end - at, -1))
         sums.append((top + jnp.log(total)).reshape(*q.shape[:3], end - at))
     context = named(_join(jnp.concatenate(contexts, -2)), "context")
-    return context, (query, key, value, segments, window, context, named(jnp.concatenate(sums, -1), "attention_lse"))
+    log_sum = named(jnp.concatenate(sums, -1), "attention_lse")
+    return context, (query, key, value, segments, window, first, context, log_sum)
 
 
 def _backward(settings: Settings, saved: Any, grad: jax.Array) -> tuple[Any, ...]:
     # Scores stand as [keys, queries]: so the gradients of keys and values are plain products, and of the three that
     # read them only that of the queries has to turn them.
-    query, key, value, segments, window, context, log_sum = saved
+    query, key, value, segments, window, first, context, log_sum = saved
     kv_heads, dtype = key.shape[2], query.dtype
     q, k, v = _split(_scaled(query, settings), kv_heads), heads_first(key), heads_first(value)
     back = _split(grad, kv_heads)
     inner = (grad.astype(jnp.float32) * context.astype(jnp.float32)).sum(-1, keepdims=True)
     delta = _split(inner, kv_heads)[..., 0]
     of_q, of_k, of_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    for at, first, end in _blocks(query.shape[1], settings):
-        keys, values = k[:, :, first:end], v[:, :, first:end]
+    for at, end, seen in _blocks(query.shape[1], key.shape[1], settings, first):
+        keys, values = k[:, :, seen], v[:, :, seen]
         queries, backs = _rows(q, at, end), _rows(back, at, end)
-        apart = (*q.shape[:2], end - first, q.shape[2], end - at)  # keys, group, queries: as bitcasts of keys, rows
+        apart = (*keys.shape[:3], q.shape[2], end - at)  # keys, group, queries: as bitcasts of keys, rows
         scores = _capped(_product("bhnd,bhmd->bhnm", keys, queries).reshape(apart), settings)
-        visible = _visible(settings, segments, window, at, first, end).swapaxes(-1, -2)[:, None, :, None]
+        visible = _visible(settings, segments, window, first, at, end, seen).swapaxes(-1, -2)[:, None, :, None]
         # the mask inside of the exponential, whose result is written: outside it would be applied wherever that is read
         weights = jnp.exp(jnp.where(visible, scores - log_sum[:, :, None, :, at:end], _MASKED))
         of_weights = _product("bhnd,bhmd->bhnm", values, backs).reshape(apart)
@@ -100,35 +104,39 @@ def _backward(settings: Settings, saved: Any, grad: jax.Array) -> tuple[Any, ...
             of_scores *= 1.0 - jnp.square(scores / settings.softcap)
         weights, of_scores = (x.astype(dtype).reshape(*keys.shape[:3], -1) for x in (weights, of_scores))
         of_q.append(_product("bhmn,bhnd->bhmd", transpose(of_scores), keys).reshape(*q.shape[:3], end - at, -1))
-        of_k = of_k.at[:, :, first:end].add(_product("bhnm,bhmd->bhnd", of_scores, queries))
-        of_v = of_v.at[:, :, first:end].add(_product("bhnm,bhmd->bhnd", weights, backs))
+        of_k = of_k.at[:, :, seen].add(_product("bhnm,bhmd->bhnd", of_scores, queries))
+        of_v = of_v.at[:, :, seen].add(_product("bhnm,bhmd->bhnd", weights, backs))
     of_query = _join(jnp.concatenate(of_q, -2)) * settings.scale
     return (
         of_query.astype(dtype), of_k.swapaxes(1, 2).astype(key.dtype), of_v.swapaxes(1, 2).astype(value.dtype),
-        None, None,
+        None, None, None,
     )  # fmt: skip
 
 
 block_attention.defvjp(_forward, _backward)
 
 
-def _blocks(length: int, settings: Settings) -> list[tuple[int, int, int]]:
-    """(first query, first key, end of both) of each block of queries."""
+def _blocks(length: int, key_length: int, settings: Settings, first: Any) -> list[tuple[int, int, slice]]:
+    """(first query, end of the queries, the keys they may see) of each block of queries."""
     block = max(settings.block, -(-length // _MOST_BLOCKS))
-    return [
-        (at, 0 if settings.window is None else max(at - settings.window + 1, 0), min(at + block, length))
-        for at in range(0, length, block)
-    ]
+    found = []
+    for at in range(0, length, block):
+        end = min(at + block, length)
+        start = 0 if settings.window is None else max(at - settings.window + 1, 0)
+        found.append((at, end, slice(start, end) if first is None else slice(0, key_length)))
+    return found
 
 
-def _visible(settings: Settings, segments: jax.Array, window: Any, at: int, first: int, end: int) -> jax.Array:
-    """bool [batch, end - at, end - first]: who may see whom."""
-    distance = jnp.arange(at, end)[:, None] - jnp.arange(first, end)[None, :]
+def _visible(settings: Settings, segments: Any, window: Any, first: Any, at: int, end: int, seen: slice) -> jax.Array:
+    """bool [batch, end - at, seen]: who may see whom."""
+    own, every = segments[0][:, at:end], segments[1][:, seen]
+    places = jnp.arange(at, end) + (0 if first is None else first)
+    distance = places[:, None] - jnp.arange(seen.start, seen.stop)[None, :]
     near = distance >= 0
     for limit in (settings.window, window):
         if limit is not None:
             near &= distance < limit
-    return near & (segments[:, at:end, None] == segments[:, None, first:end])
+    return near & (own[:, :, None] == every[:, None, :])
 
 
 def _scaled(query: jax.Array, settings: Settings) -> jax.Array:

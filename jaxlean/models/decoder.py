@@ -15,6 +15,7 @@ from flax import nnx
 from jaxlean import tree
 from jaxlean.models.attention import Backend, Slots, attention
 from jaxlean.models.cpu import from_bits, frozen_bits, keep
+from jaxlean.models.layout import ALONE, Layout
 from jaxlean.models.linear import Dropout, Linear, dot_wide, normal
 from jaxlean.models.norm import RMSNorm
 from jaxlean.models.projection import LORA_LOW, project
@@ -104,6 +105,7 @@ class Attention(nnx.Module):
         self.key_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.head_dim = config.head_dim
         self.backend: Backend = "plain"
+        self.layout: Layout = ALONE
 
     def __call__(
         self,
@@ -118,7 +120,12 @@ class Attention(nnx.Module):
         heads = (*x.shape[:2], -1, self.head_dim)
         drop = [dropout.fold(i) if dropout is not None else None for i in range(4)]
         query, key, value = project(x, (self.query, self.key, self.value), drop[:3])
-        query, key, value = query.reshape(heads), key.reshape(heads), keep(value.reshape(heads), "value")
+        layout = self.layout
+        query, key, value = (
+            layout.constrain(y.reshape(heads), name)
+            for name, y in zip(("query", "key", "value"), (query, key, value), strict=True)
+        )
+        value = keep(value, "value")
         # kept where the backward pass wants them: that of a norm reads what was normed, that of a rotation nothing
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(keep(query, "query")), self.key_norm(keep(key, "key"))
@@ -134,8 +141,11 @@ class Attention(nnx.Module):
             key, value = cache[0].astype(query.dtype), cache[1].astype(query.dtype)
         # generation, whose queries stand at other slots than its keys, has few queries: no kernel is needed for it
         backend = self.backend if cache is None else "plain"
-        context = attention(query, key, value, slots, window=window, backend=backend).reshape(*x.shape[:2], -1)
-        return keep(project(context, (self.out,), drop[3:])[0], "attention_out"), cache
+        whole = (layout.unfold(y) for y in (query, key, value))
+        context = layout.fold(attention(*whole, slots, window=window, backend=backend, layout=layout))
+        context = layout.constrain(context, "context").reshape(*x.shape[:2], -1)
+        mixed = layout.constrain(project(context, (self.out,), drop[3:])[0], "attention_out")
+        return keep(mixed, "attention_out"), cache
 
 
 class MLP(nnx.Module):
@@ -153,13 +163,14 @@ class MLP(nnx.Module):
             config.intermediate_size, config.hidden_size, bias=config.mlp_bias, std=std, dtype=dtype, rngs=rngs
         )
         self.activation = getattr(jax.nn, config.activation)
+        self.layout: Layout = ALONE
 
     def __call__(self, x: jax.Array, dropout: Dropout | None) -> jax.Array:
         drop = [dropout.fold(i) if dropout is not None else None for i in range(4, 7)]
         gate, up = project(x, (self.gate, self.up), drop[:2])
-        gate, up = keep(gate, "gate"), keep(up, "up")
+        gate, up = keep(self.layout.constrain(gate, "gate"), "gate"), keep(self.layout.constrain(up, "up"), "up")
         inner = (self.activation(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
-        return keep(project(inner, (self.down,), drop[2:])[0], "mlp_out")
+        return keep(self.layout.constrain(project(inner, (self.down,), drop[2:])[0], "mlp_out"), "mlp_out")
 
 
 class Layer(nnx.Module):
@@ -170,6 +181,7 @@ class Layer(nnx.Module):
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
         self.mlp_norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+        self.layout: Layout = ALONE
 
     def __call__(
         self,
@@ -181,12 +193,11 @@ class Layer(nnx.Module):
         dropout: Dropout | None,
     ) -> tuple[jax.Array, KeyValue | None]:
         """As `Attention.__call__`."""
-        mixed, cache = self.attention(
-            keep(self.attention_norm(x), "attention_in"), angles, slots, window, cache, dropout
-        )
+        normed = keep(self.layout.constrain(self.attention_norm(x), "attention_in"), "attention_in")
+        mixed, cache = self.attention(normed, angles, slots, window, cache, dropout)
         x = x + mixed
-        x = x + self.mlp(keep(self.mlp_norm(x), "mlp_in"), dropout)
-        return x, cache
+        normed = keep(self.layout.constrain(self.mlp_norm(x), "mlp_in"), "mlp_in")
+        return x + self.mlp(normed, dropout), cache
 
 
 class Decoder(nnx.Module):
@@ -209,6 +220,7 @@ class Decoder(nnx.Module):
             else Linear(config.hidden_size, config.vocab_size, bias=False, std=std, dtype=dtype, rngs=rngs)
         )
         self.config = config
+        self.layout: Layout = ALONE
 
     def __call__(
         self,
@@ -293,7 +305,8 @@ class Decoder(nnx.Module):
         else:
             seen = jax.lax.dynamic_update_slice(cache.segments, segments, (0, cache.filled))
             slots = Slots(steps + cache.filled, jnp.arange(seen.shape[1], dtype=jnp.int32), segments, seen)
-        angles = self.config.rope.cos_sin(positions, self.config.head_dim)
+        fold = self.layout.fold
+        angles = self.config.rope.cos_sin(fold(positions), self.config.head_dim)
         graph, params = nnx.split(self.layers)
         params = jax.tree.map(frozen_bits, params)
         shared, windows = self._windows()
@@ -302,15 +315,17 @@ class Decoder(nnx.Module):
             params, window, cached, place = per_layer
             drop = dropout.fold(place) if dropout is not None else None
             layer = nnx.merge(graph, jax.tree.map(from_bits, params))
-            return layer(keep(x, LAYER_INPUT), angles, slots, shared if windows is None else window, cached, drop)
+            x = keep(self.layout.constrain(x, LAYER_INPUT), LAYER_INPUT)
+            return layer(x, angles, slots, shared if windows is None else window, cached, drop)
 
         cached = None if cache is None else (cache.key, cache.value)
         places = jnp.arange(self.config.num_layers, dtype=jnp.uint32)
-        x, written = scan(body, self.embed(tokens), (params, windows, cached, places))
+        x = self.layout.constrain(self.embed(fold(tokens)), LAYER_INPUT)
+        x, written = scan(body, x, (params, windows, cached, places))
         if cache is not None:
             key, value = written
             cache = Cache(key, value, segments=slots.key_segments, filled=cache.filled + tokens.shape[1])
-        return self.norm(x), cache
+        return self.layout.unfold(self.norm(x)), cache
 
     def _windows(self) -> tuple[int | None, jax.Array | None]:
         """(the window that all layers share, None) or, where they differ, (None, int32 [layers])."""
@@ -334,6 +349,7 @@ def abstract(
     dtype: Any = jnp.float32,
     matmul: Matmul = "default",
     attention: Backend = "plain",
+    layout: Layout = ALONE,
 ) -> tuple[nnx.GraphDef, tree.Tree]:
     """The decoder's graph and its parameters' shapes, without a byte of memory.
 
@@ -344,6 +360,7 @@ def abstract(
         dtype: compute dtype.
         matmul: how the kernels of all linear layers but the head are multiplied (`models.quantized`).
         attention: the back end of attention (`models.attention.choose`).
+        layout: of activations on several devices. Rows must divide by its axes, so it is for training, not generation.
 
     Returns:
         (graph for `nnx.merge(graph, params)`, nested dict of `jax.ShapeDtypeStruct`).
@@ -352,6 +369,8 @@ def abstract(
     for path, module in list(nnx.iter_modules(model)):
         if isinstance(module, Attention):
             module.backend = attention
+        if hasattr(module, "layout"):
+            module.layout = layout
         if isinstance(module, Linear):
             if path != ("head",):
                 module.matmul = matmul

@@ -49,16 +49,23 @@ def next_token_loss(
     Returns:
         float32 [].
     """
-    losses, *_ = _losses(logits[:, :-1], tokens[:, 1:], terms)
-    return jnp.where(loss_mask[:, 1:], losses, 0.0).sum()
+    targets, mask = shifted(tokens, loss_mask)
+    losses, *_ = _losses(logits, targets, terms)
+    return jnp.where(mask, losses, 0.0).sum()
+
+
+def shifted(tokens: jax.Array, loss_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(what each position is to predict, whether that counts) of int32 and bool [batch, length]."""
+    # position t predicts token t + 1; the last one has nothing to predict
+    return jnp.roll(tokens, -1, axis=1), jnp.roll(loss_mask, -1, axis=1).at[:, -1].set(False)
 
 
 def chunked_loss(
     head: Head,
     params: Any,
     hidden: jax.Array,
-    tokens: jax.Array,
-    loss_mask: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array,
     *,
     chunk: int,
     terms: Terms = CROSS_ENTROPY,
@@ -75,16 +82,13 @@ def chunked_loss(
         params: any tree of arrays. Those with respect to which nothing is differentiated get no gradient, not even an
             unused one.
         hidden: [batch, length, hidden], in the compute dtype.
-        tokens, loss_mask: as in `next_token_loss`.
+        targets, mask: int32 and bool [batch, length], as `shifted` gives them.
         chunk: positions, 1 or more; see `chunk_length`.
 
     Returns:
         float32 []. It can be differentiated once, in reverse.
     """
-    # position t predicts token t + 1; the last one has nothing to predict
-    targets = jnp.roll(tokens, -1, axis=1)
-    mask = jnp.roll(loss_mask, -1, axis=1).at[:, -1].set(False)
-    return _chunked((head, min(chunk, tokens.shape[1]), terms), params, hidden, targets, mask)
+    return _chunked((head, min(chunk, targets.shape[1]), terms), params, hidden, targets, mask)
 
 
 def chunk_budget(setting: int | Literal["auto"] | None, num_devices: int) -> int | None:

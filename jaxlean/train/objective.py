@@ -8,8 +8,9 @@ from flax import nnx
 
 from jaxlean import tree
 from jaxlean.models.decoder import DecoderConfig, Scan
+from jaxlean.models.layout import ALONE, Layout
 from jaxlean.models.linear import Dropout
-from jaxlean.train.loss import CROSS_ENTROPY, Terms, chunk_length, chunked_loss, next_token_loss
+from jaxlean.train.loss import CROSS_ENTROPY, Terms, chunk_length, chunked_loss, next_token_loss, shifted
 
 Batch = Mapping[str, jax.Array]
 # (all parameters, one microbatch, dropout key) -> float32 [], the loss summed over the tokens that carry it
@@ -24,6 +25,7 @@ def objective(
     terms: Terms = CROSS_ENTROPY,
     dropout_rate: float = 0.0,
     scan: Scan = jax.lax.scan,
+    layout: Layout = ALONE,
 ) -> Loss:
     """The summed loss of a decoder's predictions, as `make_step` and `make_eval_step` take it.
 
@@ -35,6 +37,7 @@ def objective(
         terms: z-loss and label smoothing. The evaluation leaves them out, so that its loss is a cross entropy.
         dropout_rate: of the adapters.
         scan: runs the layers (a remat policy).
+        layout: that of the graph.
     """
     part = "embed" if config.tie_embeddings else "head"
 
@@ -53,8 +56,10 @@ def objective(
             drop = Dropout(dropout_rate, own["key"]).fold(config.num_layers).fold(number) if dropout_rate else None
             return nnx.merge(graph, {**params, part: own[part]}).logits(x, drop)
 
-        rows, length = tokens.shape
+        # the targets of whole sequences, then the parts of them as rows of their own
+        hidden, targets, counts = map(layout.fold, (hidden, *shifted(tokens, mask)))
+        rows, length = targets.shape
         chunk = chunk_length(length, row_bytes=4 * rows * config.vocab_size, budget=logits_bytes)
-        return chunked_loss(head, {part: params[part], "key": key}, hidden, tokens, mask, chunk=chunk, terms=terms)
+        return chunked_loss(head, {part: params[part], "key": key}, hidden, targets, counts, chunk=chunk, terms=terms)
 
     return loss

@@ -1,11 +1,17 @@
 """Devices as a mesh, and one table of rules that says how each parameter lies on it.
 
-Axes: `data` (copies, each with its part of the batch), `fsdp` (parameters and batch split), `tensor` (matrices split).
+Axes, the slowest link first:
+
+    data      copies of the model, each with its part of the batch
+    fsdp      parameters and batch split
+    expert    the experts of a mixture split, and the batch
+    context   sequences split
+    tensor    matrices split
 """
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -14,20 +20,25 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxlean.config import MeshSection
 from jaxlean.errors import ConfigError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "expert", "context", "tensor")
+# A batch's rows are split over these, and its sequences over `context`.
+ROWS = ("data", "fsdp", "expert")
 
-# The first pattern found in a path decides. Stacked layers have a leading dim, which no axis splits.
-RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"embed\.embedding$", PartitionSpec("tensor", "fsdp")),
-    (r"head\.kernel$", PartitionSpec("fsdp", "tensor")),
+# The first pattern found in a path decides; of its specs, the first whose axes divide the dims. Where none does it is
+# an error. Stacked layers have a leading dim, which no axis splits.
+Specs = tuple[PartitionSpec, ...]
+RULES: tuple[tuple[str, Specs], ...] = (
+    # A vocabulary is often a number that nothing divides: then each device of `tensor` holds all of it.
+    (r"embed\.embedding$", (PartitionSpec("tensor", "fsdp"), PartitionSpec(None, "fsdp"))),
+    (r"head\.kernel$", (PartitionSpec("fsdp", "tensor"), PartitionSpec("fsdp", None))),
     # A kernel in fewer bits (`jaxlean.codec`) lies as the kernel does.
-    (r"\.(query|key|value|gate|up)\.kernel(_int8|_nf4)?$", PartitionSpec(None, "fsdp", "tensor")),
-    (r"\.(out|down)\.kernel(_int8|_nf4)?$", PartitionSpec(None, "tensor", "fsdp")),
+    (r"\.(query|key|value|gate|up)\.kernel(_int8|_nf4)?$", (PartitionSpec(None, "fsdp", "tensor"),)),
+    (r"\.(out|down)\.kernel(_int8|_nf4)?$", (PartitionSpec(None, "tensor", "fsdp"),)),
     # A byte for 64 parameters, split along the columns only: the number of blocks seldom divides.
-    (r"\.(query|key|value|gate|up)\.kernel_absmax$", PartitionSpec(None, None, "tensor")),
-    (r"\.(out|down)\.kernel_absmax$", PartitionSpec(None, None, "fsdp")),
+    (r"\.(query|key|value|gate|up)\.kernel_absmax$", (PartitionSpec(None, None, "tensor"),)),
+    (r"\.(out|down)\.kernel_absmax$", (PartitionSpec(None, None, "fsdp"),)),
     # Norms, biases, adapters and scales are small: a copy everywhere costs less than gathering them.
-    (r".*", PartitionSpec()),
+    (r".*", (PartitionSpec(),)),
 )
 
 
@@ -83,21 +94,77 @@ def place(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
     """(path, shape) -> where that parameter lies, by `RULES`.
 
     Raises (when called):
-        ConfigError: an axis does not divide a dim that it should split; names the parameter.
+        ConfigError: an axis does not divide a dim that it should split, and no other spec is allowed; names the
+            parameter.
     """
 
     def sharding(path: str, shape: tuple[int, ...]) -> NamedSharding:
-        spec = next(spec for pattern, spec in RULES if re.search(pattern, path))
-        for dim, axis in enumerate(spec):
-            if axis is not None and shape[dim] % mesh.shape[axis]:
-                raise ConfigError(
-                    f"mesh: the {axis} axis does not divide dim {dim} of {path}",
-                    got=f"shape {shape}, {axis}={mesh.shape[axis]}",
-                    fix=f"choose a mesh.{axis} that divides {shape[dim]}",
-                )
-        return NamedSharding(mesh, spec)
+        specs = _specs(path)
+        for spec in specs:
+            if _uneven(mesh, spec, shape) is None:
+                return NamedSharding(mesh, spec)
+        dim, axis = _uneven(mesh, specs[-1], shape)  # type: ignore[misc]
+        raise ConfigError(
+            f"mesh: the {axis} axis does not divide dim {dim} of {path}",
+            got=f"shape {shape}, {axis}={mesh.shape[axis]}",
+            fix=f"choose a mesh.{axis} that divides {shape[dim]}",
+        )
 
     return sharding
+
+
+def check_axes(mesh: Mesh, shapes: Mapping[str, tuple[int, ...]], *, num_kv_heads: int, length: int) -> list[str]:
+    """Check that every axis of several devices has something to split.
+
+    Args:
+        shapes: of all parameters, by path.
+        num_kv_heads: of the model: a head's keys and values are not cut.
+        length: of the sequences.
+
+    Returns:
+        a line for each parameter that an axis should split and does not, by the rules' second choice.
+
+    Raises:
+        ConfigError: an axis that splits nothing, or does not divide what it should split.
+    """
+    where = place(mesh)
+    found = {path: where(path, shape).spec for path, shape in shapes.items()}
+    for axis, what, size, key in (
+        ("tensor", "key/value heads of the model", num_kv_heads, "mesh.tensor"),
+        ("context", "tokens of a sequence", length, "mesh.context, or a data.max_length,"),
+    ):
+        if size % mesh.shape[axis]:
+            raise ConfigError(
+                f"mesh: the {axis} axis does not divide the {what}",
+                got=f"{size}, {axis}={mesh.shape[axis]}",
+                fix=f"choose another {key} so that it divides",
+            )
+    at_work = {axis for spec in found.values() for axis in spec if axis is not None} | {"data", "context"}
+    for axis in AXES:
+        if mesh.shape[axis] > 1 and axis not in at_work:
+            why = "the model has no experts" if axis == "expert" else "every parameter is whole on each of its devices"
+            raise ConfigError(
+                f"mesh: the {axis} axis splits nothing: {why}",
+                got=f"mesh.{axis}={mesh.shape[axis]}",
+                fix=f"mesh.{axis}=1, and mesh.data takes its devices",
+            )
+    lines = []
+    for path in found:
+        uneven = _uneven(mesh, _specs(path)[0], shapes[path])
+        if uneven is not None:
+            dim, axis = uneven
+            lines.append(f"mesh: {path} is whole on each device of {axis}, which does not divide {shapes[path][dim]:,}")
+    return lines
+
+
+def _specs(path: str) -> Specs:
+    return next(specs for pattern, specs in RULES if re.search(pattern, path))
+
+
+def _uneven(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> tuple[int, str] | None:
+    """(dim, axis) of the first axis that does not divide the dim it should split."""
+    pairs = ((dim, axis) for dim, axis in enumerate(spec) if axis is not None)
+    return next(((dim, axis) for dim, axis in pairs if shape[dim] % mesh.shape[axis]), None)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -106,10 +173,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
-    """Rows split over the devices that hold different parts of the batch, after `leading` unsplit dims."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * leading, ("data", "fsdp")))
+    """[rows, length] over the devices that hold different rows, after `leading` unsplit dims.
+
+    Whole sequences, also where `context` splits what is computed from them: they are small, and which token is next
+    is then known without asking another device. (XLA of jaxlib 0.10 gets that wrong inside of a loop.)
+    """
+    return NamedSharding(mesh, PartitionSpec(*[None] * leading, ROWS))
 
 
 def num_batch_shards(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    """Into how many parts a batch's rows are split."""
+    return int(np.prod([mesh.shape[axis] for axis in ROWS]))

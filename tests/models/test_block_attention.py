@@ -23,7 +23,7 @@ def both(evaluate):
         fixed, own = (None, jnp.int32(window)) if traced else (window, None)
 
         def ours(q, k, v, own):
-            return block_attention(Settings(fixed, softcap, SCALE, block), q, k, v, case.segments, own)
+            return block_attention(Settings(fixed, softcap, SCALE, block), q, k, v, (case.segments, case.segments), own)
 
         def plain(q, k, v):
             return attention(q, k, v, case.slots, window=window, softcap=softcap, scale=SCALE)
@@ -96,7 +96,10 @@ def test_large_scores_stay_finite(case, both, assert_near):
 
 
 def spans(length, window=None, block=4):
-    return _blocks(length, Settings(window, None, SCALE, block))
+    """(first query, first key, end of both) of each block."""
+    found = _blocks(length, length, Settings(window, None, SCALE, block), None)
+    assert all(seen.stop == end for _, end, seen in found)
+    return [(at, seen.start, end) for at, end, seen in found]
 
 
 def test_the_blocks_are_cut_where_the_length_ends():
@@ -114,6 +117,24 @@ def test_a_longer_sequence_has_larger_blocks_and_not_more_of_them(length):
     assert found[-1][2] == length
 
 
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_a_part_of_the_queries_against_all_keys(case, evaluate, assert_near, part, window):
+    drawn = case(10, 18)
+    own = slice(6 * part, 6 * part + 6)
+
+    def of_part(q, k, v, first):
+        segments = (drawn.segments[:, own], drawn.segments)
+        found = block_attention(Settings(window, None, SCALE, 4), q[:, own], k, v, segments, None, first)
+        return jnp.zeros_like(q).at[:, own].set(found)
+
+    def of_whole(q, k, v):
+        found = attention(q, k, v, drawn.slots, window=window, scale=SCALE)
+        return jnp.zeros_like(q).at[:, own].set(found[:, own])
+
+    assert_near(evaluate(of_part, drawn, jnp.int32(6 * part)), evaluate(of_whole, drawn), 1e-5)
+
+
 def test_more_blocks_than_there_may_be(case, both, assert_near):
     assert_near(*both(case(9, _MOST_BLOCKS + 3, 1, 1, batch=1), block=1, window=5), 1e-5)
 
@@ -123,7 +144,7 @@ def test_what_lies_above_the_diagonal_or_outside_the_window_is_not_computed(case
         drawn = case(0, 64, 1, 1, batch=1)
 
         def attend(q, k, v):
-            return block_attention(Settings(window, None, SCALE, 8), q, k, v, drawn.segments, None)
+            return block_attention(Settings(window, None, SCALE, 8), q, k, v, (drawn.segments, drawn.segments), None)
 
         found = equations(attend, *drawn[:3])
         return sum(e.outvars[0].aval.size for e in found if str(e.primitive) == "exp")
@@ -142,7 +163,7 @@ def test_a_policy_that_keeps_both_does_not_run_the_forward_pass_again(case, prod
 
     @partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(*kept))
     def attend(q, k, v):
-        return block_attention(Settings(None, None, SCALE, 4), q, k, v, drawn.segments, None)
+        return block_attention(Settings(None, None, SCALE, 4), q, k, v, (drawn.segments, drawn.segments), None)
 
     def loss(q, k, v):
         return (attend(q, k, v) * drawn.weight).sum()
@@ -154,7 +175,7 @@ def test_a_policy_that_keeps_both_does_not_run_the_forward_pass_again(case, prod
 def test_what_a_policy_saves_is_the_context_and_a_number_a_row(case, saved, dtype):
     drawn = case(13, 16, dtype=dtype)
     attend = jax.checkpoint(
-        lambda q, k, v: block_attention(Settings(None, None, SCALE, 4), q, k, v, drawn.segments, None).sum(),
+        lambda q, k, v: block_attention(Settings(None, None, SCALE, 4), q, k, v, (drawn.segments, drawn.segments), None).sum(),
         policy=jax.checkpoint_policies.save_only_these_names("context", "attention_lse"),
     )
     context = {"float32": "f32[2,16,4,8]", "bfloat16": "u16[2,16,4,8]"}[jnp.dtype(dtype).name]

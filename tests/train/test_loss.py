@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jaxlean.config import MeshSection
 from jaxlean.models.linear import dot_wide
-from jaxlean.train.loss import CROSS_ENTROPY, Terms, chunk_budget, chunk_length, chunked_loss, next_token_loss
+from jaxlean.train.loss import CROSS_ENTROPY, Terms, chunk_budget, chunk_length, chunked_loss, next_token_loss, shifted
 from jaxlean.xla.mesh import batch_sharding, make_mesh, place
 
 ROWS, LENGTH, VOCAB, HIDDEN = 3, 6, 11, 5
@@ -100,7 +100,7 @@ def plain(params, hidden, tokens, mask, *, head=linear_head, chunk=None, terms=C
 
 
 def in_chunks(params, hidden, tokens, mask, *, chunk, terms=CROSS_ENTROPY):
-    return chunked_loss(linear_head, params, hidden, tokens, mask, chunk=chunk, terms=terms)
+    return chunked_loss(linear_head, params, hidden, *shifted(tokens, mask), chunk=chunk, terms=terms)
 
 
 STATIC = {"static_argnames": ("chunk", "terms")}
@@ -185,7 +185,7 @@ def test_other_leaves_of_the_head_are_left_alone():
         return function({"kernel": kernel, **frozen})
 
     got = jax.value_and_grad(total)(
-        params["kernel"], lambda params: chunked_loss(head, params, hidden, tokens, mask, chunk=4)
+        params["kernel"], lambda params: chunked_loss(head, params, hidden, *shifted(tokens, mask), chunk=4)
     )
     want = jax.value_and_grad(total)(params["kernel"], lambda params: plain(params, hidden, tokens, mask, head=head))
     assert_close(got, want)
@@ -200,7 +200,7 @@ def test_chunks_without_a_token_to_predict_are_left_out():
 
     def asked(mask):
         params_too = {**params, "scale": jnp.ones((LENGTH // 2,))}
-        gradient = jax.grad(lambda p: chunked_loss(head, p, hidden, tokens, mask, chunk=2))(params_too)["scale"]
+        gradient = jax.grad(lambda p: chunked_loss(head, p, hidden, *shifted(tokens, mask), chunk=2))(params_too)["scale"]
         return [bool(x != 0) for x in gradient]
 
     mask = np.zeros((ROWS, LENGTH), bool)

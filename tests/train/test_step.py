@@ -15,11 +15,12 @@ from jaxlean import tree
 from jaxlean.adapt import lora
 from jaxlean.config import LoraSection, MeshSection, TrainSection
 from jaxlean.models.decoder import ACTIVATIONS, Decoder, DecoderConfig, abstract
+from jaxlean.models.layout import ALONE, Layout
 from jaxlean.train.loss import next_token_loss
 from jaxlean.train.objective import objective
 from jaxlean.train.optimizer import optimizer
 from jaxlean.train.step import TrainState, init_state, make_eval_step, make_step
-from jaxlean.xla.mesh import batch_sharding, make_mesh, place, replicated
+from jaxlean.xla.mesh import batch_sharding, make_mesh, num_batch_shards, place, replicated
 from jaxlean.xla.remat import scan_layers
 
 VOCAB, LENGTH, ROWS = 17, 8, 8
@@ -309,17 +310,18 @@ CONFIG = DecoderConfig(
 )  # fmt: skip
 
 
-def decoder_run(mesh, *, steps=3, dropout=0.0, parts=2):
+def decoder_run(mesh, *, steps=3, dropout=0.0, parts=2, backend="plain"):
     """Train a few steps on a mesh -> (losses, the adapter, times compiled)."""
     with jax.default_device(mesh.devices.flat[0]):
         params = nnx.to_pure_dict(nnx.split(Decoder(CONFIG, rngs=nnx.Rngs(0)))[1])
     params = tree.map_with_path(lambda path, x: jax.device_put(x, place(mesh)(path, x.shape)), params)
     section = LoraSection(r=2, use_dora=True, lora_dropout=dropout)
     params = lora.add(params, lora.targets(params, "all-linear"), section, jax.random.key(1))
-    graph, _ = abstract(CONFIG, params)
+    layout = Layout(mesh) if mesh.size > 1 else ALONE
+    graph, _ = abstract(CONFIG, params, attention=backend, layout=layout)
     budget = 4 * CONFIG.vocab_size * (ROWS // parts) * 3  # so small that a row is three chunks
     scan = scan_layers("full", ACTIVATIONS)
-    loss = objective(graph, CONFIG, logits_bytes=budget, dropout_rate=dropout, scan=scan)
+    loss = objective(graph, CONFIG, logits_bytes=budget, dropout_rate=dropout, scan=scan, layout=layout)
     trainable, frozen = tree.split(params, lora.is_adapter)
     transform = optimizer_of("adamw", trainable)
     everywhere = jax.tree.map(lambda _: replicated(mesh), jax.eval_shape(lambda t: init_state(t, transform), trainable))
@@ -347,9 +349,20 @@ def test_three_steps_compile_once(alone):
     assert all(np.abs(x).max() > 0 for x in tree.flatten(adapter).values())
 
 
-@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "tensor": 2}])
-def test_on_a_mesh_it_compiles_once_too_and_is_the_same_training(alone, axes):
-    losses, adapter, compiled = decoder_run(make_mesh(MeshSection(**axes)))
+MESHES = [
+    {"data": 2, "fsdp": 2, "tensor": 2},
+    {"data": 8},
+    {"fsdp": 8, "data": 1},
+    {"data": 2, "context": 4},
+    {"data": 1, "context": 2, "fsdp": 2, "tensor": 2},
+]
+
+
+@pytest.mark.parametrize("backend", ["plain", "block"])
+@pytest.mark.parametrize("axes", MESHES)
+def test_on_a_mesh_it_compiles_once_too_and_is_the_same_training(alone, axes, backend):
+    mesh = make_mesh(MeshSection(**axes))
+    losses, adapter, compiled = decoder_run(mesh, parts=1 if num_batch_shards(mesh) == 8 else 2, backend=backend)
     assert compiled == 1
     np.testing.assert_allclose(losses, alone[0], rtol=1e-5)
     for path, leaf in tree.flatten(alone[1]).items():
