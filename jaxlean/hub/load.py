@@ -50,7 +50,8 @@ class Model:
         self, tokens: Any, *, positions: jax.Array | None = None, segments: jax.Array | None = None
     ) -> jax.Array:
         """int32 tokens [batch, length] -> float32 logits [batch, length, vocab]."""
-        return _forward(self.graph, self.params, jnp.asarray(tokens, jnp.int32), positions, segments)
+        spread = len(jax.tree.leaves(self.params)[0].sharding.device_set) > 1
+        return _forward(self.graph, spread, self.params, jnp.asarray(tokens, jnp.int32), positions, segments)
 
     def with_params(self, params: tree.Tree) -> "Model":
         """The same model over other parameters, whose adapters (if any) are attached.
@@ -134,7 +135,7 @@ def load(
 
 def _attention(wanted: str, mesh: jax.sharding.Mesh, config: DecoderConfig, dtype: Any) -> attentions.Backend:
     platform = mesh.devices.flat[0].platform
-    return attentions.choose(wanted, platform=platform, dtype=dtype, head_dim=config.head_dim, num_devices=mesh.size)
+    return attentions.choose(wanted, platform=platform, dtype=dtype, head_dim=config.head_dim)
 
 
 def _check_frozen(paths: list[str], form: str) -> None:
@@ -223,12 +224,15 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _forward(
     graph: nnx.GraphDef,
+    spread: bool,
     params: tree.Tree,
     tokens: jax.Array,
     positions: jax.Array | None,
     segments: jax.Array | None,
 ) -> jax.Array:
-    return nnx.merge(graph, params)(tokens, positions=positions, segments=segments)
+    model = nnx.merge(graph, params)
+    # a batch of any size, which nothing may divide: so no layout, and no kernel that jax cannot split without one
+    return (model.without_kernels() if spread else model)(tokens, positions=positions, segments=segments)

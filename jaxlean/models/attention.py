@@ -50,16 +50,13 @@ class Slots(NamedTuple):
         return near & (self.query_segments[:, :, None] == self.key_segments[:, None, :])
 
 
-def choose(
-    wanted: str, *, platform: str, dtype: jnp.dtype, head_dim: int, softcap: float | None = None, num_devices: int = 1
-) -> Backend:
+def choose(wanted: str, *, platform: str, dtype: jnp.dtype, head_dim: int, softcap: float | None = None) -> Backend:
     """The back end to use.
 
     Args:
         wanted: one of them, or `auto`: the fastest that runs on the platform with this head.
         platform: `cpu`, `gpu` or `tpu`.
         dtype: compute dtype.
-        num_devices: of the mesh; jax does not split the Pallas kernel over several by itself.
 
     Raises:
         ConfigError: the one asked for does not run there; says why.
@@ -74,7 +71,6 @@ def choose(
         "splash": _first_true(
             (platform != "tpu", f"needs a TPU, this is {platform}"),
             (head_dim % 128 != 0, f"needs a head_dim that 128 divides, this is {head_dim}"),
-            (num_devices > 1, f"runs on one device, the mesh has {num_devices}"),
         ),
     }
     if wanted == "auto":
@@ -154,12 +150,11 @@ def _on_each_device(
     fixed, traced = (window, ()) if not isinstance(window, jax.Array) else (None, (window,))
 
     def local(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, *traced: jax.Array) -> jax.Array:
-        index, first = jnp.arange(query.shape[1], dtype=jnp.int32), 0
-        every = segments
+        index, every = jnp.arange(query.shape[1], dtype=jnp.int32), segments
         if layout.parts > 1:
-            first = jax.lax.axis_index("context") * query.shape[1]
+            index += jax.lax.axis_index("context") * query.shape[1]
             key, value, every = (jax.lax.all_gather(x, "context", axis=1, tiled=True) for x in (key, value, segments))
-        at = Slots(index + first, jnp.arange(key.shape[1], dtype=jnp.int32), segments, every)
+        at = Slots(index, jnp.arange(key.shape[1], dtype=jnp.int32), segments, every)
         return attend(query, key, value, at, window=traced[0] if traced else fixed)
 
     heads, tokens = PartitionSpec(ROWS, "context", "tensor", None), PartitionSpec(ROWS, "context")

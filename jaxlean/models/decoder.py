@@ -141,8 +141,8 @@ class Attention(nnx.Module):
             key, value = cache[0].astype(query.dtype), cache[1].astype(query.dtype)
         # generation, whose queries stand at other slots than its keys, has few queries: no kernel is needed for it
         backend = self.backend if cache is None else "plain"
-        whole = (layout.unfold(y) for y in (query, key, value))
-        context = layout.fold(attention(*whole, slots, window=window, backend=backend, layout=layout))
+        query, key, value = map(layout.unfold, (query, key, value))
+        context = layout.fold(attention(query, key, value, slots, window=window, backend=backend, layout=layout))
         context = layout.constrain(context, "context").reshape(*x.shape[:2], -1)
         mixed = layout.constrain(project(context, (self.out,), drop[3:])[0], "attention_out")
         return keep(mixed, "attention_out"), cache
@@ -247,6 +247,18 @@ class Decoder(nnx.Module):
             self.hidden(tokens, positions=positions, segments=segments, dropout=dropout, scan=scan), dropout
         )
 
+    def lay_out(self, layout: Layout) -> "Decoder":
+        """This decoder with its activations laid out over several devices, whose axes must divide its batches."""
+        for _, module in nnx.iter_modules(self):
+            if hasattr(module, "layout"):
+                module.layout = layout
+        return self
+
+    def without_kernels(self) -> "Decoder":
+        """This decoder with attention in plain XLA, which jax can split over devices as it likes."""
+        self.layers.attention.backend = "block"
+        return self
+
     def hidden(
         self,
         tokens: jax.Array,
@@ -349,7 +361,6 @@ def abstract(
     dtype: Any = jnp.float32,
     matmul: Matmul = "default",
     attention: Backend = "plain",
-    layout: Layout = ALONE,
 ) -> tuple[nnx.GraphDef, tree.Tree]:
     """The decoder's graph and its parameters' shapes, without a byte of memory.
 
@@ -360,7 +371,6 @@ def abstract(
         dtype: compute dtype.
         matmul: how the kernels of all linear layers but the head are multiplied (`models.quantized`).
         attention: the back end of attention (`models.attention.choose`).
-        layout: of activations on several devices. Rows must divide by its axes, so it is for training, not generation.
 
     Returns:
         (graph for `nnx.merge(graph, params)`, nested dict of `jax.ShapeDtypeStruct`).
@@ -369,8 +379,6 @@ def abstract(
     for path, module in list(nnx.iter_modules(model)):
         if isinstance(module, Attention):
             module.backend = attention
-        if hasattr(module, "layout"):
-            module.layout = layout
         if isinstance(module, Linear):
             if path != ("head",):
                 module.matmul = matmul

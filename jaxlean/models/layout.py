@@ -64,3 +64,8 @@ class Layout:
 
 
 ALONE = Layout()
+
+
+def layout_on(mesh: Mesh) -> Layout:
+    """The layout of training on a mesh: the rows of a batch must divide by `ROWS`."""
+    return Layout(mesh) if mesh.size > 1 else ALONE

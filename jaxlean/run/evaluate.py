@@ -14,6 +14,7 @@ from jaxlean.data.batches import EvalBatches, Stats
 from jaxlean.data.loader import eval_batches, eval_examples
 from jaxlean.errors import ConfigError, DataError, RunError
 from jaxlean.hub.load import Model, load
+from jaxlean.models.layout import layout_on
 from jaxlean.run.generate import chat_template, generate, stop_ids
 from jaxlean.run.merge import load_adapted
 from jaxlean.run.summary import Evaluation
@@ -130,7 +131,7 @@ def evaluate(config: RunConfig, *, adapter: Path | None = None, answers: Path | 
     if adapter is not None:
         model = load_adapted(model, adapter)
     budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size)
-    loss = objective(model.graph, model.config, logits_bytes=budget)
+    loss = objective(model.graph, model.config, logits_bytes=budget, layout=layout_on(mesh))
     evaluator = Evaluator(config, tokenizer, loss, mesh, vocab_size=model.config.vocab_size)
     print(f"held-out data: {evaluator.stats}")
     found = evaluator.loss({}, model.params)

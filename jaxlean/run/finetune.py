@@ -25,6 +25,7 @@ from jaxlean.hub.load import Model, initial, load
 from jaxlean.hub.write import write_model
 from jaxlean.models.cpu import hold, release
 from jaxlean.models.decoder import ACTIVATIONS
+from jaxlean.models.layout import layout_on
 from jaxlean.run.checkpoint import Checkpoints
 from jaxlean.run.environment import versions
 from jaxlean.run.evaluate import Evaluator
@@ -41,7 +42,7 @@ from jaxlean.train.objective import Loss, objective
 from jaxlean.train.optimizer import optimizer, schedule
 from jaxlean.train.step import TrainState, init_state, make_step
 from jaxlean.xla.compile import Compilations, use_cache
-from jaxlean.xla.mesh import batch_sharding, make_mesh, num_batch_shards, place, replicated, split_host
+from jaxlean.xla.mesh import batch_sharding, check_axes, make_mesh, num_batch_shards, place, replicated, split_host
 from jaxlean.xla.remat import Policy, check, scan_layers
 from jaxlean.xla.remat_auto import needed_bytes
 
@@ -95,6 +96,9 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     batches = train_batches(config, tokenizer, rows_per_step=rows, vocab_size=model.config.vocab_size)
     num_steps = batches.num_steps
     say(f"data: {batches.stats}\nsteps: {num_steps:,} of {rows} x {batches.length} tokens")
+    shapes = {path: tuple(leaf.shape) for path, leaf in tree.flatten(model.params).items()}
+    for line in check_axes(mesh, shapes, num_kv_heads=model.config.num_kv_heads, length=batches.length):
+        say(line)
 
     # ---- adapt
     params, trains = _adapt(config, model)
@@ -299,7 +303,7 @@ def _loss(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Polic
     """The model's summed loss as a function of its parameters and a batch; with no policy, the cross entropy alone."""
     budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size)
     if remat is None:
-        return objective(model.graph, model.config, logits_bytes=budget)
+        return objective(model.graph, model.config, logits_bytes=budget, layout=layout_on(mesh))
     return objective(
         model.graph,
         model.config,
@@ -307,6 +311,7 @@ def _loss(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Polic
         terms=Terms(config.train.z_loss, config.train.label_smoothing_factor),
         dropout_rate=config.lora.lora_dropout if config.lora is not None else 0.0,
         scan=scan_layers(remat, ACTIVATIONS),
+        layout=layout_on(mesh),
     )
 
 

@@ -37,13 +37,13 @@ def objective(
         terms: z-loss and label smoothing. The evaluation leaves them out, so that its loss is a cross entropy.
         dropout_rate: of the adapters.
         scan: runs the layers (a remat policy).
-        layout: that of the graph.
+        layout: over several devices, whose axes must divide the batch.
     """
     part = "embed" if config.tie_embeddings else "head"
 
     def loss(params: tree.Tree, batch: Batch, key: jax.Array) -> jax.Array:
         dropout = Dropout(dropout_rate, key) if dropout_rate else None
-        model = nnx.merge(graph, params)
+        model = nnx.merge(graph, params).lay_out(layout)
         hidden = model.hidden(
             batch["tokens"], positions=batch["positions"], segments=batch["segments"], dropout=dropout, scan=scan
         )

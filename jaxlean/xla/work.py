@@ -82,7 +82,7 @@ def work_of(eqn: Any) -> Work:
         if name == "cond":
             total.add(max(inner, key=lambda work: (work.total_flops, work.elements)))
             return total
-        times = params["length"] if name == "scan" else 1
+        times = params["length"] if name == "scan" else devices(eqn)
         if name == "pallas_call":
             times = int(np.prod([size for size in params["grid_mapping"].grid if isinstance(size, int)]))
         for work in inner:
@@ -114,9 +114,17 @@ def largest_result(jaxpr: Jaxpr) -> int:
     """Bytes of the largest result of a single operation, over all devices."""
     sizes = [0]
     for eqn in jaxpr.eqns:
-        sizes.extend(map(largest_result, jaxprs_in(eqn)))
+        sizes.extend(devices(eqn) * largest_result(sub) for sub in jaxprs_in(eqn))
         sizes.extend(map(nbytes, eqn.outvars))
     return max(sizes)
+
+
+def devices(eqn: Any) -> int:
+    """On how many devices what is inside an equation runs, its shapes those of one: 1 but for `shard_map`."""
+    if eqn.primitive.name != "shard_map":
+        return 1
+    mesh = eqn.params["mesh"]
+    return int(np.prod([mesh.shape[axis] for axis in eqn.params["manual_axes"]]))
 
 
 def jaxprs_in(eqn: Any) -> Iterator[Jaxpr]:
@@ -243,7 +251,8 @@ class _Flat:
         self._count += 1
         return self._count
 
-    def run(self, jaxpr: Jaxpr, arguments: list[int]) -> list[int]:
+    def run(self, jaxpr: Jaxpr, arguments: list[int], copies: int = 1) -> list[int]:
+        """The numbers of the results; `copies` of it run, each on a device of its own."""
         numbers: dict[Any, int] = dict(zip(jaxpr.invars, arguments, strict=True))
 
         def number(variable: Any) -> int:
@@ -261,13 +270,16 @@ class _Flat:
                 "core_call",
                 "custom_jvp_call",
                 "custom_vjp_call",
+                "shard_map",
             )
             if calls and len(called[0].invars) == len(inputs):
-                outputs = self.run(called[0], inputs)
+                outputs = self.run(called[0], inputs, copies * devices(eqn))
             else:
                 outputs = [self.new() for _ in eqn.outvars]
                 name = eqn.params["name"] if eqn.primitive.name == "name" else None
-                size = nbytes(eqn.outvars[0]) if name is not None else 0
-                self.nodes.append(_Node(tuple(inputs), tuple(outputs), work_of(eqn), name, size))
+                size = copies * nbytes(eqn.outvars[0]) if name is not None else 0
+                work = Work()
+                work.add(work_of(eqn), copies)
+                self.nodes.append(_Node(tuple(inputs), tuple(outputs), work, name, size))
             numbers.update(zip(eqn.outvars, outputs, strict=True))
         return [number(v) for v in jaxpr.outvars]

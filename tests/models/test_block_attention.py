@@ -175,7 +175,9 @@ def test_a_policy_that_keeps_both_does_not_run_the_forward_pass_again(case, prod
 def test_what_a_policy_saves_is_the_context_and_a_number_a_row(case, saved, dtype):
     drawn = case(13, 16, dtype=dtype)
     attend = jax.checkpoint(
-        lambda q, k, v: block_attention(Settings(None, None, SCALE, 4), q, k, v, (drawn.segments, drawn.segments), None).sum(),
+        lambda q, k, v: block_attention(
+            Settings(None, None, SCALE, 4), q, k, v, (drawn.segments, drawn.segments), None
+        ).sum(),
         policy=jax.checkpoint_policies.save_only_these_names("context", "attention_lse"),
     )
     context = {"float32": "f32[2,16,4,8]", "bfloat16": "u16[2,16,4,8]"}[jnp.dtype(dtype).name]

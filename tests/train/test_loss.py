@@ -200,7 +200,9 @@ def test_chunks_without_a_token_to_predict_are_left_out():
 
     def asked(mask):
         params_too = {**params, "scale": jnp.ones((LENGTH // 2,))}
-        gradient = jax.grad(lambda p: chunked_loss(head, p, hidden, *shifted(tokens, mask), chunk=2))(params_too)["scale"]
+        gradient = jax.grad(lambda p: chunked_loss(head, p, hidden, *shifted(tokens, mask), chunk=2))(params_too)[
+            "scale"
+        ]
         return [bool(x != 0) for x in gradient]
 
     mask = np.zeros((ROWS, LENGTH), bool)

@@ -15,7 +15,7 @@ from jaxlean import tree
 from jaxlean.adapt import lora
 from jaxlean.config import LoraSection, MeshSection, TrainSection
 from jaxlean.models.decoder import ACTIVATIONS, Decoder, DecoderConfig, abstract
-from jaxlean.models.layout import ALONE, Layout
+from jaxlean.models.layout import layout_on
 from jaxlean.train.loss import next_token_loss
 from jaxlean.train.objective import objective
 from jaxlean.train.optimizer import optimizer
@@ -317,8 +317,8 @@ def decoder_run(mesh, *, steps=3, dropout=0.0, parts=2, backend="plain"):
     params = tree.map_with_path(lambda path, x: jax.device_put(x, place(mesh)(path, x.shape)), params)
     section = LoraSection(r=2, use_dora=True, lora_dropout=dropout)
     params = lora.add(params, lora.targets(params, "all-linear"), section, jax.random.key(1))
-    layout = Layout(mesh) if mesh.size > 1 else ALONE
-    graph, _ = abstract(CONFIG, params, attention=backend, layout=layout)
+    layout = layout_on(mesh)
+    graph, _ = abstract(CONFIG, params, attention=backend)
     budget = 4 * CONFIG.vocab_size * (ROWS // parts) * 3  # so small that a row is three chunks
     scan = scan_layers("full", ACTIVATIONS)
     loss = objective(graph, CONFIG, logits_bytes=budget, dropout_rate=dropout, scan=scan, layout=layout)
