@@ -224,7 +224,7 @@ FINETUNE: dict[str, tuple[Callable[[Case], list[Any]], list[str]]] = {
         ["output_dir is a file", "output_dir=..."],
     ),
     "no disk space": (lambda c: [little_space(c)], ["no disk space", "run", "MB free", "train.save_total_limit"]),
-    "no price table": (lambda c: ["cost.prices=none.yaml"], ["no such price table", "cost.prices=none.yaml"]),
+    "no hardware table": (lambda c: ["cost.hardware=none.yaml"], ["no such hardware table", "cost.hardware=none.yaml"]),
     "wandb that is not installed": (lambda c: ["report.wandb=true"], ["pip install wandb", "report.wandb=false"]),
 }
 

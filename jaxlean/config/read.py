@@ -225,4 +225,4 @@ def _find_paths(config: RunConfig, folder: Path) -> None:
     )
     for source in [*(config.data.train or []), *(config.data.eval or [])]:
         source.path = found(source.path) or source.path
-    config.cost.prices = found(config.cost.prices)
+    config.cost.hardware = found(config.cost.hardware)

@@ -289,7 +289,9 @@ class CostSection(Section):
     usd_per_hour: float | None = Field(
         None, ge=0, description="Price of all devices of the run together; wins over the table."
     )
-    prices: str | None = Field(None, description="A YAML price table that goes before the built-in one.")
+    hardware: str | None = _named(
+        None, "A YAML table of prices and hardware that goes before configs/hardware.yaml.", "prices"
+    )
 
 
 class ReportSection(Section):

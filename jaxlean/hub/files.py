@@ -10,8 +10,8 @@ from jaxlean.errors import ModelError
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
-def locate(path_or_id: str, *, revision: str | None = None) -> Path:
-    """The folder that holds the model's files, downloaded first if it is a hub id.
+def locate(path_or_id: str, *, revision: str | None = None, weights: bool = True) -> Path:
+    """The folder that holds the model's files, downloaded first if it is a hub id (without `weights`, only the others).
 
     Raises:
         ModelError: no such folder, no such id, or no network.
@@ -28,8 +28,9 @@ def locate(path_or_id: str, *, revision: str | None = None) -> Path:
         )
     from huggingface_hub import snapshot_download
 
+    wanted = [pattern for pattern in _WANTED if weights or pattern != "*.safetensors"]
     try:
-        return Path(snapshot_download(path_or_id, revision=revision, allow_patterns=_WANTED))
+        return Path(snapshot_download(path_or_id, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the hub client raises a dozen unrelated types: not found, gated, offline, timeouts
         raise ModelError(
             f"the model {path_or_id!r} is neither a folder here nor reachable on the Hugging Face hub",

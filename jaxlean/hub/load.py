@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxlean import tree
+from jaxlean import codec, tree
 from jaxlean.adapt import quantize
 from jaxlean.errors import ConfigError, ModelError
 from jaxlean.hub.families import family_of
@@ -109,28 +109,84 @@ def load(
         ModelError: names the file or tensor that is missing or wrong, or the families that are supported.
     """
     folder = locate(str(path_or_id), revision=revision)
-    raw = read_json(folder / "config.json")
-    family = family_of(raw.get("model_type"), where=folder / "config.json")
-    config = family.config(_transformers_config(raw, folder / "config.json"))
-    compute = compute_dtype(dtype)
-    _, shapes = abstract(config, dtype=compute)
     mesh = mesh if mesh is not None else make_mesh()
-    check_matmul(matmul, mesh.devices.flat[0])
-    backend = _attention(attention, mesh, config, compute)
+    model = _described(
+        read_json(folder / "config.json"), folder / "config.json", dtype, mesh, tokenizer=tokenizer, trains=trains,
+        quantization=quantization, matmul=matmul, attention=attention,
+    )  # fmt: skip
     form = None if quantization == "none" else quantization
-    if form is not None:
-        _check_frozen([path for path in tree.flatten(shapes) if quantize.is_chosen(path) and trains(path)], form)
     params = read_params(
         folder,
-        family,
-        shapes,
-        dtype=parameter_dtype(compute, trains),
+        model.family,
+        abstract(model.config, dtype=model.dtype)[1],
+        dtype=parameter_dtype(model.dtype, trains),
         place=place(mesh),
         form=lambda path: form if quantize.is_chosen(path) else None,
     )
+    model.folder = folder
+    return model.with_params(params)
+
+
+def outline(
+    path_or_id: str | Path,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    revision: str | None = None,
+    tokenizer: str | None = None,
+    trains: Callable[[str], bool] = lambda path: False,
+    quantization: Literal["none", "int8", "nf4"] = "none",
+    matmul: Matmul = "default",
+    attention: str = "auto",
+) -> Model:
+    """The model that `load` would give, with `jax.ShapeDtypeStruct`s for parameters: its weights need not be there.
+
+    Args, errors: as `load`. The devices of the mesh may be ones that a program is only compiled for.
+    """
+    folder = locate(str(path_or_id), revision=revision, weights=False)
+    mesh = mesh if mesh is not None else make_mesh()
+    model = _described(
+        read_json(folder / "config.json"), folder / "config.json", dtype, mesh, tokenizer=tokenizer, trains=trains,
+        quantization=quantization, matmul=matmul, attention=attention,
+    )  # fmt: skip
+    model.folder = folder
+    return model
+
+
+def _described(
+    raw: dict[str, Any],
+    file: Path | str,
+    dtype: Literal["auto", "float32", "bfloat16"],
+    mesh: jax.sharding.Mesh,
+    *,
+    tokenizer: str | None,
+    trains: Callable[[str], bool],
+    quantization: Literal["none", "int8", "nf4"],
+    matmul: Matmul,
+    attention: str,
+) -> Model:
+    """A model by its config: shapes for parameters, each with its dtype and its place on the mesh."""
+    family = family_of(raw.get("model_type"), where=file)
+    hf = _transformers_config(raw, file)
+    config = family.config(hf)
+    compute = compute_dtype(dtype)
+    check_matmul(matmul, mesh.devices.flat[0])
+    backend = _attention(attention, mesh, config, compute)
+    held, where = parameter_dtype(compute, trains), place(mesh)
+    leaves: dict[str, Any] = {}
+    to_train = []
+    for path, leaf in tree.flatten(abstract(config, dtype=compute)[1]).items():
+        own = {path: jax.ShapeDtypeStruct(leaf.shape, held(path))}
+        if quantization != "none" and quantize.is_chosen(path):
+            to_train += [path] if trains(path) else []
+            module = path.removesuffix("kernel")
+            own = {module + name: part for name, part in codec.shapes(leaf.shape, quantization).items()}
+        leaves |= {p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(p, x.shape)) for p, x in own.items()}
+    _check_frozen(to_train, quantization)
+    params = tree.unflatten(leaves)
     graph, shapes = abstract(config, params, dtype=compute, matmul=matmul, attention=backend)
-    tree.check(params, shapes, where=folder)
-    return Model(family, config, raw, params, graph, compute, folder, tokenizer, matmul, backend)
+    tree.check(params, shapes, where=file)
+    return Model(family, config, raw, params, graph, compute, None, tokenizer, matmul, backend)
 
 
 def _attention(wanted: str, mesh: jax.sharding.Mesh, config: DecoderConfig, dtype: Any) -> attentions.Backend:
@@ -192,21 +248,29 @@ def initial(
     Raises:
         ModelError: the family is not supported, or the config is not valid.
     """
-    family = family_of(architecture.get("model_type"), where="model.architecture")
-    hf = _transformers_config(architecture, "model.architecture")
-    config = family.config(hf)
-    compute = compute_dtype(dtype)
-    mesh = mesh if mesh is not None else make_mesh()
-    backend = _attention(attention, mesh, config, compute)
-    graph, shapes = abstract(config, dtype=compute, attention=backend)
-    where = place(mesh)
-    shardings = tree.map_with_path(lambda path, leaf: where(path, tuple(leaf.shape)), shapes)
+    model = initial_outline(architecture, dtype, mesh, tokenizer=tokenizer, attention=attention)
 
-    @partial(jax.jit, out_shardings=shardings)
+    @partial(jax.jit, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, model.params))
     def draw() -> tree.Tree:
-        return nnx.to_pure_dict(nnx.split(Decoder(config, dtype=compute, rngs=nnx.Rngs(seed)))[1])
+        return nnx.to_pure_dict(nnx.split(Decoder(model.config, dtype=model.dtype, rngs=nnx.Rngs(seed)))[1])
 
-    return Model(family, config, hf.to_dict(), draw(), graph, compute, None, tokenizer, attention=backend)
+    return replace(model, params=draw())
+
+
+def initial_outline(
+    architecture: dict[str, Any],
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    tokenizer: str | None = None,
+    attention: str = "auto",
+) -> Model:
+    """The model that `initial` would give, with `jax.ShapeDtypeStruct`s for parameters. Args, errors: as `initial`."""
+    model = _described(
+        architecture, "model.architecture", dtype, mesh if mesh is not None else make_mesh(), tokenizer=tokenizer,
+        trains=lambda path: True, quantization="none", matmul="default", attention=attention,
+    )  # fmt: skip
+    return replace(model, hf_config=_transformers_config(architecture, "model.architecture").to_dict())
 
 
 def _transformers_config(raw: dict[str, Any], where: object) -> Any:

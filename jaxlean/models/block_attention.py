@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxlean.models.cpu import heads_first, named, transpose
+from jaxlean.platform import platform
 
 # Smaller blocks waste less of the square above the diagonal, larger ones multiply faster.
 _BLOCK = 64
-# The loop over blocks is unrolled: more of them would only make the program longer.
-_MOST_BLOCKS = 32
+# The loop over blocks is unrolled: more of them would only make the program longer. An accelerator wants large ones.
+_MOST_BLOCKS = {"cpu": 32, "gpu": 8, "tpu": 8}
 # Large enough to vanish in a softmax, small enough that nothing overflows.
 _MASKED = -1e30
 
@@ -118,7 +119,7 @@ block_attention.defvjp(_forward, _backward)
 
 def _blocks(length: int, key_length: int, settings: Settings, first: Any) -> list[tuple[int, int, slice]]:
     """(first query, end of the queries, the keys they may see) of each block of queries."""
-    block = max(settings.block, -(-length // _MOST_BLOCKS))
+    block = max(settings.block, -(-length // _MOST_BLOCKS[platform()]))
     found = []
     for at in range(0, length, block):
         end = min(at + block, length)

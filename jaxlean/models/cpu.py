@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxlean.platform import platform
+
 
 def on_cpu() -> bool:
     """Whether what is traced now is meant for a CPU."""
-    return jax.default_backend() == "cpu"
+    return platform() == "cpu"
 
 
 def to_bits(x: jax.Array) -> jax.Array:
@@ -121,6 +123,8 @@ def _bits_once(x: jax.Array) -> jax.Array:
 
 def _once(x: jax.Array, dtype: Any = None) -> jax.Array:
     """The same numbers (or their bits) without the copies of other devices."""
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return x if dtype is None else jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
     if isinstance(x, jax.core.Tracer) or len(x.sharding.device_set) == 1 or not x.is_fully_replicated:
         return x if dtype is None else x.view(dtype)
     bits = np.asarray(x).reshape(-1).view(np.uint8)

@@ -28,6 +28,9 @@ SPECS: dict[str, PartitionSpec] = {
     "gate": _WIDE,
     "up": _WIDE,
     "mlp_out": _NARROW,
+    # of a chunk of the loss, [tokens, ...]
+    "loss_in": PartitionSpec(FOLDED, None),
+    "logits": PartitionSpec(FOLDED, "tensor"),
 }
 
 

@@ -1,7 +1,6 @@
 """One training run, top to bottom: config, mesh, model, data, adapt, step, resume, loop, evaluate, write."""
 
 import contextlib
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -9,41 +8,36 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 
 from jaxlean import codec, tree
 from jaxlean.adapt import lora
-from jaxlean.adapt.quantize import quantize
 from jaxlean.config import RunConfig
 from jaxlean.cost.memory import give_back, peak_memory_bytes
 from jaxlean.cost.price import lookup
 from jaxlean.data.loader import train_batches
 from jaxlean.errors import ConfigError, Preempted, UserError
 from jaxlean.hub.adapter import write_adapter
-from jaxlean.hub.load import Model, initial, load
+from jaxlean.hub.load import Model
 from jaxlean.hub.write import write_model
 from jaxlean.models.cpu import hold, release
 from jaxlean.models.decoder import ACTIVATIONS
-from jaxlean.models.layout import layout_on
 from jaxlean.run.checkpoint import Checkpoints
 from jaxlean.run.environment import versions
 from jaxlean.run.evaluate import Evaluator
 from jaxlean.run.fit import fit
 from jaxlean.run.folder import check_space, claim
 from jaxlean.run.generate import chat_template
+from jaxlean.run.job import adapt, base, builder, first_state, is_pissa, loss_of, rows_of_step
 from jaxlean.run.meter import Meter
 from jaxlean.run.metrics import Metrics, check_installed
 from jaxlean.run.preemption import Preemption
 from jaxlean.run.progress import Progress
 from jaxlean.run.summary import final_table, write_summary
-from jaxlean.train.loss import Terms, chunk_budget
-from jaxlean.train.objective import Loss, objective
 from jaxlean.train.optimizer import optimizer, schedule
-from jaxlean.train.step import TrainState, init_state, make_step
+from jaxlean.train.step import TrainState
 from jaxlean.xla.compile import Compilations, use_cache
-from jaxlean.xla.mesh import batch_sharding, check_axes, make_mesh, num_batch_shards, place, replicated, split_host
-from jaxlean.xla.remat import Policy, check, scan_layers
+from jaxlean.xla.mesh import batch_sharding, check_axes, make_mesh, place, split_host
+from jaxlean.xla.remat import check
 from jaxlean.xla.remat_auto import needed_bytes
 
 
@@ -86,13 +80,13 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     price = lookup(mesh.devices.flat[0].device_kind, mesh.size, config.cost)
 
     # ---- model
-    model = _model(config, mesh)
+    model = base(config, mesh)
     tokenizer = model.tokenizer
     if template is not None:
         tokenizer.chat_template = template
 
     # ---- data
-    rows = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps * num_batch_shards(mesh)
+    rows = rows_of_step(config, mesh)
     batches = train_batches(config, tokenizer, rows_per_step=rows, vocab_size=model.config.vocab_size)
     num_steps = batches.num_steps
     say(f"data: {batches.stats}\nsteps: {num_steps:,} of {rows} x {batches.length} tokens")
@@ -101,13 +95,13 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
         say(line)
 
     # ---- adapt
-    params, trains = _adapt(config, model)
+    params, trains = adapt(config, model, model.params)
     where = place(mesh)
     params = tree.map_with_path(lambda path, x: jax.device_put(x, where(path, tuple(x.shape))), params)
     model = model.with_params(params)
     model.tokenizer = tokenizer
     trainable, frozen = tree.split(params, trains)
-    start_adapter = jax.device_get(trainable) if _is_pissa(config) else None
+    start_adapter = jax.device_get(trainable) if is_pissa(config) else None
     num_params, num_trainable = _count(params), _count(trainable)
     held = _held(config, model)
     say(f"model: {model.family.model_type}, {num_params:,} parameters in {held}, {num_trainable:,} train")
@@ -116,17 +110,13 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     # ---- step
     transform = optimizer(config.train, num_steps, trainable, ratio=lora.learning_rate_ratios(config.lora))
     rate = schedule(config.train, num_steps)
-    state = _place(trainable, transform, mesh)
+    state = first_state(trainable, transform, mesh)
     frozen = hold(frozen)
     # the state holds what trains from here on; a second copy of it would cost as much again
     model.params, params, trainable = {}, {}, {}
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-
-    def build(remat: Policy) -> jax.stages.Wrapped:
-        return make_step(_loss(config, model, mesh, remat), transform, seed=config.seed, shardings=shardings)
-
+    build = builder(config, model, mesh, transform, jax.tree.map(lambda x: x.sharding, state))
     evaluator = (
-        Evaluator(config, tokenizer, _loss(config, model, mesh), mesh, vocab_size=model.config.vocab_size)
+        Evaluator(config, tokenizer, loss_of(config, model, mesh), mesh, vocab_size=model.config.vocab_size)
         if config.data.eval or config.data.eval_fraction
         else None
     )
@@ -240,101 +230,6 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     summary = _summarise(output_dir, "completed", done, meter, mesh, num_params, num_trainable)
     final_table(summary, adapter=result)
     return summary
-
-
-def _model(config: RunConfig, mesh: jax.sharding.Mesh) -> Model:
-    """The base: from files, or from zero where the config has an architecture instead of a path."""
-    wanted = config.model
-    if wanted.architecture is not None:
-        if wanted.path is not None or config.lora is not None:
-            raise ConfigError("model.architecture starts from zero", fix="leave out model.path and set lora: null")
-        if wanted.quantization != "none" or wanted.matmul != "default":
-            raise ConfigError(
-                "model.architecture: what trains from zero is neither quantized nor multiplied in fewer bits",
-                fix="leave out model.quantization and model.matmul",
-            )
-        if wanted.tokenizer is None:
-            raise ConfigError("pre-training needs a tokenizer", where="model.tokenizer")
-        model = initial(
-            wanted.architecture, wanted.dtype, mesh, seed=config.seed, tokenizer=wanted.tokenizer,
-            attention=wanted.attention,
-        )  # fmt: skip
-        # not transformers' defaults, which are those of Llama's tokenizer
-        for key in {"bos_token_id", "eos_token_id", "pad_token_id"} - wanted.architecture.keys():
-            model.hf_config[key] = getattr(model.tokenizer, key)
-        return model
-    if wanted.path is None:
-        raise ConfigError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
-
-    def trains(path: str) -> bool:
-        if config.lora is not None:
-            return False
-        return config.train.trainable is None or any(re.search(rule, path) for rule in config.train.trainable)
-
-    # PiSSA takes its start out of the full kernels: `_adapt` quantizes what is left
-    quantization = "none" if _is_pissa(config) else wanted.quantization
-    return load(
-        wanted.path, wanted.dtype, mesh, revision=wanted.revision, tokenizer=wanted.tokenizer, trains=trains,
-        quantization=quantization, matmul=wanted.matmul, attention=wanted.attention,
-    )  # fmt: skip
-
-
-def _is_pissa(config: RunConfig) -> bool:
-    return config.lora is not None and config.lora.init_lora_weights == "pissa"
-
-
-def _adapt(config: RunConfig, model: Model) -> tuple[tree.Tree, Callable[[str], bool]]:
-    """(the parameters, with adapters if the config says so; path -> whether it trains)."""
-    if config.lora is not None:
-        modules = lora.targets(model.params, config.lora.target_modules, model.family.modules)
-        key = jax.random.fold_in(jax.random.key(config.seed), 1)
-        params = lora.add(model.params, modules, config.lora, key)
-        if _is_pissa(config) and config.model.quantization != "none":
-            params = quantize(params, config.model.quantization)
-        return params, lora.is_adapter
-    if config.train.trainable is None:
-        return model.params, lambda path: True
-    rules = [(pattern, True) for pattern in config.train.trainable]
-    chosen = tree.match(rules, tree.flatten(model.params), what="train.trainable", default=False)
-    return model.params, chosen.__getitem__
-
-
-def _loss(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Policy | None = None) -> Loss:
-    """The model's summed loss as a function of its parameters and a batch; with no policy, the cross entropy alone."""
-    budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size)
-    if remat is None:
-        return objective(model.graph, model.config, logits_bytes=budget, layout=layout_on(mesh))
-    return objective(
-        model.graph,
-        model.config,
-        logits_bytes=budget,
-        terms=Terms(config.train.z_loss, config.train.label_smoothing_factor),
-        dropout_rate=config.lora.lora_dropout if config.lora is not None else 0.0,
-        scan=scan_layers(remat, ACTIVATIONS),
-        layout=layout_on(mesh),
-    )
-
-
-def _place(trainable: tree.Tree, transform: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
-    """The first state on the mesh: moments where the parameters they belong to lie, all else on every device."""
-    parameters = tree.flatten(trainable)
-
-    def beside(keys: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
-        # A moment's key path ends in its parameter's. One of 8 bits has two arrays, of which the one with a number for
-        # each block has fewer columns; a factored one (adafactor) has fewer dims, and is small enough to be everywhere.
-        names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
-        for start in range(len(names)):
-            parameter = parameters.get(".".join(names[start:]))
-            if parameter is not None and parameter.ndim == leaf.ndim:
-                split = ((n, axis) for n, axis in zip(leaf.shape, parameter.sharding.spec, strict=False) if axis)
-                if all(n % mesh.shape[axis] == 0 for n, axis in split):
-                    return parameter.sharding
-        return replicated(mesh)
-
-    shapes = jax.eval_shape(lambda t: init_state(t, transform), trainable)
-    where = jax.tree_util.tree_map_with_path(beside, shapes)
-    # copied: the step donates its state, and the caller's tree must stay alive
-    return jax.jit(lambda t: init_state(jax.tree.map(jnp.copy, t), transform), out_shardings=where)(trainable)
 
 
 def _on_device(numbers: dict[str, Any], microbatches: int, sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:

@@ -1,19 +1,17 @@
 """`train.remat: auto` in a run: its memory budget, the step's arguments, and what to try where nothing fits."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxlean import tree
 from jaxlean.config import RunConfig
 from jaxlean.models.decoder import ACTIVATIONS
+from jaxlean.run.job import Build, batch_shapes
 from jaxlean.train.step import TrainState
-from jaxlean.xla.mesh import batch_sharding, num_batch_shards
+from jaxlean.xla.mesh import num_batch_shards
 from jaxlean.xla.precision import compute_dtype
-from jaxlean.xla.remat import Policy
 from jaxlean.xla.remat_auto import Choice, choose, device_budget, say_bytes
 
 # Bytes of a matrix's element in a quantized base, with its scales (NF4: 64 elements share one byte of scale).
@@ -23,7 +21,7 @@ _QUANTIZED = {"int8": 1.01, "nf4": 0.52}
 def fit(
     config: RunConfig,
     mesh: jax.sharding.Mesh,
-    build: Callable[[Policy], jax.stages.Wrapped],
+    build: Build,
     state: TrainState,
     frozen: tree.Tree,
     rows: int,
@@ -39,14 +37,7 @@ def fit(
     Raises:
         RunError: it does not fit; says by how much, and which cuts would save that.
     """
-    parts = config.train.gradient_accumulation_steps
-    where = batch_sharding(mesh, leading=1)
-    shapes = {
-        name: jax.ShapeDtypeStruct((parts, rows // parts, length), dtype, sharding=where)
-        for name, dtype in {
-            "tokens": jnp.int32, "loss_mask": jnp.bool_, "segments": jnp.int32, "positions": jnp.int32
-        }.items()
-    }  # fmt: skip
+    shapes = batch_shapes(config, rows, length, mesh)
     held = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (state, frozen))
     set_budget = config.train.memory_budget
     budget = set_budget if set_budget is not None else device_budget(mesh.devices.flat)

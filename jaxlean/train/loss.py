@@ -18,6 +18,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxlean.platform import platform
+
 # (parameters, hidden states [tokens, hidden], int32 number of the chunk, on which a dropout may depend)
 # -> float32 logits [tokens, vocab]
 Head = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -100,7 +102,7 @@ def chunk_budget(setting: int | Literal["auto"] | None, num_devices: int) -> int
     if setting is None:
         return None
     if setting == "auto":
-        setting = (32 if jax.default_backend() == "cpu" else 256) << 20
+        setting = (32 if platform() == "cpu" else 256) << 20
     return setting * num_devices
 
 

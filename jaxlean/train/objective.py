@@ -54,10 +54,12 @@ def objective(
         def head(own: Any, x: jax.Array, number: jax.Array) -> jax.Array:
             # its own place among the layers' (0, 1 ... num_layers - 1), then one for each chunk
             drop = Dropout(dropout_rate, own["key"]).fold(config.num_layers).fold(number) if dropout_rate else None
-            return nnx.merge(graph, {**params, part: own[part]}).logits(x, drop)
+            logits = nnx.merge(graph, {**params, part: own[part]}).logits(layout.constrain(x, "loss_in"), drop)
+            return layout.constrain(logits, "logits")
 
         # the targets of whole sequences, then the parts of them as rows of their own
         hidden, targets, counts = map(layout.fold, (hidden, *shifted(tokens, mask)))
+        hidden = layout.constrain(hidden, "layer_in")
         rows, length = targets.shape
         chunk = chunk_length(length, row_bytes=4 * rows * config.vocab_size, budget=logits_bytes)
         return chunked_loss(head, {part: params[part], "key": key}, hidden, targets, counts, chunk=chunk, terms=terms)

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlean.errors import ConfigError
+from jaxlean.platform import platform
 
 # The first pattern found in a path decides. What trains is float32 before any rule.
 RULES: tuple[tuple[str, Literal["float32", "compute", "codes"]], ...] = (
@@ -39,7 +40,7 @@ EMULATE_FP8 = "JAXLEAN_EMULATE_FP8"
 def compute_dtype(name: str) -> Any:
     """`auto`, `float32` or `bfloat16` -> a dtype; auto is float32 on CPU, many of which only emulate bfloat16."""
     if name == "auto":
-        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+        return jnp.dtype(jnp.float32 if platform() == "cpu" else jnp.bfloat16)
     return jnp.dtype(name)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from jaxlean.errors import ConfigError, did_you_mean
+from jaxlean.platform import platform as current_platform
 
 Policy = str | Sequence[str] | Mapping[str, Sequence[str]]
 Body = Callable[[Any, Any], tuple[Any, Any]]
@@ -84,7 +85,7 @@ def check(policy: Policy, names: Collection[str], *, platform: str | None = None
             raise ConfigError("train.remat: no such activation", got=name, wanted=", ".join(names))
         if name in save and name in offload:
             raise ConfigError("train.remat: an activation is either saved or offloaded", got=name)
-    platform = platform if platform is not None else jax.default_backend()
+    platform = platform if platform is not None else current_platform()
     if offload and platform == "cpu":
         raise ConfigError(
             "train.remat: offload needs a device with a memory of its own beside the host's",

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from jaxlean.errors import RunError
+from jaxlean.platform import platform
 from jaxlean.xla.remat import Policy
 from jaxlean.xla.work import Recomputation, Work, count, kept_bytes, largest_result
 
@@ -142,7 +143,7 @@ def choose(
         RunError: it does not fit, whatever is recomputed; says by how much.
     """
     start = time.perf_counter()
-    rates = rates if rates is not None else RATES.get(jax.default_backend(), RATES["gpu"])
+    rates = rates if rates is not None else RATES.get(platform(), RATES["gpu"])
     traces = {policy: build(policy).trace(*arguments) for policy in ("full", "none", "dots", "dots_no_batch")}
     found = candidates({policy: traced.jaxpr.jaxpr for policy, traced in traces.items()}, names, rates)
     least = count(traces["none"].jaxpr.jaxpr).total_flops

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlean.models.attention import attention
-from jaxlean.models.block_attention import _MOST_BLOCKS, Settings, _blocks, block_attention
+from jaxlean.models.block_attention import _MOST_BLOCKS as BY_PLATFORM
+from jaxlean.models.block_attention import Settings, _blocks, block_attention
 
 SCALE = 0.4
+_MOST_BLOCKS = BY_PLATFORM["cpu"]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,239 @@
+"""A job as a program: from a config to the one jitted step, over arrays or over shapes alone.
+
+`finetune` makes the step of arrays that lie on its devices; `outline` makes the very same of shapes, for devices that
+may not be here: what it compiles to is what the run would take.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlean import tree
+from jaxlean.adapt import lora
+from jaxlean.adapt.quantize import quantize
+from jaxlean.config import RunConfig
+from jaxlean.errors import ConfigError
+from jaxlean.hub import load as hub
+from jaxlean.hub.load import Model
+from jaxlean.models.cpu import hold
+from jaxlean.models.decoder import ACTIVATIONS
+from jaxlean.models.layout import layout_on
+from jaxlean.train.loss import Terms, chunk_budget
+from jaxlean.train.objective import Loss, objective
+from jaxlean.train.optimizer import optimizer
+from jaxlean.train.step import TrainState, init_state, make_step
+from jaxlean.xla.mesh import batch_sharding, num_batch_shards, place, replicated
+from jaxlean.xla.remat import Policy, scan_layers
+
+Build = Callable[[Policy], jax.stages.Wrapped]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A job's step over shapes.
+
+    Args:
+        model: `model.params` are shapes, adapters included.
+        build: policy -> the jitted step.
+        state, frozen, batch: its arguments, as `jax.ShapeDtypeStruct`s with shardings.
+        rows: sequences of one step, over all devices.
+        length: tokens of a sequence.
+    """
+
+    model: Model
+    build: Build
+    state: TrainState
+    frozen: tree.Tree
+    batch: dict[str, jax.ShapeDtypeStruct]
+    rows: int
+    length: int
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """Of the step."""
+        return self.state, self.frozen, self.batch
+
+
+def outline(config: RunConfig, mesh: jax.sharding.Mesh, *, length: int, num_steps: int = 1000) -> Outline:
+    """The step of a job on a mesh, without its weights, its data or its devices.
+
+    Args:
+        config: as `finetune` takes it.
+        mesh: of devices that are here, or that a program is only compiled for.
+        length: tokens of a sequence.
+        num_steps: of the run; the learning rate's schedule is part of the step.
+
+    Raises:
+        UserError: as `finetune` before it trains.
+    """
+    model = base(config, mesh, shapes=True)
+    params, trains = jax.eval_shape(lambda p: adapt(config, model, p)[0], model.params), trains_of(config, model.params)
+    where = place(mesh)
+    params = tree.map_with_path(
+        lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(path, tuple(x.shape))), params
+    )
+    model = model.with_params(params)
+    trainable, frozen = tree.split(params, trains)
+    transform = optimizer(config.train, num_steps, trainable, ratio=lora.learning_rate_ratios(config.lora))
+    shapes = jax.eval_shape(lambda t: init_state(t, transform), trainable)
+    shardings = state_shardings(shapes, trainable, mesh)
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    rows = rows_of_step(config, mesh)
+    return Outline(
+        model,
+        builder(config, model, mesh, transform, shardings),
+        state,
+        hold(frozen),
+        batch_shapes(config, rows, length, mesh),
+        rows,
+        length,
+    )
+
+
+def base(config: RunConfig, mesh: jax.sharding.Mesh, *, shapes: bool = False) -> Model:
+    """The base: from files, or from zero where the config has an architecture instead of a path.
+
+    Args:
+        shapes: shapes for parameters, no weights.
+    """
+    wanted = config.model
+    if wanted.architecture is not None:
+        if wanted.path is not None or config.lora is not None:
+            raise ConfigError("model.architecture starts from zero", fix="leave out model.path and set lora: null")
+        if wanted.quantization != "none" or wanted.matmul != "default":
+            raise ConfigError(
+                "model.architecture: what trains from zero is neither quantized nor multiplied in fewer bits",
+                fix="leave out model.quantization and model.matmul",
+            )
+        if wanted.tokenizer is None:
+            raise ConfigError("pre-training needs a tokenizer", where="model.tokenizer")
+        how: dict[str, Any] = {"tokenizer": wanted.tokenizer, "attention": wanted.attention}
+        if shapes:
+            return hub.initial_outline(wanted.architecture, wanted.dtype, mesh, **how)
+        model = hub.initial(wanted.architecture, wanted.dtype, mesh, seed=config.seed, **how)
+        # not transformers' defaults, which are those of Llama's tokenizer
+        for key in {"bos_token_id", "eos_token_id", "pad_token_id"} - wanted.architecture.keys():
+            model.hf_config[key] = getattr(model.tokenizer, key)
+        return model
+    if wanted.path is None:
+        raise ConfigError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
+
+    def trains(path: str) -> bool:
+        if config.lora is not None:
+            return False
+        return config.train.trainable is None or any(re.search(rule, path) for rule in config.train.trainable)
+
+    # PiSSA takes its start out of the full kernels: `adapt` quantizes what is left
+    quantization = "none" if is_pissa(config) else wanted.quantization
+    return (hub.outline if shapes else hub.load)(
+        wanted.path, wanted.dtype, mesh, revision=wanted.revision, tokenizer=wanted.tokenizer, trains=trains,
+        quantization=quantization, matmul=wanted.matmul, attention=wanted.attention,
+    )  # fmt: skip
+
+
+def is_pissa(config: RunConfig) -> bool:
+    """Whether adapters start from the kernels' principal directions."""
+    return config.lora is not None and config.lora.init_lora_weights == "pissa"
+
+
+def adapt(config: RunConfig, model: Model, params: tree.Tree) -> tuple[tree.Tree, Callable[[str], bool]]:
+    """(the parameters of the model, with adapters if the config says so; path -> whether it trains)."""
+    if config.lora is not None:
+        modules = lora.targets(params, config.lora.target_modules, model.family.modules)
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        params = lora.add(params, modules, config.lora, key)
+        if is_pissa(config) and config.model.quantization != "none":
+            params = quantize(params, config.model.quantization)
+    return params, trains_of(config, params)
+
+
+def trains_of(config: RunConfig, params: tree.Tree) -> Callable[[str], bool]:
+    """path -> whether that parameter trains."""
+    if config.lora is not None:
+        return lora.is_adapter
+    if config.train.trainable is None:
+        return lambda path: True
+    rules = [(pattern, True) for pattern in config.train.trainable]
+    chosen = tree.match(rules, tree.flatten(params), what="train.trainable", default=False)
+    return chosen.__getitem__
+
+
+def loss_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Policy | None = None) -> Loss:
+    """The model's summed loss as a function of its parameters and a batch; with no policy, the cross entropy alone."""
+    budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size)
+    if remat is None:
+        return objective(model.graph, model.config, logits_bytes=budget, layout=layout_on(mesh))
+    return objective(
+        model.graph,
+        model.config,
+        logits_bytes=budget,
+        terms=Terms(config.train.z_loss, config.train.label_smoothing_factor),
+        dropout_rate=config.lora.lora_dropout if config.lora is not None else 0.0,
+        scan=scan_layers(remat, ACTIVATIONS),
+        layout=layout_on(mesh),
+    )
+
+
+def builder(
+    config: RunConfig,
+    model: Model,
+    mesh: jax.sharding.Mesh,
+    transform: optax.GradientTransformation,
+    shardings: TrainState,
+) -> Build:
+    """policy -> the jitted step, whose state lies as `shardings` say."""
+
+    def build(remat: Policy) -> jax.stages.Wrapped:
+        return make_step(loss_of(config, model, mesh, remat), transform, seed=config.seed, shardings=shardings)
+
+    return build
+
+
+def first_state(trainable: tree.Tree, transform: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
+    """The first state on the mesh: moments where the parameters they belong to lie, all else on every device."""
+    where = state_shardings(jax.eval_shape(lambda t: init_state(t, transform), trainable), trainable, mesh)
+    # copied: the step donates its state, and the caller's tree must stay alive
+    return jax.jit(lambda t: init_state(jax.tree.map(jnp.copy, t), transform), out_shardings=where)(trainable)
+
+
+def state_shardings(shapes: TrainState, trainable: tree.Tree, mesh: jax.sharding.Mesh) -> TrainState:
+    """Where each leaf of a state lies.
+
+    Args:
+        shapes: of the state.
+        trainable: what trains, on the mesh (arrays, or shapes with shardings).
+    """
+    parameters = tree.flatten(trainable)
+
+    def beside(keys: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+        # A moment's key path ends in its parameter's. One of 8 bits has two arrays, of which the one with a number for
+        # each block has fewer columns; a factored one (adafactor) has fewer dims, and is small enough to be everywhere.
+        names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
+        for start in range(len(names)):
+            parameter = parameters.get(".".join(names[start:]))
+            if parameter is not None and parameter.ndim == leaf.ndim:
+                split = ((n, axis) for n, axis in zip(leaf.shape, parameter.sharding.spec, strict=False) if axis)
+                if all(n % mesh.shape[axis] == 0 for n, axis in split):
+                    return parameter.sharding
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(beside, shapes)
+
+
+def rows_of_step(config: RunConfig, mesh: jax.sharding.Mesh) -> int:
+    """Sequences of one step, over all devices and microbatches."""
+    train = config.train
+    return train.per_device_train_batch_size * train.gradient_accumulation_steps * num_batch_shards(mesh)
+
+
+def batch_shapes(config: RunConfig, rows: int, length: int, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The step's batch: [microbatches, rows of each, length]."""
+    parts, where = config.train.gradient_accumulation_steps, batch_sharding(mesh, leading=1)
+    dtypes = {"tokens": jnp.int32, "loss_mask": jnp.bool_, "segments": jnp.int32, "positions": jnp.int32}
+    shape = (parts, rows // parts, length)
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in dtypes.items()}
