@@ -61,6 +61,11 @@ def block_attention(
     return _forward(settings, query, key, value, segments, window, first)[0]
 
 
+# What one fused kernel would do: the name by which a plan knows it.
+SCOPE = "block_attention"
+
+
+@jax.named_scope(SCOPE)
 def _forward(
     settings: Settings, query: jax.Array, key: jax.Array, value: jax.Array, segments: Any, window: Any, first: Any
 ) -> tuple[jax.Array, Any]:
@@ -81,6 +86,7 @@ def _forward(
     return context, (query, key, value, segments, window, first, context, log_sum)
 
 
+@jax.named_scope(SCOPE)
 def _backward(settings: Settings, saved: Any, grad: jax.Array) -> tuple[Any, ...]:
     # Scores stand as [keys, queries]: so the gradients of keys and values are plain products, and of the three that
     # read them only that of the queries has to turn them.

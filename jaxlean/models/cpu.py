@@ -117,11 +117,11 @@ def hold(params: dict[str, Any]) -> dict[str, Any]:
     return {name: jax.tree.map(_bits_once if name == "layers" else _once, x) for name, x in params.items()}
 
 
-def _bits_once(x: jax.Array) -> jax.Array:
+def _bits_once(x: Any) -> Any:
     return _once(x, np.uint16 if x.dtype == jnp.bfloat16 else None)
 
 
-def _once(x: jax.Array, dtype: Any = None) -> jax.Array:
+def _once(x: Any, dtype: Any = None) -> Any:
     """The same numbers (or their bits) without the copies of other devices."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return x if dtype is None else jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)

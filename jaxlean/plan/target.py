@@ -91,7 +91,7 @@ def parse(text: str, file: str | None = None) -> Target:
 def local(devices: Sequence[jax.Device], file: str | None = None) -> Target:
     """The devices that are here, as a target."""
     kind = devices[0].device_kind
-    known = of_kind(kind, file) or Device(match=re.escape(kind), name=kind, platform=devices[0].platform)  # type: ignore[arg-type]
+    known = of_kind(kind, file) or Device(match=re.escape(kind), name=kind, platform=devices[0].platform)
     return Target(f"{known.target or kind}:{len(devices)}", known, (len(devices),))
 
 
@@ -122,9 +122,7 @@ def devices_of(target: Target) -> list[Any]:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         extra = {"chips_per_host_bounds": (1, 1, 1)} if target.num_devices == 1 else {}
         shape = "x".join(map(str, target.shape))
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{target.device.tpu}:{shape}", **extra
-        )  # type: ignore[arg-type]
+        found = topologies.get_topology_desc(platform="tpu", topology_name=f"{target.device.tpu}:{shape}", **extra)
         return list(found.devices)
     assert target.device.gpu is not None
     shape = f"1x1x{target.num_devices}"

@@ -101,9 +101,9 @@ def place(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
     def sharding(path: str, shape: tuple[int, ...]) -> NamedSharding:
         specs = _specs(path)
         for spec in specs:
-            if _uneven(mesh, spec, shape) is None:
+            if _uneven(mesh.shape, spec, shape) is None:
                 return NamedSharding(mesh, spec)
-        dim, axis = _uneven(mesh, specs[-1], shape)  # type: ignore[misc]
+        dim, axis = _uneven(mesh.shape, specs[-1], shape)  # type: ignore[misc]
         raise ConfigError(
             f"mesh: the {axis} axis does not divide dim {dim} of {path}",
             got=f"shape {shape}, {axis}={mesh.shape[axis]}",
@@ -150,7 +150,7 @@ def check_axes(mesh: Mesh, shapes: Mapping[str, tuple[int, ...]], *, num_kv_head
             )
     lines = []
     for path in found:
-        uneven = _uneven(mesh, _specs(path)[0], shapes[path])
+        uneven = _uneven(mesh.shape, _specs(path)[0], shapes[path])
         if uneven is not None:
             dim, axis = uneven
             lines.append(f"mesh: {path} is whole on each device of {axis}, which does not divide {shapes[path][dim]:,}")
@@ -161,10 +161,18 @@ def _specs(path: str) -> Specs:
     return next(specs for pattern, specs in RULES if re.search(pattern, path))
 
 
-def _uneven(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> tuple[int, str] | None:
+def _uneven(axes: Mapping[str, int], spec: PartitionSpec, shape: tuple[int, ...]) -> tuple[int, str] | None:
     """(dim, axis) of the first axis that does not divide the dim it should split."""
     pairs = ((dim, axis) for dim, axis in enumerate(spec) if axis is not None)
-    return next(((dim, axis) for dim, axis in pairs if shape[dim] % mesh.shape[axis]), None)
+    return next(((dim, axis) for dim, axis in pairs if shape[dim] % axes[axis]), None)
+
+
+def num_parts(path: str, shape: tuple[int, ...], axes: Mapping[str, int]) -> int | None:
+    """Into how many parts `place` cuts a parameter on a mesh of these sizes; None where it would refuse."""
+    for spec in _specs(path):
+        if _uneven(axes, spec, shape) is None:
+            return int(np.prod([axes[axis] for axis in spec if axis is not None], dtype=np.int64))
+    return None
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

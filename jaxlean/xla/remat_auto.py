@@ -154,7 +154,7 @@ def choose(
     def attempt(candidate: Candidate) -> jax.stages.Compiled | None:
         policy = candidate.policy
         traced = traces[policy] if isinstance(policy, str) and policy in traces else build(policy).trace(*arguments)
-        compiled, needed[candidate] = _compile(traced, budget)
+        compiled, needed[candidate] = compile_within(traced, budget)
         return compiled if needed[candidate] <= budget else None
 
     def estimate(candidate: Candidate) -> float:
@@ -298,7 +298,7 @@ def say_bytes(number: float) -> str:
     return f"{number / size:.{digits}f} {unit}"
 
 
-def _compile(traced: Any, budget: int) -> tuple[jax.stages.Compiled | None, int]:
+def compile_within(traced: Any, budget: int) -> tuple[jax.stages.Compiled | None, int]:
     """(the compiled step, its bytes); (None, more than the budget) where the compiler itself sees no room for it."""
     try:
         compiled = traced.lower().compile()

@@ -1,0 +1,165 @@
+"""What can be said of a candidate before it is compiled: bytes and seconds from one trace of the step.
+
+The step of a single sequence on a single device is traced once for each form of the base. What a mesh, a microbatch and
+a policy make of it is arithmetic. Bytes come as a bound that no program can go below, which prunes, and as an estimate,
+which orders; the compiler has the last word.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+
+from jaxlean import tree
+from jaxlean.config import RunConfig
+from jaxlean.models.decoder import ACTIVATIONS
+from jaxlean.plan import estimate
+from jaxlean.plan.candidate import Candidate, rows_per_step
+from jaxlean.plan.target import Target
+from jaxlean.run.job import Outline, outline
+from jaxlean.train.loss import chunk_budget
+from jaxlean.xla import remat_auto
+from jaxlean.xla.mesh import ROWS, make_mesh, num_parts
+from jaxlean.xla.precision import compute_dtype
+from jaxlean.xla.remat_auto import candidates
+from jaxlean.xla.work import Recomputation
+
+_TRACED = ("full", "none", "dots", "dots_no_batch")
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A candidate with a policy, before it is compiled.
+
+    Args:
+        candidate: with its policy.
+        bound: bytes of one device that it takes at least.
+        memory: bytes of one device that it should take.
+        seconds: of a step, estimated.
+    """
+
+    candidate: Candidate
+    bound: float
+    memory: float
+    seconds: float
+
+
+class Analysis:
+    """One form of a job's base, traced for a single sequence.
+
+    Args:
+        config: of the job, its dtype and form set.
+        target: whose rates order the policies.
+        length: tokens of a sequence.
+    """
+
+    def __init__(self, config: RunConfig, target: Target, device: Any, *, length: int):
+        self._config, self._target, self._length = config, target, length
+        one = config.model_copy(deep=True)
+        one.train.per_device_train_batch_size = one.train.gradient_accumulation_steps = 1
+        for axis in ("data", "fsdp", "expert", "context", "tensor"):
+            setattr(one.mesh, axis, 1)
+        self.outline: Outline = outline(one, make_mesh(one.mesh, [device]), length=length)
+        arguments = self.outline.arguments
+        traces = {policy: self.outline.build(policy).trace(*arguments).jaxpr.jaxpr for policy in _TRACED}
+        self._rates = estimate.rates_of(target)
+        self._policies: list[remat_auto.Candidate] = candidates(traces, ACTIVATIONS, self._rates)
+        # of one layer: what a backward pass that computes everything again holds while it is in it
+        sizes = Recomputation(traces["full"]).without(())[1]
+        self._layer = sum(sizes.values()) / self.outline.model.config.num_layers
+        self._width = compute_dtype(config.model.dtype).itemsize
+        self._trainable = _sizes(self.outline.state.trainable)
+        self._frozen = _sizes(self.outline.frozen)
+        self._optimizer = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.outline.state.optimizer))
+
+    def guesses(self, candidate: Candidate) -> list[Guess]:
+        """The candidate with each policy that is worth a thought, fastest first; none where its mesh divides badly."""
+        axes = candidate.axes
+        parts = {path: num_parts(path, shape, axes) for path, (shape, _) in (self._trainable | self._frozen).items()}
+        if any(number is None for number in parts.values()):
+            return []
+        local = {path: size / parts[path] for path, (_, size) in (self._trainable | self._frozen).items()}  # type: ignore[operator]
+        if any(size > 1 and axis in ("fsdp", "tensor") and not self._works(axis, axes) for axis, size in axes.items()):
+            return []
+        trainable = sum(local[path] for path in self._trainable)
+        frozen = sum(local[path] for path in self._frozen)
+        whole = sum(size for _, size in self._trainable.values()) or 1.0
+        held = trainable + frozen + self._optimizer * trainable / whole
+        gradients = trainable * (2 if candidate.accumulation > 1 else 1)
+        tokens = candidate.microbatch * self._length / axes["context"]
+        share = candidate.microbatch / axes["context"]
+        narrow = 0.5 + 0.5 / axes["tensor"]  # what lies along the hidden size is not split by tensor
+        vocab = self.outline.model.config.vocab_size
+        logits = tokens * vocab * 4 / axes["tensor"]
+        budget = chunk_budget(self._config.train.loss_chunk_bytes, 1)
+        chunk = 2 * (logits if budget is None else min(logits, budget))
+        gathered = self._gathered(axes)
+        found = []
+        for policy in self._policies:
+            kept = policy.kept * share
+            bound = held + gradients + kept / axes["tensor"]
+            memory = (
+                held + gradients + policy.spread * kept * narrow + 1.5 * self._layer * share * narrow + chunk + gathered
+            )
+            found.append(
+                Guess(replace(candidate, remat=policy.policy), bound, memory, self._seconds(candidate, policy))
+            )
+        return sorted(found, key=lambda guess: guess.seconds)
+
+    def _works(self, axis: str, axes: dict[str, int]) -> bool:
+        """Whether an axis cuts anything."""
+        alone = {**dict.fromkeys(axes, 1), axis: axes[axis]}
+        return any((num_parts(p, shape, alone) or 1) > 1 for p, (shape, _) in (self._trainable | self._frozen).items())
+
+    def _gathered(self, axes: dict[str, int]) -> float:
+        """Bytes of parameters that a device puts together from all of `fsdp`: two layers, the largest of the rest."""
+        if axes["fsdp"] == 1:
+            return 0.0
+        layers, rest = 0.0, 0.0
+        for path, (shape, _) in (self._trainable | self._frozen).items():
+            split = num_parts(path, shape, {**axes, "fsdp": 1}) or 1
+            size = math.prod(shape) * self._width / split
+            if path.startswith("layers.") and ".kernel" in path:
+                layers += size / shape[0]
+            elif path.endswith((".kernel", ".embedding")):
+                rest = max(rest, size)
+        return 2 * layers + rest
+
+    def _seconds(self, candidate: Candidate, policy: remat_auto.Candidate) -> float:
+        axes, rates, model = candidate.axes, self._rates, self.outline.model.config
+        rows = rows_per_step(self._config)
+        tokens = candidate.microbatch * self._length / axes["context"]
+        matrices = (self._trainable | self._frozen).items()
+        kernels = sum(math.prod(shape) * self._width for path, (shape, _) in matrices if ".kernel" in path)
+        weights = 3 * kernels / rates.product_bytes  # read forward, backward, and once more for the gradient
+        parts = candidate.accumulation
+        num = self._target.num_devices
+        computing = max(policy.seconds - weights, 0.2 * policy.seconds) * rows
+        if self._target.platform == "cpu":
+            computing += weights * parts * num
+        else:
+            computing = computing / num + weights * parts / axes["tensor"]
+        shards = math.prod(axes[axis] for axis in ROWS) * axes["context"]
+        trained = sum(size / (num_parts(p, shape, axes) or 1) for p, (shape, size) in self._trainable.items())
+        sent, count = 2 * trained * parts * (shards - 1) / shards, 0.0
+        again = 3 if policy.policy in ("full", "nested", "mlp") else 2
+        if axes["fsdp"] > 1:
+            sent += again * parts * kernels / axes["tensor"] * (axes["fsdp"] - 1) / axes["fsdp"]
+            count += again * parts * 7 * model.num_layers
+        if axes["tensor"] > 1:
+            each = 2 * tokens * model.hidden_size * self._width * (axes["tensor"] - 1) / axes["tensor"]
+            sent += 2 * again * parts * model.num_layers * each
+            count += 2 * again * parts * model.num_layers
+        if axes["context"] > 1:
+            each = tokens * model.num_kv_heads * model.head_dim * self._width * (axes["context"] - 1)
+            sent += 2 * (again + 1) * parts * model.num_layers * each
+            count += 2 * (again + 1) * parts * model.num_layers
+        if shards > 1:
+            count += parts * model.num_layers
+        return computing + estimate.exchange(self._target, sent, count)
+
+
+def _sizes(part: tree.Tree) -> dict[str, tuple[tuple[int, ...], float]]:
+    """{path: (shape, bytes)}."""
+    return {path: (tuple(x.shape), float(x.size * x.dtype.itemsize)) for path, x in tree.flatten(part).items()}

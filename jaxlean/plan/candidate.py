@@ -1,0 +1,140 @@
+"""The ways to run a job on a target: mesh, microbatch, the base's form, what is recomputed.
+
+The job keeps its meaning: a step sees the same sequences however they are spread, so that only its cost differs. What
+is enumerated is what `finetune` can be told.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jaxlean.config import MeshSection, RunConfig
+from jaxlean.models.decoder import DecoderConfig
+from jaxlean.xla.mesh import AXES, ROWS
+from jaxlean.xla.remat import Policy
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a job.
+
+    Args:
+        mesh: devices along each axis, in the order of `xla.mesh.AXES`.
+        microbatch: sequences that one device takes at a time.
+        accumulation: microbatches of a step.
+        dtype: of matrix products.
+        quantization: form of the frozen base.
+        remat: policy; None where it is still to be chosen.
+    """
+
+    mesh: tuple[int, ...]
+    microbatch: int
+    accumulation: int
+    dtype: str
+    quantization: str
+    remat: Policy | None = None
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Devices by axis."""
+        return dict(zip(AXES, self.mesh, strict=True))
+
+    @property
+    def mesh_name(self) -> str:
+        """The axes of several devices, for people: `fsdp=4 tensor=2`."""
+        return " ".join(f"{axis}={size}" for axis, size in self.axes.items() if size > 1) or "one device"
+
+    def settings(self) -> dict[str, Any]:
+        """`section.key` -> value, as `finetune` is told it."""
+        return {
+            "model.dtype": self.dtype,
+            "model.quantization": self.quantization,
+            "train.per_device_train_batch_size": self.microbatch,
+            "train.gradient_accumulation_steps": self.accumulation,
+            "train.remat": list(self.remat) if isinstance(self.remat, tuple) else self.remat,
+            **{f"mesh.{axis}": size for axis, size in self.axes.items()},
+        }
+
+    def apply(self, config: RunConfig) -> RunConfig:
+        """The config of the job run this way."""
+        changed = config.model_copy(deep=True)
+        for key, value in self.settings().items():
+            section, _, name = key.partition(".")
+            if value is not None:
+                setattr(getattr(changed, section), name, value)
+        return changed
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "mesh": self.axes}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "Candidate":
+        """The inverse of `as_dict`, after JSON too."""
+        remat = values["remat"]
+        mesh = tuple(values["mesh"][axis] for axis in AXES)
+        return Candidate(**{**values, "mesh": mesh, "remat": tuple(remat) if isinstance(remat, list) else remat})
+
+
+def rows_per_step(config: RunConfig) -> int:
+    """Sequences of one step, which a plan holds constant; axes of -1 count as one device."""
+    shards = math.prod(max(getattr(config.mesh, axis), 1) for axis in ROWS)
+    return config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps * shards
+
+
+def enumerate_candidates(
+    config: RunConfig, shape: DecoderConfig, num_devices: int, *, length: int, dtype: str
+) -> Iterator[Candidate]:
+    """Every way that the axes of a mesh, microbatches and forms of the base allow; what does not divide is left out.
+
+    Args:
+        config: of the job. What it sets to something else than its default stays as it is: an axis of the mesh, a form
+            of the base.
+        shape: of its model.
+        num_devices: of the target.
+        length: tokens of a sequence.
+        dtype: that `auto` means on the target.
+    """
+    rows = rows_per_step(config)
+    forms = [config.model.quantization]
+    if config.lora is not None and config.model.quantization == "none" and config.model.architecture is None:
+        forms += ["int8", "nf4"]
+    for mesh in _meshes(config.mesh, num_devices):
+        axes = dict(zip(AXES, mesh, strict=True))
+        shards = math.prod(axes[axis] for axis in ROWS)
+        if rows % shards or length % axes["context"] or not _divides(shape, axes):
+            continue
+        own = rows // shards
+        for microbatch in (n for n in range(own, 0, -1) if own % n == 0):
+            for form in forms:
+                yield Candidate(mesh, microbatch, own // microbatch, dtype, form)
+
+
+def _meshes(section: MeshSection, num_devices: int) -> Iterator[tuple[int, ...]]:
+    """Sizes by axis that multiply to the devices. An axis that the config sets keeps its size."""
+    fixed = {axis: size for axis in AXES if (size := getattr(section, axis)) > 1}
+    free = [axis for axis in ("data", "fsdp", "context", "tensor") if axis not in fixed]
+    rest, left = divmod(num_devices, math.prod(fixed.values()))
+    if left:
+        return
+    for sizes in _factors(rest, len(free)):
+        found = {**dict.fromkeys(AXES, 1), **fixed, **dict(zip(free, sizes, strict=True))}
+        yield tuple(found[axis] for axis in AXES)
+
+
+def _factors(number: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """Every tuple of `parts` numbers whose product is `number`."""
+    if parts == 0:
+        if number == 1:
+            yield ()
+        return
+    for first in (n for n in range(1, number + 1) if number % n == 0):
+        for rest in _factors(number // first, parts - 1):
+            yield (first, *rest)
+
+
+def _divides(shape: DecoderConfig, axes: dict[str, int]) -> bool:
+    tensor, fsdp = axes["tensor"], axes["fsdp"]
+    split: Sequence[int] = (shape.num_kv_heads, shape.intermediate_size)
+    return all(n % tensor == 0 for n in split) and shape.hidden_size % fsdp == 0

@@ -1,0 +1,103 @@
+"""How long a step takes on a target: from the work in its trace and, once it is compiled, from what it exchanges.
+
+    seconds = work / rates  +  (1 - overlap) * (bytes sent / link  +  collectives * latency)
+
+Work is exact (`xla.work`, recomputation included); the rates are shares of the peaks in the hardware table that
+programs of this kind reach. On a TPU the compiler's own estimate of cycles is a second opinion, and the slower one
+counts. All of it is an estimate: `finetune` prints it beside what it measured.
+"""
+
+from dataclasses import dataclass
+
+from jaxlean.cost.price import num_vcpus
+from jaxlean.plan.hlo import Program
+from jaxlean.plan.target import Target
+from jaxlean.xla.remat_auto import RATES, Rates
+from jaxlean.xla.work import Work
+
+# Of the peak: what large products reach, and what everything else reaches of the memory's bandwidth. H100: 8192^3 in
+# bfloat16 at 798 of 989 TFLOP/s, a copy at 3.0 of 3.35 TB/s (measured); a model's own products are smaller.
+_PRODUCTS = {"gpu": 0.70, "tpu": 0.75}
+_MEMORY = {"gpu": 0.75, "tpu": 0.75}
+# Of the elements that are not products' most are fused into something else.
+_ELEMENTS_PER_BYTE = 1.0
+_KEPT = 0.36
+_LINK = 0.8
+# The share of an exchange that hides behind computation, and what one costs however small it is.
+_OVERLAP = {"cpu": 0.0, "gpu": 0.5, "tpu": 0.6}
+_LATENCY = {"cpu": 60e-6, "gpu": 15e-6, "tpu": 5e-6}
+# Devices that the host is split into exchange through its memory.
+_HOST_EXCHANGE = 2.0e9
+# The machine that the CPU's rates were fitted on.
+_FITTED_CORES = 2
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of one step.
+
+    Args:
+        work: computing.
+        exchange: between devices, beyond what computing hides.
+    """
+
+    work: float
+    exchange: float
+
+    @property
+    def total(self) -> float:
+        """Both."""
+        return self.work + self.exchange
+
+
+def rates_of(target: Target) -> Rates:
+    """How fast one device of the target is (for CPUs: the whole machine)."""
+    device = target.device
+    if target.platform == "cpu" or device.memory_gb_per_second is None:
+        here, cores = RATES.get(target.platform, RATES["gpu"]), num_vcpus() / _FITTED_CORES
+        if target.platform != "cpu":
+            return here
+        return Rates(
+            {dtype: rate * cores for dtype, rate in here.flops.items()},
+            here.product_bytes * cores, here.elements * cores, here.kept_bytes * cores,
+        )  # fmt: skip
+    reached, bandwidth = _PRODUCTS[target.platform], device.memory_gb_per_second * 1e9 * _MEMORY[target.platform]
+    flops: dict[str, float] = {dtype: tera * 1e12 * reached for dtype, tera in device.tflops.items()}
+    if "float8" in flops:
+        flops |= dict.fromkeys(("float8_e4m3fn", "float8_e5m2"), flops["float8"])
+    flops.setdefault("float32", min(flops.values(), default=1e12))
+    return Rates(flops, bandwidth, bandwidth * _ELEMENTS_PER_BYTE, bandwidth * _KEPT)
+
+
+def seconds(
+    target: Target, work: Work, kept: float, *, sent: float, collectives: float, cycles_seconds: float = 0.0
+) -> Seconds:
+    """The time of one step.
+
+    Args:
+        target: its devices share the work alike.
+        work: of a step, over all devices.
+        kept: bytes of activations written and read again, over all devices.
+        sent: bytes that one device sends.
+        collectives: that it takes part in.
+        cycles_seconds: a TPU compiler's estimate of one device's computing.
+    """
+    # the devices of a CPU are threads of one machine, whose rates these are
+    computing = float(rates_of(target).seconds(work, kept)) / (1 if target.platform == "cpu" else target.num_devices)
+    return Seconds(max(computing, cycles_seconds), exchange(target, sent, collectives))
+
+
+def exchange(target: Target, sent: float, collectives: float) -> float:
+    """Seconds that one device's exchanges take beyond what computing hides; `sent` in bytes."""
+    latency, left = _LATENCY[target.platform], 1 - _OVERLAP[target.platform]
+    if target.platform == "cpu":
+        # what all of them send goes through one memory
+        return left * target.num_devices * (sent / _HOST_EXCHANGE + collectives * latency)
+    link = (target.device.link_gb_per_second or 10.0) * 1e9 * _LINK
+    return left * (sent / link + collectives * latency)
+
+
+def of_program(target: Target, work: Work, kept: float, program: Program, cycle: float | None) -> Seconds:
+    """`seconds` with what was read off the compiled program; `cycle` is the length of a TPU's cycle in seconds."""
+    told = program.cycles * cycle if program.cycles and cycle else 0.0
+    return seconds(target, work, kept, sent=program.bytes, collectives=program.count, cycles_seconds=told)

@@ -1,0 +1,207 @@
+"""The best ways to run a job on one target: bounded, ordered by estimate, and the foremost of them compiled.
+
+Thousands of candidates become a handful of compilations: what cannot fit by any program is left out, the rest is tried
+in the order of its estimated time, and each compilation corrects the estimates of the others.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+
+from jaxlean.config import RunConfig
+from jaxlean.errors import UserError
+from jaxlean.models.block_attention import SCOPE
+from jaxlean.plan.analysis import Analysis, Guess
+from jaxlean.plan.candidate import Candidate, enumerate_candidates
+from jaxlean.plan.compiled import Compiled, compile_candidate
+from jaxlean.plan.target import Target, devices_of, missing
+from jaxlean.platform import written_for
+from jaxlean.xla.precision import compute_dtype
+from jaxlean.xla.work import as_one_kernel
+
+# Compilations for a target, at most; and how much faster by estimate another must be than what fits to be worth one.
+MOST = 4
+_WORTH = 0.97
+
+
+@dataclass(frozen=True)
+class Row:
+    """A candidate on a target, and what became of it.
+
+    Args:
+        target: its name.
+        candidate: None where there is none to speak of.
+        status: `fits` (compiled), `too large` (compiled), `bound` (by arithmetic alone: no compiler here for it),
+            `failed`, `nothing` (no mesh divides the job).
+        memory, capacity: bytes of one device.
+        step_seconds, exchange_seconds: estimated; the second is part of the first.
+        flops: in a step, over all devices.
+        note: what a reader should know.
+        compile_seconds: that it took.
+    """
+
+    target: str
+    status: str
+    candidate: Candidate | None = None
+    memory: float | None = None
+    capacity: int | None = None
+    step_seconds: float | None = None
+    exchange_seconds: float | None = None
+    flops: float | None = None
+    note: str = ""
+    compile_seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "candidate": self.candidate.as_dict() if self.candidate is not None else None}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "Row":
+        """The inverse of `as_dict`."""
+        candidate = values["candidate"]
+        return Row(**{**values, "candidate": None if candidate is None else Candidate.from_dict(candidate)})
+
+
+def search(
+    config: RunConfig,
+    target: Target,
+    *,
+    length: int,
+    most: int = MOST,
+    skip: frozenset[str] = frozenset(),
+    starting: Callable[[Candidate], None] = lambda candidate: None,
+) -> Iterator[Row]:
+    """The rows of a target, each as soon as it is known.
+
+    Args:
+        config: of the job.
+        target: to run it on.
+        length: tokens of a sequence.
+        most: compilations.
+        skip: `str` of candidates that are not to be compiled, since the compiler fails on them.
+        starting: called before each compilation, so that who waits knows what for.
+    """
+    lacking = missing(target.platform)
+    job, note = _for_platform(config, target)
+    with written_for(target.platform), as_one_kernel(SCOPE) if note else nullcontext():
+        # a bound needs no compiler: the host's device stands for the target's
+        devices = devices_of(target) if lacking is None else jax.devices("cpu")[:1]
+        try:
+            guesses = _guesses(job, target, devices[0], length)
+        except UserError as error:
+            yield Row(target.name, "failed", note=str(error).splitlines()[0])
+            return
+        capacity = target.capacity
+        if not guesses:
+            yield Row(target.name, "nothing", capacity=capacity, note="no mesh of these devices divides the job")
+            return
+        if lacking is not None:
+            best = next((g for g in guesses if capacity is None or g.memory <= capacity), guesses[-1])
+            reason = f"bound only: {lacking} is not installed (pip install 'jaxlean[plan]')"
+            yield _guessed(target, best, reason)
+            return
+        yield from _compile_foremost(job, target, devices, guesses, length, most, skip, starting, note)
+
+
+def _compile_foremost(
+    job: RunConfig,
+    target: Target,
+    devices: list[Any],
+    guesses: list[Guess],
+    length: int,
+    most: int,
+    skip: frozenset[str],
+    starting: Callable[[Candidate], None],
+    note: str,
+) -> Iterator[Row]:
+    capacity = target.capacity
+    correction, speed, done, best = 1.0, 1.0, 0, None
+    tried: set[str] = set(skip)
+    while done < most:
+        open_ = [g for g in guesses if str(g.candidate) not in tried]
+        if capacity is not None:
+            open_ = [g for g in open_ if g.bound <= capacity and g.memory * correction <= capacity]
+        if best is not None:
+            open_ = [g for g in open_ if g.seconds * speed < best * _WORTH]
+        guess = next(iter(open_), None)
+        if guess is None and best is None:
+            # by estimate nothing fits (any more): the smallest has the last word
+            rest = [g for g in guesses if str(g.candidate) not in tried]
+            guess = min(rest, key=lambda g: g.memory, default=None)
+        if guess is None:
+            return
+        tried.add(str(guess.candidate))
+        done += 1
+        starting(guess.candidate)
+        try:
+            found = compile_candidate(job, target, devices, guess.candidate, length=length)
+        except UserError as error:
+            yield Row(target.name, "failed", guess.candidate, capacity=capacity, note=str(error).splitlines()[0])
+            continue
+        except Exception as error:
+            text = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            yield Row(target.name, "failed", guess.candidate, capacity=capacity, note=f"the compiler failed: {text}")
+            continue
+        row = _row(target, guess.candidate, found, note)
+        if row.status == "fits":
+            best = min(best or float("inf"), found.step_seconds)
+            speed = found.step_seconds / guess.seconds
+        correction = max(found.memory / guess.memory, 0.5) if found.fits else max(correction, 1.3)
+        yield row
+
+
+def _row(target: Target, candidate: Candidate, found: Compiled, note: str) -> Row:
+    fits = found.fits and (target.capacity is None or found.memory <= target.capacity)
+    return Row(
+        target.name, "fits" if fits else "too large", candidate, found.memory, target.capacity, found.step_seconds,
+        found.exchange_seconds, found.flops, note, found.compile_seconds,
+    )  # fmt: skip
+
+
+def _guessed(target: Target, guess: Guess, note: str) -> Row:
+    return Row(
+        target.name, "bound", guess.candidate, guess.memory, target.capacity, guess.seconds, None, None, note
+    )  # fmt: skip
+
+
+def _guesses(job: RunConfig, target: Target, device: Any, length: int) -> list[Guess]:
+    """Every candidate with the policies worth a thought, the fastest first."""
+    dtype = str(compute_dtype(job.model.dtype).name)
+    found: list[Guess] = []
+    analyses: dict[str, Analysis] = {}
+    shape = None
+    for form in _forms(job):
+        own = job.model_copy(deep=True)
+        own.model.dtype, own.model.quantization = dtype, form  # type: ignore[assignment]
+        analyses[form] = Analysis(own, target, device, length=length)
+        shape = analyses[form].outline.model.config
+    assert shape is not None
+    for candidate in enumerate_candidates(job, shape, target.num_devices, length=length, dtype=dtype):
+        found += analyses[candidate.quantization].guesses(candidate)
+    return sorted(found, key=lambda guess: guess.seconds)
+
+
+def _forms(job: RunConfig) -> list[str]:
+    frozen = job.lora is not None and job.model.architecture is None
+    return ["none", "int8", "nf4"] if frozen and job.model.quantization == "none" else [job.model.quantization]
+
+
+def _for_platform(config: RunConfig, target: Target) -> tuple[RunConfig, str]:
+    """The config as the target runs it, and what had to be changed only for the plan."""
+    job = config.model_copy(deep=True)
+    if target.platform == "gpu" and job.model.attention in ("auto", "cudnn") and not _cudnn_here():
+        job.model.attention = "block"
+        return job, "attention: block stands in for cudnn, which is not installed here"
+    return job, ""
+
+
+def _cudnn_here() -> bool:
+    import importlib.util
+
+    try:
+        return importlib.util.find_spec("nvidia.cudnn") is not None
+    except ModuleNotFoundError:
+        return False
