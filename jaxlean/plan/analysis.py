@@ -14,9 +14,9 @@ import jax
 from jaxlean import tree
 from jaxlean.config import RunConfig
 from jaxlean.models.decoder import ACTIVATIONS
-from jaxlean.plan import estimate
 from jaxlean.plan.candidate import Candidate, rows_per_step
 from jaxlean.plan.target import Target
+from jaxlean.run import predict
 from jaxlean.run.job import Outline, outline
 from jaxlean.train.loss import chunk_budget
 from jaxlean.xla import remat_auto
@@ -63,7 +63,7 @@ class Analysis:
         self.outline: Outline = outline(one, make_mesh(one.mesh, [device]), length=length)
         arguments = self.outline.arguments
         traces = {policy: self.outline.build(policy).trace(*arguments).jaxpr.jaxpr for policy in _TRACED}
-        self._rates = estimate.rates_of(target)
+        self._rates = predict.rates_of(target.machine)
         self._policies: list[remat_auto.Candidate] = candidates(traces, ACTIVATIONS, self._rates)
         # of one layer: what a backward pass that computes everything again holds while it is in it
         sizes = Recomputation(traces["full"]).without(())[1]
@@ -157,7 +157,7 @@ class Analysis:
             count += 2 * (again + 1) * parts * model.num_layers
         if shards > 1:
             count += parts * model.num_layers
-        return computing + estimate.exchange(self._target, sent, count)
+        return computing + predict.exchange(self._target.machine, sent, count)
 
 
 def _sizes(part: tree.Tree) -> dict[str, tuple[tuple[int, ...], float]]:

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxlean.config import RunConfig
-from jaxlean.plan import estimate, hlo
 from jaxlean.plan.candidate import Candidate
 from jaxlean.plan.target import Target
+from jaxlean.run import predict
 from jaxlean.run.job import Outline, outline
+from jaxlean.xla import hlo
 from jaxlean.xla.compile import user_cache_folder
 from jaxlean.xla.mesh import check_axes, make_mesh
 from jaxlean.xla.remat_auto import compile_within
@@ -91,7 +92,7 @@ def compile_candidate(
     if program is not None:
         # the loss goes through its chunks in a loop that ends where no token carries loss: here, never early
         read = hlo.read(program.as_text() or "", unknown=1)
-    took = estimate.of_program(target, work, kept, read, cycle_seconds(target, devices))
+    took = predict.of_program(target.machine, work, kept, read, cycle_seconds(target, devices))
     found = Compiled(
         memory, program is not None, took.work, took.exchange, float(work.total_flops), read.bytes, read.count,
         time.perf_counter() - started,

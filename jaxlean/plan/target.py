@@ -11,14 +11,15 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
-from jaxlean.cost.hardware import Device, Gpu, of_kind, of_target
+from jaxlean.cost.hardware import Device, Gpu, of_target
 from jaxlean.errors import ConfigError
+from jaxlean.run.predict import Machine
+from jaxlean.xla.remat_auto import host_budget
 
 # A mix of both vendors, small and large: what `jaxlean plan` looks at when it is not told.
 DEFAULT = ("h100-80gb:1", "h100-80gb:8", "a100-80gb:1", "l4:1", "rtx4090:1", "v5e:1x1", "v5e:2x4", "v6e:2x2", "cpu")
@@ -53,9 +54,17 @@ class Target:
         return self.device.platform
 
     @property
+    def machine(self) -> Machine:
+        """What a step runs on."""
+        assert self.device.platform is not None
+        return Machine(self.device, self.device.platform, self.num_devices)
+
+    @property
     def capacity(self) -> int | None:
         """Bytes that a program may take on one device; None where the table does not know its memory."""
         memory = self.device.memory_bytes
+        if self.platform == "cpu" and memory is None:
+            return host_budget() // self.num_devices
         return None if memory is None else int(memory * _USABLE[self.platform])
 
 
@@ -86,13 +95,6 @@ def parse(text: str, file: str | None = None) -> Target:
             fix=f"{name}:{device.max_devices}, or another max_devices in your hardware table",
         )
     return Target(text.strip(), device, shape)
-
-
-def local(devices: Sequence[jax.Device], file: str | None = None) -> Target:
-    """The devices that are here, as a target."""
-    kind = devices[0].device_kind
-    known = of_kind(kind, file) or Device(match=re.escape(kind), name=kind, platform=devices[0].platform)
-    return Target(f"{known.target or kind}:{len(devices)}", known, (len(devices),))
 
 
 def missing(platform: str) -> str | None:

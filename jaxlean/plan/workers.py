@@ -20,6 +20,7 @@ _TRIES = 3
 # What a worker's jax must find before it is imported: no search for hardware, no chatter of the compilers.
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nobody touches a TPU: several compilers may run
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_MIN_LOG_LEVEL": "3",

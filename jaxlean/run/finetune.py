@@ -30,6 +30,7 @@ from jaxlean.run.generate import chat_template
 from jaxlean.run.job import adapt, base, builder, first_state, is_pissa, loss_of, rows_of_step
 from jaxlean.run.meter import Meter
 from jaxlean.run.metrics import Metrics, check_installed
+from jaxlean.run.predict import here, step_seconds
 from jaxlean.run.preemption import Preemption
 from jaxlean.run.progress import Progress
 from jaxlean.run.summary import final_table, write_summary
@@ -78,6 +79,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     # ---- mesh
     mesh = make_mesh(config.mesh)
     price = lookup(mesh.devices.flat[0].device_kind, mesh.size, config.cost)
+    machine = here(list(mesh.devices.flat), config.cost.hardware)
 
     # ---- model
     model = base(config, mesh)
@@ -171,6 +173,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
             meter.compile_seconds += chosen.seconds
             meter.compiled_from_cache = from_cache
             meter.step_memory_bytes = chosen.needed
+            meter.predicted_step_seconds = step_seconds(chosen.compiled, chosen.jaxpr, machine).total
         give_back()
         meter.start_training()
         with progress:
@@ -185,8 +188,11 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
                     batch = _on_device(next(batches), config.train.gradient_accumulation_steps, sharding)
                     if compiled is None:
                         with meter.compiling():
-                            compiled = build(config.train.remat).lower(state, frozen, batch).compile()
+                            traced = build(config.train.remat).trace(state, frozen, batch)
+                            compiled = traced.lower().compile()
                         meter.step_memory_bytes = needed_bytes(compiled)
+                        meter.predicted_step_seconds = step_seconds(compiled, traced.jaxpr.jaxpr, machine).total
+                        del traced
                         give_back()
                     state, measured = compiled(state, frozen, batch)
                     done += 1

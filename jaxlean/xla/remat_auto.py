@@ -259,7 +259,7 @@ def device_budget(devices: Iterable[jax.Device] | None = None) -> int:
     local = [d for d in (devices or jax.local_devices()) if d.process_index == jax.process_index()]
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in local]
     known = [limit for limit in limits if limit]
-    own = min(known) if known else int(host_memory() * _HOST_SHARE) // max(len(local), 1)
+    own = min(known) if known else host_budget() // max(len(local), 1)
     if jax.process_count() == 1:
         return own
     from jax.experimental import multihost_utils
@@ -267,6 +267,11 @@ def device_budget(devices: Iterable[jax.Device] | None = None) -> int:
     # in MB: a process without 64-bit numbers holds no more
     megabytes = multihost_utils.process_allgather(np.asarray(own // 10**6, np.int32))
     return int(np.min(megabytes)) * 10**6
+
+
+def host_budget() -> int:
+    """Bytes of the host's memory that all devices simulated on it may take together."""
+    return int(host_memory() * _HOST_SHARE)
 
 
 def host_memory() -> int:

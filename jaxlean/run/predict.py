@@ -7,13 +7,19 @@ programs of this kind reach. On a TPU the compiler's own estimate of cycles is a
 counts. All of it is an estimate: `finetune` prints it beside what it measured.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import jax
+
+from jaxlean.cost.hardware import Device, Platform, of_kind
 from jaxlean.cost.price import num_vcpus
-from jaxlean.plan.hlo import Program
-from jaxlean.plan.target import Target
+from jaxlean.xla import hlo
+from jaxlean.xla.hlo import Program
 from jaxlean.xla.remat_auto import RATES, Rates
-from jaxlean.xla.work import Work
+from jaxlean.xla.work import Work, count, kept_bytes
 
 # Of the peak: what large products reach, and what everything else reaches of the memory's bandwidth. H100: 8192^3 in
 # bfloat16 at 798 of 989 TFLOP/s, a copy at 3.0 of 3.35 TB/s (measured); a model's own products are smaller.
@@ -30,6 +36,28 @@ _LATENCY = {"cpu": 60e-6, "gpu": 15e-6, "tpu": 5e-6}
 _HOST_EXCHANGE = 2.0e9
 # The machine that the CPU's rates were fitted on.
 _FITTED_CORES = 2
+
+
+@dataclass(frozen=True)
+class Machine:
+    """So many devices of one kind.
+
+    Args:
+        device: what the hardware table knows of one.
+        platform: of them.
+        num_devices: that a step runs on.
+    """
+
+    device: Device
+    platform: Platform
+    num_devices: int
+
+
+def here(devices: Sequence[Any], file: str | None = None) -> Machine:
+    """The machine of a run; `file` is the user's hardware table."""
+    kind, platform = devices[0].device_kind, devices[0].platform
+    known = of_kind(kind, file) or Device(match=re.escape(kind), name=kind, platform=platform)
+    return Machine(known, platform, len(devices))
 
 
 @dataclass(frozen=True)
@@ -50,18 +78,18 @@ class Seconds:
         return self.work + self.exchange
 
 
-def rates_of(target: Target) -> Rates:
+def rates_of(machine: Machine) -> Rates:
     """How fast one device of the target is (for CPUs: the whole machine)."""
-    device = target.device
-    if target.platform == "cpu" or device.memory_gb_per_second is None:
-        here, cores = RATES.get(target.platform, RATES["gpu"]), num_vcpus() / _FITTED_CORES
-        if target.platform != "cpu":
+    device = machine.device
+    if machine.platform == "cpu" or device.memory_gb_per_second is None:
+        here, cores = RATES.get(machine.platform, RATES["gpu"]), num_vcpus() / _FITTED_CORES
+        if machine.platform != "cpu":
             return here
         return Rates(
             {dtype: rate * cores for dtype, rate in here.flops.items()},
             here.product_bytes * cores, here.elements * cores, here.kept_bytes * cores,
         )  # fmt: skip
-    reached, bandwidth = _PRODUCTS[target.platform], device.memory_gb_per_second * 1e9 * _MEMORY[target.platform]
+    reached, bandwidth = _PRODUCTS[machine.platform], device.memory_gb_per_second * 1e9 * _MEMORY[machine.platform]
     flops: dict[str, float] = {dtype: tera * 1e12 * reached for dtype, tera in device.tflops.items()}
     if "float8" in flops:
         flops |= dict.fromkeys(("float8_e4m3fn", "float8_e5m2"), flops["float8"])
@@ -70,12 +98,12 @@ def rates_of(target: Target) -> Rates:
 
 
 def seconds(
-    target: Target, work: Work, kept: float, *, sent: float, collectives: float, cycles_seconds: float = 0.0
+    machine: Machine, work: Work, kept: float, *, sent: float, collectives: float, cycles_seconds: float = 0.0
 ) -> Seconds:
     """The time of one step.
 
     Args:
-        target: its devices share the work alike.
+        machine: its devices share the work alike.
         work: of a step, over all devices.
         kept: bytes of activations written and read again, over all devices.
         sent: bytes that one device sends.
@@ -83,21 +111,26 @@ def seconds(
         cycles_seconds: a TPU compiler's estimate of one device's computing.
     """
     # the devices of a CPU are threads of one machine, whose rates these are
-    computing = float(rates_of(target).seconds(work, kept)) / (1 if target.platform == "cpu" else target.num_devices)
-    return Seconds(max(computing, cycles_seconds), exchange(target, sent, collectives))
+    computing = float(rates_of(machine).seconds(work, kept)) / (1 if machine.platform == "cpu" else machine.num_devices)
+    return Seconds(max(computing, cycles_seconds), exchange(machine, sent, collectives))
 
 
-def exchange(target: Target, sent: float, collectives: float) -> float:
+def exchange(machine: Machine, sent: float, collectives: float) -> float:
     """Seconds that one device's exchanges take beyond what computing hides; `sent` in bytes."""
-    latency, left = _LATENCY[target.platform], 1 - _OVERLAP[target.platform]
-    if target.platform == "cpu":
+    latency, left = _LATENCY[machine.platform], 1 - _OVERLAP[machine.platform]
+    if machine.platform == "cpu":
         # what all of them send goes through one memory
-        return left * target.num_devices * (sent / _HOST_EXCHANGE + collectives * latency)
-    link = (target.device.link_gb_per_second or 10.0) * 1e9 * _LINK
+        return left * machine.num_devices * (sent / _HOST_EXCHANGE + collectives * latency)
+    link = (machine.device.link_gb_per_second or 10.0) * 1e9 * _LINK
     return left * (sent / link + collectives * latency)
 
 
-def of_program(target: Target, work: Work, kept: float, program: Program, cycle: float | None) -> Seconds:
+def of_program(machine: Machine, work: Work, kept: float, program: Program, cycle: float | None) -> Seconds:
     """`seconds` with what was read off the compiled program; `cycle` is the length of a TPU's cycle in seconds."""
     told = program.cycles * cycle if program.cycles and cycle else 0.0
-    return seconds(target, work, kept, sent=program.bytes, collectives=program.count, cycles_seconds=told)
+    return seconds(machine, work, kept, sent=program.bytes, collectives=program.count, cycles_seconds=told)
+
+
+def step_seconds(compiled: jax.stages.Compiled, jaxpr: Any, machine: Machine) -> Seconds:
+    """The time of one compiled step, from the jaxpr that it was compiled from."""
+    return of_program(machine, count(jaxpr), kept_bytes(jaxpr), hlo.read(compiled.as_text() or ""), None)
