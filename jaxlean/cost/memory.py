@@ -8,6 +8,10 @@ from pathlib import Path
 
 # Linux counts the peak resident set here, in kB (proc_pid_status(5)).
 _STATUS = Path("/proc/self/status")
+# 5 written here makes it count the peak anew (proc_pid_clear_refs(5)).
+_CLEAR = Path("/proc/self/clear_refs")
+# The peak before that.
+_highest = 0
 
 
 def peak_memory_bytes() -> int:
@@ -17,6 +21,41 @@ def peak_memory_bytes() -> int:
     """
     device = _device_peak()
     return _process_peak()[0] if device is None else device
+
+
+class StepMemory:
+    """The most that one device holds while the steps of a run are under way.
+
+    GPUs and TPUs count it themselves. For CPU devices it is what they are handed, and each one's share of what the
+    process takes beyond what it had when they began: Linux counts its peak anew from there.
+    """
+
+    def __init__(self) -> None:
+        self._base = self._arguments = 0
+        self._devices = 1
+
+    def begin(self, arguments: int, num_devices: int) -> None:
+        """From here on the steps run.
+
+        Args:
+            arguments: bytes of theirs on one device, which are there already.
+            num_devices: of this process.
+        """
+        global _highest
+        _highest = max(_highest, _process_peak()[0])
+        give_back()
+        self._base, self._arguments, self._devices = _status("VmRSS:"), arguments, num_devices
+        with contextlib.suppress(OSError):
+            _CLEAR.write_text("5", encoding="utf-8")
+
+    def held(self) -> int | None:
+        """Bytes, on one device; None where nothing counts them."""
+        device = _device_peak()
+        if device is not None:
+            return device
+        if not self._base:
+            return None
+        return self._arguments + max(_status("VmHWM:") - self._base, 0) // self._devices
 
 
 def memory_source() -> str:
@@ -41,14 +80,19 @@ def _device_peak() -> int | None:
     return max((peak for peak in peaks if peak is not None), default=None)
 
 
-def _process_peak() -> tuple[int, str]:
+def _status(key: str) -> int:
+    """A number of bytes from /proc/self/status; 0 where there is none."""
     try:
         status = _STATUS.read_text(encoding="utf-8")
     except OSError:
-        status = ""
-    for line in status.splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024, "peak resident set of the process (VmHWM)"
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(key)), 0)
+
+
+def _process_peak() -> tuple[int, str]:
+    found = _status("VmHWM:")
+    if found:
+        return max(found, _highest), "peak resident set of the process (VmHWM)"
     if sys.platform == "win32":
         return 0, "not measured on Windows"
     import resource

@@ -12,7 +12,7 @@ import jax
 from jaxlean import codec, tree
 from jaxlean.adapt import lora
 from jaxlean.config import RunConfig
-from jaxlean.cost.memory import give_back, peak_memory_bytes
+from jaxlean.cost.memory import peak_memory_bytes
 from jaxlean.cost.price import lookup
 from jaxlean.data.loader import train_batches
 from jaxlean.errors import ConfigError, Preempted, UserError
@@ -27,7 +27,17 @@ from jaxlean.run.evaluate import Evaluator
 from jaxlean.run.fit import fit
 from jaxlean.run.folder import check_space, claim
 from jaxlean.run.generate import chat_template
-from jaxlean.run.job import adapt, base, builder, first_state, is_pissa, loss_of, rows_of_step
+from jaxlean.run.job import (
+    adapt,
+    base,
+    batch_shapes,
+    builder,
+    compile_step,
+    first_state,
+    is_pissa,
+    loss_of,
+    rows_of_step,
+)
 from jaxlean.run.meter import Meter
 from jaxlean.run.metrics import Metrics, check_installed
 from jaxlean.run.predict import here, step_seconds
@@ -39,7 +49,7 @@ from jaxlean.train.step import TrainState
 from jaxlean.xla.compile import Compilations, use_cache
 from jaxlean.xla.mesh import batch_sharding, check_axes, make_mesh, place, split_host
 from jaxlean.xla.remat import check
-from jaxlean.xla.remat_auto import needed_bytes
+from jaxlean.xla.remat_auto import argument_bytes, needed_bytes
 
 
 def finetune(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -92,8 +102,8 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     batches = train_batches(config, tokenizer, rows_per_step=rows, vocab_size=model.config.vocab_size)
     num_steps = batches.num_steps
     say(f"data: {batches.stats}\nsteps: {num_steps:,} of {rows} x {batches.length} tokens")
-    shapes = {path: tuple(leaf.shape) for path, leaf in tree.flatten(model.params).items()}
-    for line in check_axes(mesh, shapes, num_kv_heads=model.config.num_kv_heads, length=batches.length):
+    declared = {path: tuple(leaf.shape) for path, leaf in tree.flatten(model.params).items()}
+    for line in check_axes(mesh, declared, num_kv_heads=model.config.num_kv_heads, length=batches.length):
         say(line)
 
     # ---- adapt
@@ -168,14 +178,18 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
         # ---- loop
         sharding = batch_sharding(mesh, leading=1)
         save_steps = config.train.save_steps or max(num_steps // 10, 1)
-        compiled = chosen.compiled if chosen is not None else None
         if chosen is not None:
             meter.compile_seconds += chosen.seconds
             meter.compiled_from_cache = from_cache
-            meter.step_memory_bytes = chosen.needed
-            meter.predicted_step_seconds = step_seconds(chosen.compiled, chosen.jaxpr, machine).total
-        give_back()
-        meter.start_training()
+            compiled, jaxpr = chosen.compiled, chosen.jaxpr
+        else:
+            with meter.compiling():
+                shapes = batch_shapes(config, rows, batches.length, mesh)
+                compiled, jaxpr = compile_step(build(config.train.remat), state, frozen, shapes)
+        meter.predicted_memory_bytes = needed_bytes(compiled)
+        meter.predicted_step_seconds = step_seconds(compiled, jaxpr, machine).total
+        jaxpr = None
+        meter.start_training(argument_bytes(compiled), len(mesh.local_devices))
         with progress:
             while done < num_steps:
                 # before the next step, so that a run interrupted here evaluates when it is resumed
@@ -186,14 +200,6 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
                     progress.message(f"step {done}: held-out loss {found['loss']:.4f}")
                 with preemption.deferred():  # the state, the place in the data and `done` move together
                     batch = _on_device(next(batches), config.train.gradient_accumulation_steps, sharding)
-                    if compiled is None:
-                        with meter.compiling():
-                            traced = build(config.train.remat).trace(state, frozen, batch)
-                            compiled = traced.lower().compile()
-                        meter.step_memory_bytes = needed_bytes(compiled)
-                        meter.predicted_step_seconds = step_seconds(compiled, traced.jaxpr.jaxpr, machine).total
-                        del traced
-                        give_back()
                     state, measured = compiled(state, frozen, batch)
                     done += 1
                     meter.add(done, measured)

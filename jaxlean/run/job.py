@@ -194,6 +194,12 @@ def builder(
     return build
 
 
+def compile_step(step: jax.stages.Wrapped, *arguments: Any) -> tuple[jax.stages.Compiled, Any]:
+    """(the compiled step, the jaxpr that it was compiled from)."""
+    traced = step.trace(*arguments)
+    return traced.lower().compile(), traced.jaxpr.jaxpr
+
+
 def first_state(trainable: tree.Tree, transform: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
     """The first state on the mesh: moments where the parameters they belong to lie, all else on every device."""
     where = state_shardings(jax.eval_shape(lambda t: init_state(t, transform), trainable), trainable, mesh)

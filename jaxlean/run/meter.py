@@ -4,13 +4,16 @@ Nothing in it waits for the step under way: the numbers of a step are read when 
 """
 
 import contextlib
+import statistics
 import time
+from collections import deque
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import jax
 
-from jaxlean.cost.memory import peak_memory_bytes
+from jaxlean.cost.memory import StepMemory, peak_memory_bytes
 from jaxlean.cost.price import Price
 from jaxlean.errors import RunError
 from jaxlean.run.summary import Evaluation
@@ -19,6 +22,8 @@ from jaxlean.xla.compile import Compilations
 
 # Steps that may be under way on the device while the host goes on.
 _AHEAD = 2
+# Steps whose median is the time of one.
+_TIMED = 200
 
 
 class Meter:
@@ -37,7 +42,10 @@ class Meter:
         self._training_since: float | None = None
         self.compile_seconds = 0.0
         self.compiled_from_cache: bool | None = None  # of this process; None: nothing compiled, or no cache
-        self.step_memory_bytes: int | None = None  # of the compiled step on one device
+        self.predicted_memory_bytes: int | None = None  # of the compiled step on one device
+        self.predicted_step_seconds: float | None = None
+        self._memory = StepMemory()
+        self._times: deque[float] = deque(maxlen=_TIMED)  # when each of the last steps was known to be done
         self.tokens = self.total_tokens = 0
         self.train_loss: float | None = None
         self.broken_at = 0  # the first step whose loss or gradient was not a number
@@ -49,7 +57,9 @@ class Meter:
 
     # ---- clocks
 
-    def start_training(self) -> None:
+    def start_training(self, arguments: int = 0, num_devices: int = 1) -> None:
+        """The steps begin; `arguments` are bytes of theirs on one of this process's devices."""
+        self._memory.begin(arguments, num_devices)
         self._training_since = time.perf_counter()
 
     def stop_training(self) -> None:
@@ -97,6 +107,7 @@ class Meter:
         self._waiting.append((step, measured))
         if len(self._waiting) > _AHEAD:
             self._refuse_broken(self._waiting[-1 - _AHEAD][1])
+            self._times.append(time.perf_counter())
 
     def mark(self, step: int) -> None:
         """A line of metrics is due at this step."""
@@ -193,6 +204,7 @@ class Meter:
         """The meter's part of the summary. Waits for the steps under way."""
         tokens, total_tokens = self._counted()
         train_seconds, seconds = self.train_seconds, self.seconds
+        steps = [after - before for before, after in pairwise(self._times)]
         return {
             "tokens": tokens,
             "total_tokens": total_tokens,
@@ -200,7 +212,10 @@ class Meter:
             "train_seconds": train_seconds,
             "compile_seconds": self.compile_seconds,
             "compiled_from_cache": self.compiled_from_cache,
-            "step_memory_bytes": self.step_memory_bytes,
+            "predicted_memory_bytes": self.predicted_memory_bytes,
+            "measured_memory_bytes": self._memory.held() if self._times else None,
+            "predicted_step_seconds": self.predicted_step_seconds,
+            "measured_step_seconds": statistics.median(steps) if steps else None,
             "tokens_per_second": total_tokens / train_seconds if train_seconds > 0 else None,
             "train_loss": self.train_loss,
             "eval_before": self.eval_before,

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -36,7 +36,10 @@ class Summary(TypedDict, total=False):
     compile_seconds: float  # tracing and compiling
     compiled_from_cache: bool | None  # whether this process read its step from disk; null where no cache was asked
     tokens_per_second: float  # total_tokens / train_seconds
-    step_memory_bytes: int | None  # of a step on one device, by XLA's analysis: parameters, state, all between
+    predicted_memory_bytes: int | None  # of a step on one device, by XLA's analysis: parameters, state, all between
+    measured_memory_bytes: int | None  # of one device while it trained; on CPU what the process held beyond its start
+    predicted_step_seconds: float | None  # from the work in the step and the hardware table (jaxlean.run.predict)
+    measured_step_seconds: float | None  # the median of this process's steps, read two steps later
     peak_memory_bytes: int  # of one device, or of the process on CPU (jaxlean.cost.memory)
     num_params: int  # parameters of base and adapter
     num_trainable: int  # parameters that train
@@ -62,6 +65,10 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise RunError("the summary cannot be written", where=path, got=error) from error
+
+
+def _both(summary: Mapping[str, Any], key: str, show: Callable[[Any], str]) -> str:
+    return f"{show(summary.get('predicted_' + key))} predicted, {show(summary.get('measured_' + key))} measured"
 
 
 def final_table(
@@ -93,6 +100,8 @@ def final_table(
         ("steps", show_count(summary.get("steps"))),
         ("tokens/s", show_count(summary.get("tokens_per_second"))),
         ("peak memory", show_bytes(summary.get("peak_memory_bytes"))),
+        ("a step's memory", _both(summary, "memory_bytes", show_bytes)),
+        ("a step's seconds", _both(summary, "step_seconds", show_seconds)),
         ("seconds", show_seconds(summary.get("seconds"))),
         ("  in training steps", show_seconds(summary.get("train_seconds"))),
         ("  compiling the step", show_seconds(summary.get("compile_seconds")) + cached),

@@ -96,6 +96,7 @@ class Choice:
     Args:
         policy: the policy.
         compiled: the step under it.
+        jaxpr: that it was compiled from.
         needed: bytes that it takes on one device, by XLA's analysis.
         budget: bytes it was allowed.
         recomputed: share of the step's FLOPs that is recomputation.
@@ -105,6 +106,7 @@ class Choice:
 
     policy: Policy
     compiled: jax.stages.Compiled = field(repr=False)
+    jaxpr: Any = field(repr=False)
     needed: int
     budget: int
     recomputed: float
@@ -149,13 +151,15 @@ def choose(
     least = count(traces["none"].jaxpr.jaxpr).total_flops
     rest = _rest(traces["full"], arguments, shards)
     needed: dict[Candidate, int] = {}
-    best: tuple[Candidate, jax.stages.Compiled] | None = None
+    best: tuple[Candidate, jax.stages.Compiled, Any] | None = None
 
-    def attempt(candidate: Candidate) -> jax.stages.Compiled | None:
+    def attempt(candidate: Candidate) -> tuple[Candidate, jax.stages.Compiled, Any] | None:
         policy = candidate.policy
         traced = traces[policy] if isinstance(policy, str) and policy in traces else build(policy).trace(*arguments)
         compiled, needed[candidate] = compile_within(traced, budget)
-        return compiled if needed[candidate] <= budget else None
+        if compiled is None or needed[candidate] > budget:
+            return None
+        return candidate, compiled, traced.jaxpr.jaxpr
 
     def estimate(candidate: Candidate) -> float:
         return rest + candidate.spread * candidate.kept / shards
@@ -169,18 +173,16 @@ def choose(
             candidate = full  # nothing seems to fit: the smallest of them says how good the guess was
         if candidate is None:
             break
-        compiled = attempt(candidate)
+        fitting = attempt(candidate)
         rest += needed[candidate] - estimate(candidate)
-        if compiled is not None:
-            best = (candidate, compiled)
+        best = fitting or best
     if best is None:
         work = count(build("nested").trace(*arguments).jaxpr.jaxpr)
         for candidate in (full, Candidate("nested", 0, rates.seconds(work, 0), work.total_flops)):
             if candidate in needed:
                 continue
-            compiled = attempt(candidate)
-            if compiled is not None:
-                best = (candidate, compiled)
+            best = attempt(candidate)
+            if best is not None:
                 break
     if best is None:
         smallest = min(needed.values())
@@ -192,10 +194,10 @@ def choose(
             wanted=f"at most {say_bytes(budget)} (train.memory_budget; default: what the device has)",
             fix=advice(smallest) if advice is not None else None,
         )
-    chosen, compiled = best
+    chosen, compiled, jaxpr = best
     tried = tuple((candidate.policy, size) for candidate, size in needed.items())
     share = 1 - least / chosen.flops
-    return Choice(chosen.policy, compiled, needed[chosen], budget, share, tried, time.perf_counter() - start)
+    return Choice(chosen.policy, compiled, jaxpr, needed[chosen], budget, share, tried, time.perf_counter() - start)
 
 
 def candidates(traces: Mapping[str, Any], names: Collection[str], rates: Rates) -> list[Candidate]:
@@ -289,6 +291,12 @@ def needed_bytes(compiled: jax.stages.Compiled) -> int:
     memory: Any = compiled.memory_analysis()
     own = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return own + memory.temp_size_in_bytes
+
+
+def argument_bytes(compiled: jax.stages.Compiled) -> int:
+    """What the arguments of a compiled function take on one device."""
+    memory: Any = compiled.memory_analysis()
+    return int(memory.argument_size_in_bytes)
 
 
 def say_bytes(number: float) -> str:
