@@ -31,9 +31,27 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in
 
 
 @app.command()
-def finetune(config: Config, overrides: Overrides = None, resume: Resume = False, overwrite: Overwrite = False) -> None:
+def finetune(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    plan: Annotated[Path | None, typer.Option(help="Run as the winner of this plan (jaxlean plan --json).")] = None,
+) -> None:
     """Fine-tune a model (LoRA by default) and measure what it gained and cost."""
     settings = _load(config, overrides)
+    if plan is not None:
+        from jaxlean.plan.plan import apply
+
+        settings = apply(settings, plan)
+    _finetune(settings, resume, overwrite)
+
+
+def _finetune(settings: "RunConfig", resume: bool, overwrite: bool) -> None:
+    if settings.mesh.auto:
+        from jaxlean.plan.local import choose_mesh
+
+        settings = choose_mesh(settings)
     from jaxlean.run.finetune import finetune
 
     finetune(settings, resume=resume, overwrite=overwrite)
@@ -45,9 +63,7 @@ def pretrain(config: Config, overrides: Overrides = None, resume: Resume = False
     settings = _load(config, overrides)
     if settings.model.architecture is None:
         raise ConfigError("model.architecture is not set", where=config, fix="configs/pretrain_tiny.yaml shows one")
-    from jaxlean.run.finetune import finetune
-
-    finetune(settings, resume=resume, overwrite=overwrite)
+    _finetune(settings, resume, overwrite)
 
 
 @app.command()

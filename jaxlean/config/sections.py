@@ -269,8 +269,9 @@ class EvalSection(Section):
 
 
 class MeshSection(Section):
-    """Devices by axis; -1 takes what is left."""
+    """Devices by axis; -1 takes what is left. `mesh: auto` lets the planner choose for the devices that are there."""
 
+    auto: bool = Field(False, description="Choose the axes: compile the foremost meshes for these devices, take one.")
     data: int = Field(-1, ge=-1, description="Copies of the model, each with its part of the batch.")
     fsdp: int = Field(1, ge=-1, description="Parameters and batch split over this axis.")
     expert: int = Field(1, ge=-1, description="The experts of a mixture split over this axis, and the batch.")
@@ -281,6 +282,11 @@ class MeshSection(Section):
         description="CPU only: devices that the host's cores are split into. With one a core and a batch for each, no "
         "core waits for another inside a step.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_is_a_word(cls, values: Any) -> Any:
+        return {"auto": True} if values == "auto" else values
 
 
 class CostSection(Section):

@@ -158,7 +158,8 @@ def _entry(entry: Any, where: str) -> Device:
     try:
         return Device.model_validate(entry)
     except ValidationError as error:
-        first = error.errors()[0]
+        # a misspelt key is also a missing one: the first says more
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"]) or "an entry"
         if first["type"] == "extra_forbidden":
             model = Gpu if first["loc"][0] == "gpu" else Device

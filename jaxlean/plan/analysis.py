@@ -14,7 +14,7 @@ import jax
 from jaxlean import tree
 from jaxlean.config import RunConfig
 from jaxlean.models.decoder import ACTIVATIONS
-from jaxlean.plan.candidate import Candidate, rows_per_step
+from jaxlean.plan.candidate import Candidate
 from jaxlean.plan.target import Target
 from jaxlean.run import predict
 from jaxlean.run.job import Outline, outline
@@ -23,7 +23,7 @@ from jaxlean.xla import remat_auto
 from jaxlean.xla.mesh import ROWS, make_mesh, num_parts
 from jaxlean.xla.precision import compute_dtype
 from jaxlean.xla.remat_auto import candidates
-from jaxlean.xla.work import Recomputation
+from jaxlean.xla.work import Recomputation, count, kept_bytes
 
 _TRACED = ("full", "none", "dots", "dots_no_batch")
 
@@ -51,20 +51,31 @@ class Analysis:
     Args:
         config: of the job, its dtype and form set.
         target: whose rates order the policies.
+        rows: sequences of a step.
         length: tokens of a sequence.
     """
 
-    def __init__(self, config: RunConfig, target: Target, device: Any, *, length: int):
-        self._config, self._target, self._length = config, target, length
+    def __init__(self, config: RunConfig, target: Target, device: Any, *, rows: int, length: int):
+        self._config, self._target, self._rows, self._length = config, target, rows, length
         one = config.model_copy(deep=True)
         one.train.per_device_train_batch_size = one.train.gradient_accumulation_steps = 1
         for axis in ("data", "fsdp", "expert", "context", "tensor"):
             setattr(one.mesh, axis, 1)
         self.outline: Outline = outline(one, make_mesh(one.mesh, [device]), length=length)
         arguments = self.outline.arguments
-        traces = {policy: self.outline.build(policy).trace(*arguments).jaxpr.jaxpr for policy in _TRACED}
         self._rates = predict.rates_of(target.machine)
-        self._policies: list[remat_auto.Candidate] = candidates(traces, ACTIVATIONS, self._rates)
+        wanted = config.train.remat
+        # what the config leaves at its default is chosen
+        free = wanted in ("none", "auto")
+        traced = _TRACED if free else _TRACED[:1]
+        traces = {policy: self.outline.build(policy).trace(*arguments).jaxpr.jaxpr for policy in traced}
+        if free:
+            self._policies: list[remat_auto.Candidate] = candidates(traces, ACTIVATIONS, self._rates)
+        else:
+            policy = tuple(wanted) if isinstance(wanted, list) else wanted
+            own = self.outline.build(policy).trace(*arguments).jaxpr.jaxpr
+            work, kept = count(own), kept_bytes(own)
+            self._policies = [remat_auto.Candidate(policy, kept, self._rates.seconds(work, kept), work.total_flops)]
         # of one layer: what a backward pass that computes everything again holds while it is in it
         sizes = Recomputation(traces["full"]).without(())[1]
         self._layer = sum(sizes.values()) / self.outline.model.config.num_layers
@@ -128,7 +139,7 @@ class Analysis:
 
     def _seconds(self, candidate: Candidate, policy: remat_auto.Candidate) -> float:
         axes, rates, model = candidate.axes, self._rates, self.outline.model.config
-        rows = rows_per_step(self._config)
+        rows = self._rows
         tokens = candidate.microbatch * self._length / axes["context"]
         matrices = (self._trainable | self._frozen).items()
         kernels = sum(math.prod(shape) * self._width for path, (shape, _) in matrices if ".kernel" in path)

@@ -77,14 +77,26 @@ class Candidate:
         return Candidate(**{**values, "mesh": mesh, "remat": tuple(remat) if isinstance(remat, list) else remat})
 
 
-def rows_per_step(config: RunConfig) -> int:
-    """Sequences of one step, which a plan holds constant; axes of -1 count as one device."""
-    shards = math.prod(max(getattr(config.mesh, axis), 1) for axis in ROWS)
+def rows_per_step(config: RunConfig, num_devices: int = 1) -> int:
+    """Sequences of one step, which a plan holds constant.
+
+    Args:
+        num_devices: what an axis of -1 stands for: one device in a plan, for which other hardware is no other job; all
+            that are there, where a mesh is only to be chosen for them.
+    """
+    shards = math.prod(num_devices if (size := getattr(config.mesh, axis)) == -1 else size for axis in ROWS)
     return config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps * shards
 
 
 def enumerate_candidates(
-    config: RunConfig, shape: DecoderConfig, num_devices: int, *, length: int, dtype: str
+    config: RunConfig,
+    shape: DecoderConfig,
+    num_devices: int,
+    *,
+    rows: int,
+    length: int,
+    dtype: str,
+    forms: Sequence[str],
 ) -> Iterator[Candidate]:
     """Every way that the axes of a mesh, microbatches and forms of the base allow; what does not divide is left out.
 
@@ -93,13 +105,11 @@ def enumerate_candidates(
             of the base.
         shape: of its model.
         num_devices: of the target.
+        rows: sequences of a step.
         length: tokens of a sequence.
         dtype: that `auto` means on the target.
+        forms: of the base.
     """
-    rows = rows_per_step(config)
-    forms = [config.model.quantization]
-    if config.lora is not None and config.model.quantization == "none" and config.model.architecture is None:
-        forms += ["int8", "nf4"]
     for mesh in _meshes(config.mesh, num_devices):
         axes = dict(zip(AXES, mesh, strict=True))
         shards = math.prod(axes[axis] for axis in ROWS)

@@ -107,8 +107,11 @@ def plan(
     return Plan(work, ranked(offers, deadline_hours=deadline_hours, max_usd=max_usd), config)
 
 
-def describe(config: RunConfig) -> Work:
+def describe(config: RunConfig, *, rows: int | None = None) -> Work:
     """What a job is, from its data: steps, and tokens.
+
+    Args:
+        rows: sequences of a step; default: what the config says on one device.
 
     Raises:
         UserError: as `finetune`, for the model's config, the tokenizer and the data.
@@ -125,7 +128,7 @@ def describe(config: RunConfig) -> Work:
     template = chat_template(config.model)
     if template is not None:
         tokenizer.chat_template = template
-    rows = rows_per_step(config)
+    rows = rows if rows is not None else rows_per_step(config)
     batches = train_batches(config, tokenizer, rows_per_step=rows)
     try:
         tokens = batches.stats.tokens

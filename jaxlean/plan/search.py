@@ -15,7 +15,7 @@ from jaxlean.config import RunConfig
 from jaxlean.errors import UserError
 from jaxlean.models.block_attention import SCOPE
 from jaxlean.plan.analysis import Analysis, Guess
-from jaxlean.plan.candidate import Candidate, enumerate_candidates
+from jaxlean.plan.candidate import Candidate, enumerate_candidates, rows_per_step
 from jaxlean.plan.compiled import Compiled, compile_candidate
 from jaxlean.plan.target import Target, devices_of, missing
 from jaxlean.platform import written_for
@@ -70,6 +70,9 @@ def search(
     target: Target,
     *,
     length: int,
+    rows: int | None = None,
+    devices: list[Any] | None = None,
+    vary_base: bool = True,
     most: int = MOST,
     skip: frozenset[str] = frozenset(),
     starting: Callable[[Candidate], None] = lambda candidate: None,
@@ -80,6 +83,9 @@ def search(
         config: of the job.
         target: to run it on.
         length: tokens of a sequence.
+        rows: sequences of a step; default: what the config says on one device.
+        devices: to compile for; default: descriptions of the target's.
+        vary_base: whether the base may be held in another form than the config says.
         most: compilations.
         skip: `str` of candidates that are not to be compiled, since the compiler fails on them.
         starting: called before each compilation, so that who waits knows what for.
@@ -88,9 +94,12 @@ def search(
     job, note = _for_platform(config, target)
     with written_for(target.platform), as_one_kernel(SCOPE) if note else nullcontext():
         # a bound needs no compiler: the host's device stands for the target's
-        devices = devices_of(target) if lacking is None else jax.devices("cpu")[:1]
+        if devices is None:
+            devices = devices_of(target) if lacking is None else jax.devices("cpu")[:1]
+        rows = rows if rows is not None else rows_per_step(config)
+        forms = _forms(job) if vary_base else [str(job.model.quantization)]
         try:
-            guesses = _guesses(job, target, devices[0], length)
+            guesses = _guesses(job, target, devices[0], forms, rows=rows, length=length)
         except UserError as error:
             yield Row(target.name, "failed", note=str(error).splitlines()[0])
             return
@@ -167,19 +176,21 @@ def _guessed(target: Target, guess: Guess, note: str) -> Row:
     )  # fmt: skip
 
 
-def _guesses(job: RunConfig, target: Target, device: Any, length: int) -> list[Guess]:
+def _guesses(job: RunConfig, target: Target, device: Any, forms: list[str], *, rows: int, length: int) -> list[Guess]:
     """Every candidate with the policies worth a thought, the fastest first."""
     dtype = str(compute_dtype(job.model.dtype).name)
     found: list[Guess] = []
     analyses: dict[str, Analysis] = {}
     shape = None
-    for form in _forms(job):
+    for form in forms:
         own = job.model_copy(deep=True)
         own.model.dtype, own.model.quantization = dtype, form  # type: ignore[assignment]
-        analyses[form] = Analysis(own, target, device, length=length)
+        analyses[form] = Analysis(own, target, device, rows=rows, length=length)
         shape = analyses[form].outline.model.config
     assert shape is not None
-    for candidate in enumerate_candidates(job, shape, target.num_devices, length=length, dtype=dtype):
+    for candidate in enumerate_candidates(
+        job, shape, target.num_devices, rows=rows, length=length, dtype=dtype, forms=forms
+    ):
         found += analyses[candidate.quantization].guesses(candidate)
     return sorted(found, key=lambda guess: guess.seconds)
 

@@ -50,6 +50,7 @@ def make_mesh(section: MeshSection | None = None, devices: list[jax.Device] | No
     """
     devices = devices if devices is not None else jax.devices()
     section = section if section is not None else MeshSection()
+    assert not section.auto, "mesh: auto is decided (jaxlean.plan.local) before there is a mesh"
     sizes = [getattr(section, axis) for axis in AXES]
     known = int(np.prod([size for size in sizes if size > 0]))
     if 0 in sizes or sizes.count(-1) > 1:

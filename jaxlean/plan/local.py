@@ -1,0 +1,69 @@
+"""`mesh: auto`: the planner's search over the devices that are here."""
+
+import re
+
+import jax
+
+from jaxlean.config import MeshSection, RunConfig
+from jaxlean.cost.hardware import Device, of_kind
+from jaxlean.errors import RunError
+from jaxlean.plan.candidate import rows_per_step
+from jaxlean.plan.plan import describe
+from jaxlean.plan.search import Row, search
+from jaxlean.plan.target import Target
+from jaxlean.xla.compile import use_cache
+from jaxlean.xla.mesh import split_host
+
+
+def choose_mesh(config: RunConfig, *, most: int = 4) -> RunConfig:
+    """The config with a mesh for these devices, and with the microbatch and (`remat: auto`) the policy that go with it.
+
+    The sequences of a step stay what `per_device_train_batch_size` and the number of devices make them.
+
+    Args:
+        config: with `mesh: auto`.
+        most: meshes to compile.
+
+    Raises:
+        RunError: nothing fits.
+    """
+    split_host(config.mesh.host_devices)
+    use_cache(config.compilation_cache)
+    devices = jax.devices()
+    open_ = config.model_copy(deep=True)
+    open_.mesh = MeshSection(host_devices=config.mesh.host_devices)
+    if len(devices) == 1:
+        return open_
+    target = here(config)
+    rows = rows_per_step(open_, len(devices))
+    length = describe(open_, rows=rows).length
+    print(f"mesh: auto, {target.name}: {rows} sequences a step of {length:,} tokens")
+    found = list(search(open_, target, length=length, rows=rows, devices=devices, vary_base=False, most=most))
+    fitting = [row for row in found if row.status == "fits"]
+    for row in found:
+        print(_line(row, chosen=bool(fitting) and row is min(fitting, key=_seconds)))
+    if not fitting:
+        raise RunError("mesh: auto found no mesh that the job fits on", got=found[-1].note if found else None)
+    best = min(fitting, key=_seconds).candidate
+    assert best is not None
+    return best.apply(open_)
+
+
+def here(config: RunConfig) -> Target:
+    """The devices of this process's jax as a target."""
+    devices = jax.devices()
+    kind, platform = devices[0].device_kind, devices[0].platform
+    known = of_kind(kind, config.cost.hardware) or Device(match=re.escape(kind), name=kind, platform=platform)
+    return Target(f"{known.target or kind}:{len(devices)}", known, (len(devices),))
+
+
+def _seconds(row: Row) -> float:
+    return row.step_seconds if row.step_seconds is not None else float("inf")
+
+
+def _line(row: Row, *, chosen: bool) -> str:
+    name = row.candidate.mesh_name if row.candidate is not None else "-"
+    if row.step_seconds is None:
+        return f"  {name}: {row.note or row.status}"
+    assert row.memory is not None
+    return f"  {name}: {row.step_seconds:.3f} s a step, {row.memory / 1e9:.2f} GB" + (", chosen" if chosen else "")

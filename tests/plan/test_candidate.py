@@ -1,0 +1,92 @@
+"""The ways to run a job: each keeps the job what it is, and all that divide are there."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxlean.config import build
+from jaxlean.models.decoder import DecoderConfig
+from jaxlean.plan.candidate import Candidate, enumerate_candidates, rows_per_step
+from jaxlean.xla.mesh import AXES, ROWS
+
+SHAPE = DecoderConfig(
+    vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8
+)  # fmt: skip
+
+
+def job(**changes):
+    return build({"data": {"train": "unread"}, "model": {"path": "unread"}, **changes})
+
+
+def found(config, num_devices, rows=8, length=64, forms=("none",)):
+    return list(
+        enumerate_candidates(config, SHAPE, num_devices, rows=rows, length=length, dtype="float32", forms=forms)
+    )
+
+
+@given(num_devices=st.sampled_from([1, 2, 4, 6, 8, 16]), rows=st.integers(1, 24), length=st.sampled_from([12, 64, 100]))
+def test_every_candidate_is_the_same_job_on_all_devices(num_devices, rows, length):
+    candidates = found(job(), num_devices, rows, length)
+    assert len(set(candidates)) == len(candidates)
+    for candidate in candidates:
+        axes = candidate.axes
+        assert math.prod(candidate.mesh) == num_devices
+        shards = math.prod(axes[axis] for axis in ROWS)
+        assert candidate.microbatch * candidate.accumulation * shards == rows
+        assert length % axes["context"] == SHAPE.num_kv_heads % axes["tensor"] == SHAPE.hidden_size % axes["fsdp"] == 0
+
+
+def test_all_that_divide_are_there():
+    candidates = found(job(), 4, rows=4)
+    meshes = {c.mesh_name for c in candidates}
+    assert meshes == {
+        "data=4", "fsdp=4", "context=4", "data=2 fsdp=2", "data=2 context=2", "data=2 tensor=2", "fsdp=2 context=2",
+        "fsdp=2 tensor=2", "context=2 tensor=2",
+    }  # fmt: skip
+    assert {(c.microbatch, c.accumulation) for c in candidates if c.mesh_name == "context=4"} == {
+        (4, 1),
+        (2, 2),
+        (1, 4),
+    }
+    assert [c.mesh_name for c in found(job(), 1)] == ["one device"] * 4
+    assert found(job(), 3, rows=4, length=64) == []
+
+
+def test_what_the_config_sets_stays():
+    assert {c.axes["fsdp"] for c in found(job(mesh={"fsdp": 2}), 8)} == {2}
+    assert {c.mesh_name for c in found(job(mesh={"data": 4, "tensor": 2}), 8)} == {"data=4 tensor=2"}
+    assert found(job(mesh={"fsdp": 3}), 8) == []
+
+
+def test_forms_of_the_base_are_tried_side_by_side():
+    assert {c.quantization for c in found(job(), 1, forms=("none", "nf4"))} == {"none", "nf4"}
+
+
+@pytest.mark.parametrize(
+    ("train", "mesh", "devices", "rows"),
+    [
+        ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}, {}, 1, 12),
+        ({"per_device_train_batch_size": 4}, {}, 8, 32),
+        ({"per_device_train_batch_size": 4}, {"data": 2, "fsdp": 3, "tensor": 5}, 1, 24),
+    ],
+)
+def test_sequences_of_a_step(train, mesh, devices, rows):
+    assert rows_per_step(job(train=train, mesh=mesh), devices) == rows
+
+
+def test_it_goes_into_a_config_and_through_json():
+    candidate = Candidate((2, 2, 1, 1, 2), 3, 4, "bfloat16", "int8", ("query", "gate"))
+    config = candidate.apply(job())
+    assert (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) == (2, 2, 2)
+    assert (config.train.per_device_train_batch_size, config.train.gradient_accumulation_steps) == (3, 4)
+    assert (config.model.dtype, config.model.quantization, config.train.remat) == (
+        "bfloat16",
+        "int8",
+        ["query", "gate"],
+    )
+    assert Candidate.from_dict(json.loads(json.dumps(candidate.as_dict()))) == candidate
+    assert candidate.axes.keys() == set(AXES)
+    assert job().train.remat == "none", "the config it was applied to is another"

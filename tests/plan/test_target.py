@@ -1,0 +1,72 @@
+"""Targets by name, and what XLA's compiler is told of a card."""
+
+import pytest
+
+from jaxlean.cost.hardware import of_target, table
+from jaxlean.errors import ConfigError
+from jaxlean.plan.target import DEFAULT, devices_of, missing, parse, target_config
+
+
+@pytest.mark.parametrize(
+    ("text", "platform", "shape"),
+    [
+        ("h100-80gb:8", "gpu", (8,)),
+        ("l4", "gpu", (1,)),
+        ("v5e:2x4", "tpu", (2, 4)),
+        ("v5p:2x2x1", "tpu", (2, 2, 1)),
+        ("v6e", "tpu", (1, 1)),
+        (" cpu ", "cpu", (1,)),
+        ("cpu:8", "cpu", (8,)),
+    ],
+)
+def test_names(text, platform, shape):
+    found = parse(text)
+    assert (found.platform, found.shape, found.name) == (platform, shape, text.strip())
+    assert found.machine.num_devices == found.num_devices
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("h100", ["no such target", "h100-80gb", "cost.hardware"]),
+        ("l4:zwei", ["number", "l4:zwei"]),
+        ("l4:0", ["number", "l4:0"]),
+        ("v5e:8", ["grid", "v5e:2x4"]),
+        ("l4:2x4", ["counted", "l4:8"]),
+        ("h100-80gb:16", ["at most 8", "h100-80gb:8"]),
+    ],
+)
+def test_what_is_no_target(text, words):
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_default_is_a_mix_of_at_least_eight():
+    assert len(DEFAULT) >= 8
+    assert {parse(name).platform for name in DEFAULT} == {"cpu", "gpu", "tpu"}
+
+
+def test_a_program_may_take_less_than_the_device_has():
+    assert 0.9 * 80e9 < parse("h100-80gb").capacity < of_target("h100-80gb").memory_bytes
+    # "exceeds available HBM (15.75G)", libtpu says of a v5e
+    assert parse("v5e:1x1").capacity == pytest.approx(15.75e9, rel=1e-3)
+    assert parse("cpu").capacity > 4 * parse("cpu:8").capacity
+
+
+def test_every_card_can_be_described():
+    cards = [entry for entry in table(None) if entry.gpu is not None]
+    assert len(cards) > 5
+    for card in cards:
+        text = target_config(card)
+        assert text.count("{") == text.count("}") == 4
+        assert f"core_count: {card.gpu.core_count}" in text
+        assert "None" not in text
+
+
+def test_the_host_s_devices_are_those_that_are_here():
+    assert len(devices_of(parse("cpu:8"))) == 8
+    assert missing("cpu") is None
+    with pytest.raises(ConfigError, match="fewer devices"):
+        devices_of(parse("cpu:9"))
