@@ -1,0 +1,79 @@
+"""What rows mean for a job: hours, dollars, their order, and why the others lost."""
+
+from dataclasses import replace
+
+import pytest
+
+from jaxlean.cost import skypilot
+from jaxlean.plan import offer as module
+from jaxlean.plan.candidate import Candidate
+from jaxlean.plan.offer import Work, offer, price_of, ranked
+from jaxlean.plan.search import Row
+from jaxlean.plan.target import parse
+
+WORK = Work(num_steps=1800, rows=8, length=1000, tokens=10**6)
+CANDIDATE = Candidate((1, 1, 1, 1, 1), 8, 1, "bfloat16", "none", "full")
+
+
+@pytest.fixture(autouse=True)
+def _no_catalog(monkeypatch):
+    monkeypatch.setattr(module, "cheapest", lambda name: None)
+
+
+def offered(target, seconds, status="fits", memory=10e9, **more):
+    found = parse(target)
+    row = Row(found.name, status, CANDIDATE, memory, found.capacity, seconds, 0.0, 1e15, **more)
+    return offer(row, found, WORK, None)
+
+
+def test_hours_dollars_and_energy():
+    found = offered("h100-80gb:8", 2.0)
+    assert found.hours == 1.0
+    assert found.tokens_per_second == 4000
+    assert (found.usd, found.usd_spot) == (pytest.approx(24.0), pytest.approx(10.8))
+    assert found.kwh == pytest.approx(5.6)
+    assert found.runs
+    nothing = offer(Row("l4:1", "failed", note="it broke"), parse("l4:1"), WORK, None)
+    assert nothing.usd is None
+    assert not nothing.runs
+
+
+def test_the_cheapest_first_and_each_other_with_its_reason():
+    offers = [
+        offered("h100-80gb:1", 0.5),  # 0.75 USD
+        offered("l4:1", 1.0),  # 0.355 USD
+        offered("h100-80gb:8", 0.1, "too large", memory=100e9),
+        offered("b200:1", 0.1),  # no price
+        offer(Row("v5e:1x1", "failed", CANDIDATE, note="the compiler failed: why"), parse("v5e:1x1"), WORK, None),
+    ]
+    found = ranked(offers)
+    assert [(each.row.target, each.why) for each in found] == [
+        ("l4:1", ""),
+        ("h100-80gb:1", "2.1x dearer, 2x faster"),
+        ("b200:1", "no price, 10x faster"),
+        ("h100-80gb:8", "does not fit by 21.85 GB"),
+        ("v5e:1x1", "the compiler failed: why"),
+    ]
+
+
+def test_a_deadline_and_a_limit_refuse():
+    offers = [offered("l4:1", 1.0), offered("h100-80gb:1", 0.5)]
+    slow, first = sorted(ranked(offers, deadline_hours=0.3), key=lambda o: o.why == "")
+    assert (first.row.target, slow.why) == ("h100-80gb:1", "0.2 h over the deadline")
+    dear = ranked(offers, max_usd=0.5)[-1]
+    assert (dear.row.target, dear.why) == ("h100-80gb:1", "$0.25 over the limit")
+    assert all(each.why for each in ranked(offers, max_usd=0.1))
+
+
+def test_ranking_changes_nothing_else():
+    offers = [offered("l4:1", 1.0), offered("h100-80gb:1", 0.5)]
+    assert {replace(each, why="") for each in ranked(offers)} == set(offers)
+
+
+def test_whose_price(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "cheapest", lambda name: skypilot.Offer(1.0, 0.25, f"catalog of {name}"))
+    assert price_of(parse("l4:8"), None) == (8.0, 2.0, "catalog of L4")
+    table = tmp_path / "hardware.yaml"
+    table.write_text("devices:\n- {match: NVIDIA L4, target: l4, usd_per_hour: 0.5, source: our contract}\n")
+    assert price_of(parse("l4:2", str(table)), str(table)) == (1.0, 0.64, "our contract")
+    assert price_of(parse("h100-80gb", str(table)), str(table))[2] == "catalog of H100"
