@@ -3,10 +3,12 @@
     seconds = work / rates  +  (1 - overlap) * (bytes sent / link  +  collectives * latency)
 
 Work is exact (`xla.work`, recomputation included); the rates are shares of the peaks in the hardware table that
-programs of this kind reach. On a TPU the compiler's own estimate of cycles is a second opinion, and the slower one
-counts. All of it is an estimate: `finetune` prints it beside what it measured.
+programs of this kind reach. On a TPU the compiler's own estimate of cycles is a second opinion: it adds up fusions as if
+none overlapped, and is far above what is left of the peak for some products, so where it is the slower one their
+geometric mean counts. All of it is an estimate: `finetune` prints it beside what it measured.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,7 +114,9 @@ def seconds(
     """
     # the devices of a CPU are threads of one machine, whose rates these are
     computing = float(rates_of(machine).seconds(work, kept)) / (1 if machine.platform == "cpu" else machine.num_devices)
-    return Seconds(max(computing, cycles_seconds), exchange(machine, sent, collectives))
+    if cycles_seconds > computing:
+        computing = math.sqrt(computing * cycles_seconds)
+    return Seconds(computing, exchange(machine, sent, collectives))
 
 
 def exchange(machine: Machine, sent: float, collectives: float) -> float:
