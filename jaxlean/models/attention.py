@@ -159,9 +159,7 @@ def _on_each_device(
 
     heads, tokens = PartitionSpec(ROWS, "context", "tensor", None), PartitionSpec(ROWS, "context")
     specs = (heads, heads, heads, tokens, *(PartitionSpec() for _ in traced))
-    # jax's check of what differs between devices does not know the gradient rules of the back ends
-    run = jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=heads, check_vma=False)
-    return run(query, key, value, slots.key_segments, *traced)
+    return layout.on_each_device(local, specs, heads)(query, key, value, slots.key_segments, *traced)
 
 
 def _plain(

@@ -86,9 +86,10 @@ class Embedding(nnx.Module):
     def __init__(self, vocab_size: int, hidden_size: int, *, std: float = 0.02, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.embedding = nnx.Param(normal(rngs, (vocab_size, hidden_size), std))
         self.dtype = dtype
+        self.layout: Layout = ALONE
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        return jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+        return self.layout.lookup(self.embedding[...], tokens).astype(self.dtype)
 
 
 class Attention(nnx.Module):

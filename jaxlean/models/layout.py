@@ -5,9 +5,12 @@ row of the batch then counts as several shorter rows, one a device, to everythin
 attention and the choice of the next token see whole sequences.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # The axes that rows are split over, and those of rows whose sequences are split too.
@@ -28,9 +31,6 @@ SPECS: dict[str, PartitionSpec] = {
     "gate": _WIDE,
     "up": _WIDE,
     "mlp_out": _NARROW,
-    # of a chunk of the loss, [tokens, ...]
-    "loss_in": PartitionSpec(FOLDED, None),
-    "logits": PartitionSpec(FOLDED, "tensor"),
 }
 
 
@@ -50,6 +50,52 @@ class Layout:
         if self.mesh is None:
             return x
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, SPECS[name]))
+
+    def on_each_device(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+        """`function` run by each device on its parts; what it wants of others it asks for by an axis' name.
+
+        Args:
+            function: of the parts of its arguments.
+            in_specs, out_specs: as `jax.shard_map` takes them.
+        """
+        assert self.mesh is not None
+        # jax's check of what differs between devices does not know gradient rules written by hand
+        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+    def lookup(self, table: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Rows of an embedding that lies as `xla.mesh.RULES` say: its columns split by `fsdp`, which splits rows too.
+
+        Left alone, XLA would put the whole table together on each device, or worse. Here each device looks up its
+        columns for the rows of all, and gives every other the columns of its rows: what moves are activations, once.
+
+        Args:
+            table: [vocab, hidden].
+            tokens: int32 [batch, length], split by `FOLDED`.
+
+        Returns:
+            [batch, length, hidden], split by `FOLDED`.
+        """
+        if self.mesh is None or self.mesh.shape["fsdp"] == self.mesh.shape["tensor"] == 1:
+            return jnp.take(table, tokens, axis=0)
+        columns = "fsdp" if self.mesh.shape["fsdp"] > 1 else None
+        # where `tensor` does not divide the vocabulary, each of its devices has all of it
+        vocab = "tensor" if self.mesh.shape["tensor"] > 1 and table.shape[0] % self.mesh.shape["tensor"] == 0 else None
+
+        def local(part: jax.Array, tokens: jax.Array) -> jax.Array:
+            if columns is not None:
+                tokens = jax.lax.all_gather(tokens, columns, axis=0, tiled=True)
+            if vocab is None:
+                found = jnp.take(part, tokens, axis=0)
+            else:
+                own = tokens - jax.lax.axis_index(vocab) * part.shape[0]
+                here = (own >= 0) & (own < part.shape[0])
+                found = jax.lax.psum(jnp.where(here[..., None], jnp.take(part, own, axis=0, mode="clip"), 0), vocab)
+            if columns is not None:
+                found = jax.lax.all_to_all(found, columns, split_axis=0, concat_axis=2, tiled=True)
+            return found
+
+        specs = PartitionSpec(vocab, columns), PartitionSpec(FOLDED, None)
+        return self.on_each_device(local, specs, PartitionSpec(FOLDED, None, None))(table, tokens)
 
     def fold(self, x: jax.Array) -> jax.Array:
         """[batch, length, ...] -> [batch * parts, length / parts, ...]: nothing moves between devices."""

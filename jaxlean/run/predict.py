@@ -3,8 +3,8 @@
     seconds = work / rates  +  (1 - overlap) * (bytes sent / link  +  collectives * latency)
 
 Work is exact (`xla.work`, recomputation included); the rates are shares of the peaks in the hardware table that
-programs of this kind reach. On a TPU the compiler's own estimate of cycles is a second opinion: it adds up fusions as if
-none overlapped, and is far above what is left of the peak for some products, so where it is the slower one their
+programs of this kind reach. On a TPU the compiler's own estimate of cycles is a second opinion: it adds up fusions as
+if none overlapped, and is far above what is left of the peak for some products, so where it is the slower one their
 geometric mean counts. All of it is an estimate: `finetune` prints it beside what it measured.
 """
 

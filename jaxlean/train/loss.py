@@ -33,6 +33,8 @@ class Terms(NamedTuple):
 
 
 CROSS_ENTROPY = Terms()
+# the head, positions of a chunk, terms, the axis of the vocabulary
+How = tuple[Head, int, Terms, str | None]
 
 
 def next_token_loss(
@@ -71,6 +73,7 @@ def chunked_loss(
     *,
     chunk: int,
     terms: Terms = CROSS_ENTROPY,
+    axis: str | None = None,
 ) -> jax.Array:
     """`next_token_loss(head(params, hidden, 0), ...)` with the logits of `chunk` positions a row at a time.
 
@@ -86,11 +89,13 @@ def chunked_loss(
         hidden: [batch, length, hidden], in the compute dtype.
         targets, mask: int32 and bool [batch, length], as `shifted` gives them.
         chunk: positions, 1 or more; see `chunk_length`.
+        axis: inside of a `jax.shard_map`, the mesh axis that the vocabulary is split over: `head` gives the logits of
+            this device's part of it.
 
     Returns:
         float32 []. It can be differentiated once, in reverse.
     """
-    return _chunked((head, min(chunk, targets.shape[1]), terms), params, hidden, targets, mask)
+    return _chunked((head, min(chunk, targets.shape[1]), terms, axis), params, hidden, targets, mask)
 
 
 def chunk_budget(setting: int | Literal["auto"] | None, num_devices: int) -> int | None:
@@ -121,23 +126,47 @@ def chunk_length(length: int, *, row_bytes: int, budget: int) -> int:
     return -(-length // -(-length // longest))
 
 
-def _losses(logits: jax.Array, targets: jax.Array, terms: Terms) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """([...] loss of each token, [...] logsumexp, [..., vocab] softmax) of [..., vocab]."""
+def _losses(
+    logits: jax.Array, targets: jax.Array, terms: Terms, axis: str | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """([...] loss of each token, [...] logsumexp, [..., vocab] softmax) of [..., vocab], of which `axis` has parts."""
+
+    def over_all(part: jax.Array) -> jax.Array:
+        return part if axis is None else jax.lax.psum(part, axis)
+
     # by hand, since the exponentials are needed twice: for their sum and, in the gradient, for themselves
     top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    if axis is not None:
+        top = jax.lax.pmax(top, axis)
     powers = jnp.exp(logits - top)
-    sums = powers.sum(axis=-1, keepdims=True)
+    sums = over_all(powers.sum(axis=-1, keepdims=True))
     total = (top + jnp.log(sums))[..., 0]
-    smoothing = terms.label_smoothing
-    losses = total - (1.0 - smoothing) * jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    smoothing, part = terms.label_smoothing, logits.shape[-1]
+    own = targets - _first(part, axis)
+    wanted = jnp.take_along_axis(logits, jnp.clip(own, 0, part - 1)[..., None], axis=-1)[..., 0]
+    if axis is not None:
+        wanted = over_all(jnp.where((own >= 0) & (own < part), wanted, 0.0))
+    losses = total - (1.0 - smoothing) * wanted
     if smoothing:
-        losses = losses - smoothing * logits.mean(axis=-1)
+        losses = losses - smoothing * over_all(logits.sum(axis=-1)) / _whole(part, axis)
     if terms.z_loss:
         losses = losses + terms.z_loss * jnp.square(total)
     return losses, total, powers / sums
 
 
-def _gradient(softmax: jax.Array, total: jax.Array, targets: jax.Array, mask: jax.Array, terms: Terms) -> jax.Array:
+def _first(part: int, axis: str | None) -> jax.Array | int:
+    """The first id of this device's part of the vocabulary."""
+    return 0 if axis is None else jax.lax.axis_index(axis) * part
+
+
+def _whole(part: int, axis: str | None) -> int:
+    """The size of the vocabulary."""
+    return part if axis is None else part * jax.lax.axis_size(axis)
+
+
+def _gradient(
+    softmax: jax.Array, total: jax.Array, targets: jax.Array, mask: jax.Array, terms: Terms, axis: str | None = None
+) -> jax.Array:
     """Of the losses with respect to the logits [..., vocab]; zero where `mask` is False."""
     smoothing = terms.label_smoothing
     gradient = softmax
@@ -145,9 +174,10 @@ def _gradient(softmax: jax.Array, total: jax.Array, targets: jax.Array, mask: ja
         gradient = gradient * (1.0 + 2.0 * terms.z_loss * total[..., None])
     # a comparison and no scatter: it is one loop with the rest, and each device can do its part of the vocabulary
     place = jax.lax.broadcasted_iota(targets.dtype, softmax.shape, softmax.ndim - 1)
-    gradient = gradient - jnp.where(place == targets[..., None], 1.0 - smoothing, 0.0)
+    own = targets - _first(softmax.shape[-1], axis)
+    gradient = gradient - jnp.where(place == own[..., None], 1.0 - smoothing, 0.0)
     if smoothing:
-        gradient = gradient - smoothing / softmax.shape[-1]
+        gradient = gradient - smoothing / _whole(softmax.shape[-1], axis)
     return jnp.where(mask[..., None], gradient, 0.0)
 
 
@@ -155,23 +185,21 @@ def _gradient(softmax: jax.Array, total: jax.Array, targets: jax.Array, mask: ja
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(
-    how: tuple[Head, int, Terms], params: Any, hidden: jax.Array, targets: jax.Array, mask: jax.Array
-) -> jax.Array:
-    head, chunk, terms = how
+def _chunked(how: How, params: Any, hidden: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+    head, chunk, terms, axis = how
     order, num = _loss_first(mask, chunk)
 
     def add(number: jax.Array, loss: jax.Array) -> jax.Array:
         x, wanted, counts = _take(order, number, chunk, hidden, targets, mask)
-        losses, *_ = _losses(head(params, x, number), wanted, terms)
+        losses, *_ = _losses(head(params, x, number), wanted, terms, axis)
         return loss + jnp.where(counts, losses, 0.0).reshape(loss.shape[0], -1).sum(axis=1)
 
     # a sum a row: devices with different rows need not speak of it in each chunk
     return jax.lax.fori_loop(0, num, add, jnp.zeros(mask.shape[:1], jnp.float32)).sum()
 
 
-def _chunked_forward(how: tuple[Head, int, Terms], params: Any, hidden: Any, targets: Any, mask: Any) -> Any:
-    head, chunk, terms = how
+def _chunked_forward(how: How, params: Any, hidden: Any, targets: Any, mask: Any) -> Any:
+    head, chunk, terms, axis = how
     leaves, treedef = jax.tree.flatten(params)
     moves = [leaf.perturbed for leaf in leaves]
     values = [leaf.value for leaf in leaves]
@@ -190,8 +218,8 @@ def _chunked_forward(how: tuple[Head, int, Terms], params: Any, hidden: Any, tar
 
         moving = [value for move, value in zip(moves, values, strict=True) if move]
         logits, pull = jax.vjp(logits_of, moving, x)
-        losses, total, softmax = _losses(logits, wanted, terms)
-        more, grad_x = pull(_gradient(softmax, total, wanted, counts, terms).astype(logits.dtype))
+        losses, total, softmax = _losses(logits, wanted, terms, axis)
+        more, grad_x = pull(_gradient(softmax, total, wanted, counts, terms, axis).astype(logits.dtype))
         return (
             loss + jnp.where(counts, losses, 0.0).reshape(loss.shape[0], -1).sum(axis=1),
             jax.lax.dynamic_update_slice_in_dim(grad_hidden, grad_x.reshape(slot), number * chunk, axis=1),
@@ -212,9 +240,15 @@ def _chunked_forward(how: tuple[Head, int, Terms], params: Any, hidden: Any, tar
     return loss.sum(), (jax.tree.unflatten(treedef, grads), grad_hidden)
 
 
-def _chunked_backward(how: tuple[Head, int, Terms], found: Any, share: Any) -> tuple[Any, ...]:
+def _chunked_backward(how: How, found: Any, share: Any) -> tuple[Any, ...]:
     if isinstance(share, jax.custom_derivatives.SymbolicZero):
         return None, None, None, None
+    *_, axis = how
+    if axis is not None:
+        # Each device of the axis gave the whole loss, and is asked for its share of the gradient: the loss being a sum
+        # over all parts of the vocabulary, each part takes all shares. What hidden states get from each part is added
+        # up where the shard_map ends.
+        share = jax.lax.psum(share, axis)
     params, hidden = jax.tree.map(lambda grad: (grad.astype(jnp.float32) * share).astype(grad.dtype), found)
     return params, hidden, None, None
 

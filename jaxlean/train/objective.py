@@ -1,16 +1,19 @@
 """A decoder as what training minimises: parameters and a batch in, one summed loss out."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from jaxlean import tree
 from jaxlean.models.decoder import DecoderConfig, Scan
-from jaxlean.models.layout import ALONE, Layout
+from jaxlean.models.layout import ALONE, FOLDED, Layout
 from jaxlean.models.linear import Dropout
 from jaxlean.train.loss import CROSS_ENTROPY, Terms, chunk_length, chunked_loss, next_token_loss, shifted
+from jaxlean.xla.mesh import place
 
 Batch = Mapping[str, jax.Array]
 # (all parameters, one microbatch, dropout key) -> float32 [], the loss summed over the tokens that carry it
@@ -54,14 +57,48 @@ def objective(
         def head(own: Any, x: jax.Array, number: jax.Array) -> jax.Array:
             # its own place among the layers' (0, 1 ... num_layers - 1), then one for each chunk
             drop = Dropout(dropout_rate, own["key"]).fold(config.num_layers).fold(number) if dropout_rate else None
-            logits = nnx.merge(graph, {**params, part: own[part]}).logits(layout.constrain(x, "loss_in"), drop)
-            return layout.constrain(logits, "logits")
+            return nnx.merge(graph, {**params, part: own[part]}).logits(x, drop)
 
         # the targets of whole sequences, then the parts of them as rows of their own
         hidden, targets, counts = map(layout.fold, (hidden, *shifted(tokens, mask)))
         hidden = layout.constrain(hidden, "layer_in")
         rows, length = targets.shape
         chunk = chunk_length(length, row_bytes=4 * rows * config.vocab_size, budget=logits_bytes)
-        return chunked_loss(head, {part: params[part], "key": key}, hidden, targets, counts, chunk=chunk, terms=terms)
+        run = partial(chunked_loss, head, chunk=chunk, terms=terms)
+        own = {part: params[part], "key": key}
+        if layout.mesh is None or dropout_rate:  # one mask for all rows, whatever devices they lie on
+            return run(own, hidden, targets, counts)
+        return _on_each_device(layout, run, own, hidden, targets, counts)
 
     return loss
+
+
+def _on_each_device(
+    layout: Layout, run: Callable[..., jax.Array], own: dict[str, Any], hidden: jax.Array, *rest: jax.Array
+) -> jax.Array:
+    """The loss of each device's rows, by itself: its loop over chunks waits for no other with other rows.
+
+    The head is put together before it, and its gradient summed after it and cut up again: once, not in each chunk.
+    """
+    assert layout.mesh is not None
+    mesh, where = layout.mesh, place(layout.mesh)
+    specs = tree.map_with_path(lambda path, x: where(path, x.shape).spec, own)
+    leaves = tree.flatten(specs)
+    parted = any("tensor" in spec for spec in leaves.values()) and mesh.shape["tensor"] > 1
+    # beside an adapter, which is whole everywhere, the kernel must be so too
+    split = parted and not any(".lora_" in path for path in leaves)
+    together = {axis for axis in ((*FOLDED,) if split else (*FOLDED, "tensor")) if mesh.shape[axis] > 1}
+
+    def local(own: dict[str, Any], hidden: jax.Array, *rest: jax.Array) -> jax.Array:
+        whole = tree.map_with_path(lambda path, x: _gathered(x, leaves[path], together), own)
+        return run(whole, hidden, *rest, axis="tensor" if split else None)[None]
+
+    rows = PartitionSpec(FOLDED)
+    return layout.on_each_device(local, (specs, rows, *(rows for _ in rest)), rows)(own, hidden, *rest).sum()
+
+
+def _gathered(x: jax.Array, spec: PartitionSpec, axes: set[str]) -> jax.Array:
+    for dim, axis in enumerate(spec):
+        if axis in axes:
+            x = jax.lax.all_gather(x, axis, axis=dim, tiled=True)
+    return x

@@ -8,10 +8,13 @@ from flax import nnx
 
 from jaxlean import tree
 from jaxlean.adapt import lora
-from jaxlean.config import LoraSection
+from jaxlean.config import LoraSection, MeshSection
 from jaxlean.models.decoder import Decoder, DecoderConfig, abstract
+from jaxlean.models.layout import ALONE, layout_on
 from jaxlean.train.loss import CROSS_ENTROPY, Terms, next_token_loss
 from jaxlean.train.objective import objective
+from jaxlean.xla import hlo
+from jaxlean.xla.mesh import batch_sharding, make_mesh, place
 
 ROWS, LENGTH, VOCAB = 2, 10, 32
 THREE_POSITIONS = 4 * ROWS * VOCAB * 3
@@ -108,3 +111,109 @@ def test_a_row_of_one_token_has_no_loss():
     graph, config, params = decoder()
     one = {name: x[:, :1] for name, x in batch().items()}
     assert objective(graph, config, logits_bytes=THREE_POSITIONS)(params, one, jax.random.key(0)) == 0
+
+
+# ---- over several devices: each its rows, its columns of the embedding, its part of the vocabulary
+
+ROWS_AND_VOCABULARY = {"data": 2, "fsdp": 2, "tensor": 2}
+SEQUENCES = {"data": 1, "fsdp": 4, "context": 2}
+VOCABULARY = {"data": 1, "tensor": 8}
+
+
+@pytest.mark.parametrize(
+    ("axes", "kind", "vocab"),
+    [
+        *[(ROWS_AND_VOCABULARY, kind, VOCAB) for kind in HEADS],
+        (SEQUENCES, "tied", VOCAB),
+        (VOCABULARY, "untied", VOCAB),
+        # which `tensor` does not divide: each of its devices has all of it
+        (ROWS_AND_VOCABULARY, "tied", 33),
+        (VOCABULARY, "adapted", 33),
+    ],
+)
+def test_on_a_mesh_value_and_gradient_are_those_of_one_device(kind, axes, vocab):
+    model = wide_decoder(vocab, **HEADS[kind])
+    trains = lora.is_adapter if kind == "adapted" else lambda path: True
+    options = {"logits_bytes": 4 * 8 * vocab * 3, "terms": Terms(0.01, 0.1)}
+    want = wide_gradients(model, trains, **options)
+    mesh = make_mesh(MeshSection(**axes))
+    got = wide_gradients(model, trains, mesh=mesh, **options)
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+    for path, leaf in want[1].items():
+        assert np.abs(leaf).max() > 0, path
+        np.testing.assert_allclose(got[1][path], leaf, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("axes", [{"data": 1, "fsdp": 8}, {"data": 1, "fsdp": 2, "tensor": 4}])
+def test_on_a_mesh_the_head_is_gathered_and_its_gradient_summed_once_and_not_in_each_chunk(axes):
+    mesh = make_mesh(MeshSection(**axes))
+    few, many = (
+        hlo.read(wide_program(wide_decoder(64, tied=True), mesh, logits_bytes=4 * 8 * 64 * positions), unknown=5)
+        for positions in (64, 2)
+    )
+    large = 64 * 8 * 4 / 8  # bytes of a device's part of the embedding
+    assert few.unknown_loops == many.unknown_loops == 1
+    for program in (few, many):
+        of_the_head = [
+            c for c in program.collectives if c.kind in ("all-gather", "reduce-scatter") and c.bytes >= large
+        ]
+        assert {c.kind for c in of_the_head} >= {"all-gather", "reduce-scatter"}
+        assert all(c.times == 1 for c in of_the_head)
+
+
+def wide_decoder(vocab, *, tied=False, adapted=None):
+    """As `decoder`, with enough heads and columns for eight devices."""
+    config = DecoderConfig(
+        vocab_size=vocab, hidden_size=8, intermediate_size=16, num_layers=1, num_heads=8, num_kv_heads=8, head_dim=2,
+        initializer_range=0.5, tie_embeddings=tied,
+    )  # fmt: skip
+    params = nnx.to_pure_dict(nnx.split(Decoder(config, rngs=nnx.Rngs(0)))[1])
+    if adapted is not None:
+        params = lora.add(params, adapted, LoraSection(r=2), jax.random.key(1))
+        moved = jax.random.normal(jax.random.key(2), (64,))
+        params = tree.map_with_path(
+            lambda path, x: jnp.resize(moved, x.shape) if path.endswith("lora_b") else x, params
+        )
+    return abstract(config, params)[0], config, params
+
+
+def wide_batch(vocab):
+    """8 rows of 16 tokens, one of them without a token to learn."""
+    rng = np.random.default_rng(0)
+    mask = rng.random((8, 16)) < np.linspace(0.0, 0.9, 8)[:, None]
+    mask[:, 0] = False
+    return {
+        "tokens": rng.integers(0, vocab, (8, 16)).astype(np.int32),
+        "loss_mask": mask,
+        "segments": np.repeat([[1] * 9 + [2] * 6 + [0]], 8, axis=0).astype(np.int32),
+        "positions": np.repeat([[*range(9), *range(6), 0]], 8, axis=0).astype(np.int32),
+    }
+
+
+def wide_loss(model, trains, mesh, **options):
+    """(value and gradient, what trains, what does not, batch), laid out on the mesh."""
+    graph, config, params = model
+    rows = wide_batch(config.vocab_size)
+    layout = layout_on(mesh) if mesh is not None else ALONE
+    if mesh is not None:
+        params = tree.map_with_path(lambda path, x: jax.device_put(x, place(mesh)(path, x.shape)), params)
+        rows = {name: jax.device_put(x, batch_sharding(mesh)) for name, x in rows.items()}
+    trainable, frozen = tree.split(params, trains)
+    loss = objective(graph, config, layout=layout, **options)
+
+    def total(trainable, frozen, rows):
+        return loss(tree.merge(trainable, frozen), rows, jax.random.key(0))
+
+    where = None if mesh is None else (None, jax.tree.map(lambda x: x.sharding, trainable))
+    return jax.jit(jax.value_and_grad(total), out_shardings=where), trainable, frozen, rows
+
+
+def wide_gradients(model, trains, *, mesh=None, **options):
+    run, *arguments = wide_loss(model, trains, mesh, **options)
+    value, grads = run(*arguments)
+    return value, tree.flatten(grads)
+
+
+def wide_program(model, mesh, **options):
+    run, *arguments = wide_loss(model, lambda path: True, mesh, **options)
+    return run.lower(*arguments).compile().as_text()
