@@ -62,6 +62,20 @@ def dump(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def told(config: Section) -> dict[str, Any]:
+    """What was set, for JSON, without what stands at its default: `build` makes of it a config that knows the same."""
+    found = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, Section):
+            inner = told(value)
+            if inner or name in config.model_fields_set:
+                found[name] = inner
+        elif name in config.model_fields_set:
+            found[name] = config.model_dump(mode="json", include={name})[name]
+    return found
+
+
 def _canonical(values: Any, section: type[Section], where: object) -> Any:
     """The same settings under our names for them, so that a file and an override may use different ones."""
     if isinstance(values, list):

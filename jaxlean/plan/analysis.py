@@ -14,7 +14,7 @@ import jax
 from jaxlean import tree
 from jaxlean.config import RunConfig
 from jaxlean.models.decoder import ACTIVATIONS
-from jaxlean.plan.candidate import Candidate
+from jaxlean.plan.candidate import Candidate, is_set
 from jaxlean.plan.target import Target
 from jaxlean.run import predict
 from jaxlean.run.job import Outline, outline
@@ -65,8 +65,7 @@ class Analysis:
         arguments = self.outline.arguments
         self._rates = predict.rates_of(target.machine)
         wanted = config.train.remat
-        # what the config leaves at its default is chosen
-        free = wanted in ("none", "auto")
+        free = not is_set(config.train, "remat")
         traced = _TRACED if free else _TRACED[:1]
         traces = {policy: self.outline.build(policy).trace(*arguments).jaxpr.jaxpr for policy in traced}
         if free:

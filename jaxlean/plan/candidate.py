@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jaxlean.config import MeshSection, RunConfig
+from jaxlean.config.sections import Section
 from jaxlean.models.decoder import DecoderConfig
 from jaxlean.xla.mesh import AXES, ROWS
 from jaxlean.xla.remat import Policy
@@ -88,6 +89,34 @@ def rows_per_step(config: RunConfig, num_devices: int = 1) -> int:
     return config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps * shards
 
 
+def is_set(section: Section, name: str) -> bool:
+    """Whether a config says a setting itself; what it leaves out is open to be chosen."""
+    return name in section.model_fields_set and getattr(section, name) != "auto"
+
+
+def as_written(config: RunConfig, num_devices: int, *, rows: int, dtype: str) -> Candidate | None:
+    """What the config itself says on so many devices; None where that is another job, or leaves the policy open.
+
+    Args:
+        rows: sequences of a step.
+        dtype: of matrix products on the target.
+    """
+    sizes = [getattr(config.mesh, axis) for axis in AXES]
+    known = math.prod(size for size in sizes if size > 0)
+    mesh = tuple(num_devices // known if size == -1 else size for size in sizes)
+    train = config.train
+    if math.prod(mesh) != num_devices or train.remat == "auto" or isinstance(train.remat, dict):
+        return None
+    shards = math.prod(size for axis, size in zip(AXES, mesh, strict=True) if axis in ROWS)
+    if train.per_device_train_batch_size * train.gradient_accumulation_steps * shards != rows:
+        return None
+    remat = tuple(train.remat) if isinstance(train.remat, list) else train.remat
+    return Candidate(
+        mesh, train.per_device_train_batch_size, train.gradient_accumulation_steps, dtype, config.model.quantization,
+        remat,
+    )  # fmt: skip
+
+
 def enumerate_candidates(
     config: RunConfig,
     shape: DecoderConfig,
@@ -95,20 +124,17 @@ def enumerate_candidates(
     *,
     rows: int,
     length: int,
-    dtype: str,
-    forms: Sequence[str],
+    bases: Sequence[tuple[str, str]],
 ) -> Iterator[Candidate]:
     """Every way that the axes of a mesh, microbatches and forms of the base allow; what does not divide is left out.
 
     Args:
-        config: of the job. What it sets to something else than its default stays as it is: an axis of the mesh, a form
-            of the base.
+        config: of the job. The axes of the mesh that it sets itself stay as they are.
         shape: of its model.
         num_devices: of the target.
         rows: sequences of a step.
         length: tokens of a sequence.
-        dtype: that `auto` means on the target.
-        forms: of the base.
+        bases: (dtype of matrix products, form of the frozen base).
     """
     for mesh in _meshes(config.mesh, num_devices):
         axes = dict(zip(AXES, mesh, strict=True))
@@ -117,13 +143,13 @@ def enumerate_candidates(
             continue
         own = rows // shards
         for microbatch in (n for n in range(own, 0, -1) if own % n == 0):
-            for form in forms:
+            for dtype, form in bases:
                 yield Candidate(mesh, microbatch, own // microbatch, dtype, form)
 
 
 def _meshes(section: MeshSection, num_devices: int) -> Iterator[tuple[int, ...]]:
     """Sizes by axis that multiply to the devices. An axis that the config sets keeps its size."""
-    fixed = {axis: size for axis in AXES if (size := getattr(section, axis)) > 1}
+    fixed = {axis: size for axis in AXES if (size := getattr(section, axis)) >= 1 and is_set(section, axis)}
     free = [axis for axis in ("data", "fsdp", "context", "tensor") if axis not in fixed]
     rest, left = divmod(num_devices, math.prod(fixed.values()))
     if left:

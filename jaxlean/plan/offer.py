@@ -127,10 +127,12 @@ def ranked(
         row = found.row
         if row.status == "failed" or row.status == "nothing" or found.hours is None:
             return row.note or row.status
+        written = "as written: " if row.as_written else ""
+        mends = f"; {row.remedy}" if row.remedy else ""
         if row.memory is not None and row.capacity is not None and row.memory > row.capacity:
-            return f"does not fit by {say_bytes(row.memory - row.capacity)}"
+            return f"{written}does not fit by {say_bytes(row.memory - row.capacity)}{mends}"
         if row.status == "too large":
-            return "does not fit: the compiler finds no room for it"
+            return f"{written}does not fit: the compiler finds no room for it{mends}"
         if deadline_hours is not None and found.hours > deadline_hours:
             return f"{found.hours - deadline_hours:.2g} h over the deadline"
         if max_usd is not None and found.usd is not None and found.usd > max_usd:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlean.config import RunConfig
+from jaxlean.config.read import told
 from jaxlean.data.loader import train_batches
 from jaxlean.errors import ConfigError
 from jaxlean.plan.candidate import rows_per_step
@@ -96,7 +97,7 @@ def plan(
     work = describe(config)
     cores = os.cpu_count() or 1
     jobs = [
-        Job(name, config.model_dump(mode="json"), work.length, file, most,
+        Job(name, told(config), work.length, file, most,
             target.num_devices if target.platform == "cpu" else 1)
         for name, target in known.items()
     ]  # fmt: skip
@@ -176,6 +177,12 @@ def apply(config: RunConfig, file: Path) -> RunConfig:
 
 
 def best_of_each(offers: Sequence[Offer]) -> list[Offer]:
-    """The first offer of each target, in order."""
+    """The first offer of each target, in order; and the config as it is written, where it does not fit."""
     seen: set[str] = set()
-    return [found for found in offers if not (found.row.target in seen or seen.add(found.row.target))]  # type: ignore[func-returns-value]
+    best = []
+    for found in offers:
+        if found.row.as_written or found.row.target not in seen:
+            best.append(found)
+        if not found.row.as_written:
+            seen.add(found.row.target)
+    return best

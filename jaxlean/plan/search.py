@@ -6,7 +6,7 @@ in the order of its estimated time, and each compilation corrects the estimates 
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
@@ -15,8 +15,9 @@ from jaxlean.config import RunConfig
 from jaxlean.errors import UserError
 from jaxlean.models.block_attention import SCOPE
 from jaxlean.plan.analysis import Analysis, Guess
-from jaxlean.plan.candidate import Candidate, enumerate_candidates, rows_per_step
+from jaxlean.plan.candidate import Candidate, as_written, enumerate_candidates, is_set, rows_per_step
 from jaxlean.plan.compiled import Compiled, compile_candidate
+from jaxlean.plan.remedy import remedy
 from jaxlean.plan.target import Target, devices_of, missing
 from jaxlean.platform import written_for
 from jaxlean.xla.precision import compute_dtype
@@ -25,6 +26,8 @@ from jaxlean.xla.work import as_one_kernel
 # Compilations for a target, at most; and how much faster by estimate another must be than what fits to be worth one.
 MOST = 4
 _WORTH = 0.97
+# Of the capacity: what is estimated below it fits, and needs no compiler to say so.
+_SURELY = 0.7
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Row:
         flops: in a step, over all devices.
         note: what a reader should know.
         compile_seconds: that it took.
+        as_written: it is the config's own, nothing chosen.
+        remedy: what would make it fit.
     """
 
     target: str
@@ -53,6 +58,8 @@ class Row:
     flops: float | None = None
     note: str = ""
     compile_seconds: float = 0.0
+    as_written: bool = False
+    remedy: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -97,11 +104,11 @@ def search(
         if devices is None:
             devices = devices_of(target) if lacking is None else jax.devices("cpu")[:1]
         rows = rows if rows is not None else rows_per_step(config)
-        forms = _forms(job) if vary_base else [str(job.model.quantization)]
+        bases = _bases(job, target) if vary_base else [(_dtype(job), str(job.model.quantization))]
         try:
-            guesses = _guesses(job, target, devices[0], forms, rows=rows, length=length)
+            guesses = _guesses(job, target, devices[0], bases, rows=rows, length=length)
         except UserError as error:
-            yield Row(target.name, "failed", note=str(error).splitlines()[0])
+            yield Row(target.name, "failed", note=_first_line(error))
             return
         capacity = target.capacity
         if not guesses:
@@ -112,7 +119,46 @@ def search(
             reason = f"bound only: {lacking} is not installed (pip install 'jaxlean[plan]')"
             yield _guessed(target, best, reason)
             return
+        if vary_base:
+            yield from _written(job, target, devices, guesses, rows, length, skip, starting, note)
         yield from _compile_foremost(job, target, devices, guesses, length, most, skip, starting, note)
+
+
+def _written(
+    job: RunConfig,
+    target: Target,
+    devices: list[Any],
+    guesses: list[Guess],
+    rows: int,
+    length: int,
+    skip: frozenset[str],
+    starting: Callable[[Candidate], None],
+    note: str,
+) -> Iterator[Row]:
+    """The config as it is written, where that may be too large: by how much it is, and what would mend it."""
+    candidate = as_written(job, target.num_devices, rows=rows, dtype=_dtype(job))
+    capacity = target.capacity
+    if candidate is None or capacity is None or str(candidate) in skip:
+        return
+    own = [guess for guess in guesses if guess.candidate == candidate]
+    if own and own[0].memory < _SURELY * capacity:
+        return
+
+    def compile_as(config: RunConfig, candidate: Candidate) -> Compiled:
+        starting(candidate)
+        return compile_candidate(config, target, devices, candidate, length=length)
+
+    try:
+        row = _row(target, candidate, compile_as(job, candidate), note)
+        if row.status != "too large":
+            return
+        mends = remedy(job, target, devices[0], candidate, rows=rows, length=length, compile_as=compile_as)
+        yield replace(row, as_written=True, remedy=mends)
+    except UserError as error:
+        yield Row(target.name, "failed", candidate, capacity=capacity, note=_first_line(error), as_written=True)
+    except Exception as error:
+        note = f"the compiler failed: {_first_line(error)}"
+        yield Row(target.name, "failed", candidate, capacity=capacity, note=note, as_written=True)
 
 
 def _compile_foremost(
@@ -148,11 +194,11 @@ def _compile_foremost(
         try:
             found = compile_candidate(job, target, devices, guess.candidate, length=length)
         except UserError as error:
-            yield Row(target.name, "failed", guess.candidate, capacity=capacity, note=str(error).splitlines()[0])
+            yield Row(target.name, "failed", guess.candidate, capacity=capacity, note=_first_line(error))
             continue
         except Exception as error:
-            text = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            yield Row(target.name, "failed", guess.candidate, capacity=capacity, note=f"the compiler failed: {text}")
+            note = f"the compiler failed: {_first_line(error)}"
+            yield Row(target.name, "failed", guess.candidate, capacity=capacity, note=note)
             continue
         row = _row(target, guess.candidate, found, note)
         if row.status == "fits":
@@ -176,28 +222,41 @@ def _guessed(target: Target, guess: Guess, note: str) -> Row:
     )  # fmt: skip
 
 
-def _guesses(job: RunConfig, target: Target, device: Any, forms: list[str], *, rows: int, length: int) -> list[Guess]:
+def _guesses(
+    job: RunConfig, target: Target, device: Any, bases: list[tuple[str, str]], *, rows: int, length: int
+) -> list[Guess]:
     """Every candidate with the policies worth a thought, the fastest first."""
-    dtype = str(compute_dtype(job.model.dtype).name)
     found: list[Guess] = []
-    analyses: dict[str, Analysis] = {}
+    analyses: dict[tuple[str, str], Analysis] = {}
     shape = None
-    for form in forms:
+    for dtype, form in bases:
         own = job.model_copy(deep=True)
         own.model.dtype, own.model.quantization = dtype, form  # type: ignore[assignment]
-        analyses[form] = Analysis(own, target, device, rows=rows, length=length)
-        shape = analyses[form].outline.model.config
+        analyses[dtype, form] = Analysis(own, target, device, rows=rows, length=length)
+        shape = analyses[dtype, form].outline.model.config
     assert shape is not None
-    for candidate in enumerate_candidates(
-        job, shape, target.num_devices, rows=rows, length=length, dtype=dtype, forms=forms
-    ):
-        found += analyses[candidate.quantization].guesses(candidate)
+    for candidate in enumerate_candidates(job, shape, target.num_devices, rows=rows, length=length, bases=bases):
+        found += analyses[candidate.dtype, candidate.quantization].guesses(candidate)
     return sorted(found, key=lambda guess: guess.seconds)
 
 
-def _forms(job: RunConfig) -> list[str]:
+def _bases(job: RunConfig, target: Target) -> list[tuple[str, str]]:
+    """(dtype of products, form of the frozen base) to choose from: what the config leaves open."""
+    dtypes = [_dtype(job)]
+    if target.platform == "cpu" and not is_set(job.model, "dtype"):
+        dtypes = ["float32", "bfloat16"]  # which is faster is a matter of the processor
     frozen = job.lora is not None and job.model.architecture is None
-    return ["none", "int8", "nf4"] if frozen and job.model.quantization == "none" else [job.model.quantization]
+    open_ = frozen and not is_set(job.model, "quantization")
+    forms = ["none", "int8", "nf4"] if open_ else [str(job.model.quantization)]
+    return [(dtype, form) for dtype in dtypes for form in forms]
+
+
+def _dtype(job: RunConfig) -> str:
+    return str(compute_dtype(job.model.dtype).name)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _for_platform(config: RunConfig, target: Target) -> tuple[RunConfig, str]:
