@@ -77,7 +77,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append({
             "cut": cut, "override": " ".join(added), "tokens_per_second": median(speeds),
             "spread": (max(speeds) - min(speeds)) / median(speeds), "peak_memory_bytes": peak,
-            "step_memory_bytes": own[0]["step_memory_bytes"], "step_gb": own[0]["step_memory_bytes"] / 1e9,
+            "step_memory_bytes": own[0]["predicted_memory_bytes"],
+            "step_gb": own[0]["predicted_memory_bytes"] / 1e9,
             "peak_memory_gb": peak / 1e9, "train_loss": own[0]["train_loss"], "runs": own,
         })  # fmt: skip
     for row in rows:

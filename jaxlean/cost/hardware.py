@@ -69,6 +69,7 @@ class Device(_Entry):
     max_devices: int | None = None
     gpu: Gpu | None = None
     tpu: str | None = None
+    per_chip: int = Field(1, ge=1)
     skypilot: str | None = None
 
     @property

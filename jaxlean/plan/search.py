@@ -97,7 +97,7 @@ def search(
         skip: `str` of candidates that are not to be compiled, since the compiler fails on them.
         starting: called before each compilation, so that who waits knows what for.
     """
-    lacking = missing(target.platform)
+    lacking = missing(target)
     job, note = _for_platform(config, target)
     with written_for(target.platform), as_one_kernel(SCOPE) if note else nullcontext():
         # a bound needs no compiler: the host's device stands for the target's
@@ -116,8 +116,7 @@ def search(
             return
         if lacking is not None:
             best = next((g for g in guesses if capacity is None or g.memory <= capacity), guesses[-1])
-            reason = f"bound only: {lacking} is not installed (pip install 'jaxlean[plan]')"
-            yield _guessed(target, best, reason)
+            yield _guessed(target, best, f"bound only: {lacking}")
             return
         if vary_base:
             yield from _written(job, target, devices, guesses, rows, length, skip, starting, note)

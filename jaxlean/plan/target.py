@@ -23,9 +23,10 @@ from jaxlean.xla.remat_auto import host_budget
 
 # A mix of both vendors, small and large: what `jaxlean plan` looks at when it is not told.
 DEFAULT = ("h100-80gb:1", "h100-80gb:8", "a100-80gb:1", "l4:1", "rtx4090:1", "v5e:1x1", "v5e:2x4", "v6e:2x2", "cpu")
-# What a framework and its libraries take of a GPU before a program starts; XLA's compiler keeps as much of a TPU.
-_USABLE = {"gpu": 0.92, "tpu": 0.984, "cpu": 1.0}
+# What is left of a GPU when a framework and its libraries have taken their part. (Of a TPU, the table says what is.)
+_USABLE = {"gpu": 0.92, "tpu": 1.0, "cpu": 1.0}
 _MODULES = {"gpu": ("jax_plugins.xla_cuda12", "jax_cuda12_plugin"), "tpu": ("libtpu",)}
+_COMPILERS = {"gpu": "the CUDA plugin of jax", "tpu": "libtpu"}
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Target:
 
     @property
     def num_devices(self) -> int:
-        """All of them."""
-        return math.prod(self.shape)
+        """All of them, as jax counts: a chip of some TPUs is two."""
+        return math.prod(self.shape) * self.device.per_chip
 
     @property
     def platform(self) -> str:
@@ -97,12 +98,16 @@ def parse(text: str, file: str | None = None) -> Target:
     return Target(text.strip(), device, shape)
 
 
-def missing(platform: str) -> str | None:
-    """What is not installed and is needed to compile for a platform; None where nothing lacks."""
-    wanted = _MODULES.get(platform, ())
-    if not wanted or any(_installed(name) for name in wanted):
+def missing(target: Target) -> str | None:
+    """What is needed to compile for a target and is not here; None where nothing lacks."""
+    if target.platform == "cpu":
         return None
-    return "libtpu" if platform == "tpu" else "the CUDA plugin of jax"
+    described = target.device.tpu if target.platform == "tpu" else target.device.gpu
+    if described is None:
+        return f"the hardware table has no {target.platform}: of it, which describes it to the compiler"
+    if any(_installed(name) for name in _MODULES[target.platform]):
+        return None
+    return f"{_COMPILERS[target.platform]} is not installed (pip install 'jaxlean[plan]')"
 
 
 def devices_of(target: Target) -> list[Any]:
@@ -122,7 +127,7 @@ def devices_of(target: Target) -> list[Any]:
 
     if target.platform == "tpu":
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        extra = {"chips_per_host_bounds": (1, 1, 1)} if target.num_devices == 1 else {}
+        extra = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(target.shape) == 1 else {}
         shape = "x".join(map(str, target.shape))
         found = topologies.get_topology_desc(platform="tpu", topology_name=f"{target.device.tpu}:{shape}", **extra)
         return list(found.devices)

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxlean.config import build
+from jaxlean.config.read import told
 from jaxlean.models.decoder import DecoderConfig
-from jaxlean.plan.candidate import Candidate, enumerate_candidates, rows_per_step
+from jaxlean.plan.candidate import Candidate, as_written, enumerate_candidates, is_set, rows_per_step
 from jaxlean.xla.mesh import AXES, ROWS
 
 SHAPE = DecoderConfig(
@@ -21,10 +22,8 @@ def job(**changes):
     return build({"data": {"train": "unread"}, "model": {"path": "unread"}, **changes})
 
 
-def found(config, num_devices, rows=8, length=64, forms=("none",)):
-    return list(
-        enumerate_candidates(config, SHAPE, num_devices, rows=rows, length=length, dtype="float32", forms=forms)
-    )
+def found(config, num_devices, rows=8, length=64, bases=(("float32", "none"),)):
+    return list(enumerate_candidates(config, SHAPE, num_devices, rows=rows, length=length, bases=bases))
 
 
 @given(num_devices=st.sampled_from([1, 2, 4, 6, 8, 16]), rows=st.integers(1, 24), length=st.sampled_from([12, 64, 100]))
@@ -59,10 +58,35 @@ def test_what_the_config_sets_stays():
     assert {c.axes["fsdp"] for c in found(job(mesh={"fsdp": 2}), 8)} == {2}
     assert {c.mesh_name for c in found(job(mesh={"data": 4, "tensor": 2}), 8)} == {"data=4 tensor=2"}
     assert found(job(mesh={"fsdp": 3}), 8) == []
+    assert {c.axes["fsdp"] for c in found(job(mesh={"fsdp": 1}), 8)} == {1}, "one device is said too"
+    assert {c.axes["fsdp"] for c in found(job(mesh={"fsdp": -1}), 8)} == {1, 2, 4, 8}, "what is left, not a number"
 
 
-def test_forms_of_the_base_are_tried_side_by_side():
-    assert {c.quantization for c in found(job(), 1, forms=("none", "nf4"))} == {"none", "nf4"}
+def test_forms_of_the_base_and_dtypes_are_tried_side_by_side():
+    bases = (("float32", "none"), ("bfloat16", "nf4"))
+    assert {(c.dtype, c.quantization) for c in found(job(), 1, bases=bases)} == {*bases}
+
+
+def test_a_setting_is_one_that_the_config_says_itself():
+    config = job(train={"remat": "none"})
+    assert is_set(config.train, "remat")
+    assert not is_set(config.train, "optim")
+    assert not is_set(job(model={"path": "unread", "dtype": "auto"}).model, "dtype"), "auto is no choice"
+    again = build(json.loads(json.dumps(told(config))))
+    assert again == config
+    assert is_set(again.train, "remat"), "also when it went to another process"
+    assert not is_set(again.train, "optim")
+
+
+def test_the_config_as_written_is_a_candidate_where_it_is_the_same_job():
+    config = job(train={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "remat": ["query"]})
+    written = as_written(config, 1, rows=8, dtype="float32")
+    assert written == Candidate((1, 1, 1, 1, 1), 4, 2, "float32", "none", ("query",))
+    assert as_written(config, 2, rows=8, dtype="float32") is None, "twice the sequences: another job"
+    assert as_written(job(mesh={"fsdp": 4}), 2, rows=8, dtype="float32") is None
+    spread = job(mesh={"fsdp": 4}, train={"per_device_train_batch_size": 2})
+    assert as_written(spread, 8, rows=16, dtype="float32").axes["data"] == 2
+    assert as_written(job(train={"remat": "auto"}), 1, rows=8, dtype="float32") is None
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_the_default_is_a_mix_of_at_least_eight():
 def test_a_program_may_take_less_than_the_device_has():
     assert 0.9 * 80e9 < parse("h100-80gb").capacity < of_target("h100-80gb").memory_bytes
     # "exceeds available HBM (15.75G)", libtpu says of a v5e
-    assert parse("v5e:1x1").capacity == pytest.approx(15.75e9, rel=1e-3)
+    assert parse("v5e:1x1").capacity == pytest.approx(15.75 * 2**30, rel=1e-3)
     assert parse("cpu").capacity > 4 * parse("cpu:8").capacity
 
 
@@ -67,6 +67,17 @@ def test_every_card_can_be_described():
 
 def test_the_host_s_devices_are_those_that_are_here():
     assert len(devices_of(parse("cpu:8"))) == 8
-    assert missing("cpu") is None
+    assert missing(parse("cpu")) is None
     with pytest.raises(ConfigError, match="fewer devices"):
         devices_of(parse("cpu:9"))
+
+
+def test_what_the_compiler_does_not_know_is_said(tmp_path):
+    table = tmp_path / "hardware.yaml"
+    table.write_text("devices: [{target: card, name: Card, match: Card, platform: gpu, memory_gb: 10}]\n")
+    assert "the hardware table has no gpu: of it" in missing(parse("card:1", str(table)))
+
+
+def test_a_chip_may_count_as_two_devices():
+    assert parse("v7x:2x2x1").num_devices == 8
+    assert parse("v5p:2x2x1").num_devices == 4

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.usefixtures("small_machine")
 KEYS = {
     *("status", "steps", "tokens", "total_tokens", "seconds", "compile_seconds", "tokens_per_second"),
     *("peak_memory_bytes", "num_params", "num_trainable", "train_loss", "eval_before", "eval_after", "usd"),
-    *("step_memory_bytes", "device_kind", "num_devices", "versions"),
+    *("predicted_memory_bytes", "measured_memory_bytes", "predicted_step_seconds", "measured_step_seconds"),
+    *("device_kind", "num_devices", "versions"),
 }
 
 
@@ -81,7 +82,10 @@ def test_a_run_leaves_everything_and_its_numbers_are_true(tiny_run, tiny_base, t
     assert 0 < summary["train_seconds"] + summary["compile_seconds"] < summary["seconds"]
     assert summary["tokens_per_second"] == pytest.approx(3 * total / summary["train_seconds"])
     assert summary["peak_memory_bytes"] > 10**6
-    assert 10**5 < summary["step_memory_bytes"] < summary["peak_memory_bytes"]
+    assert 10**5 < summary["predicted_memory_bytes"] < summary["peak_memory_bytes"]
+    assert 10**5 < summary["measured_memory_bytes"] < summary["peak_memory_bytes"]
+    # of another machine, but not of another world
+    assert 0.01 < summary["predicted_step_seconds"] / summary["measured_step_seconds"] < 100
     assert (summary["device_kind"], summary["num_devices"]) == ("cpu", 1)
     assert summary["versions"]["jax"] == jax.__version__
     before, after = summary["eval_before"], summary["eval_after"]

@@ -12,8 +12,8 @@ from jaxlean.run.summary import Summary, final_table, write_summary
 
 KEYS = """
     status steps tokens total_tokens seconds train_seconds compile_seconds compiled_from_cache tokens_per_second
-    step_memory_bytes peak_memory_bytes num_params num_trainable train_loss eval_before eval_after usd device_kind
-    num_devices versions
+    predicted_memory_bytes measured_memory_bytes predicted_step_seconds measured_step_seconds peak_memory_bytes
+    num_params num_trainable train_loss eval_before eval_after usd device_kind num_devices versions
 """.split()
 
 FULL = {
