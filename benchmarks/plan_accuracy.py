@@ -52,12 +52,13 @@ def run(case: tuple[str, str, int, str], length: int, steps: int) -> dict[str, A
     """Predict, then train."""
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
     from jaxlean import tree
     from jaxlean.config import build
     from jaxlean.cost.memory import peak_memory_bytes
-    from jaxlean.run.job import outline
-    from jaxlean.run.predict import here, step_seconds
+    from jaxlean.run.job import outline, tokens_at_a_time
+    from jaxlean.run.predict import here, step_seconds, workspace
     from jaxlean.xla.mesh import make_mesh
     from jaxlean.xla.remat_auto import device_budget, needed_bytes
 
@@ -74,27 +75,30 @@ def run(case: tuple[str, str, int, str], length: int, steps: int) -> dict[str, A
         made = outline(config, mesh, length=length)
     traced = made.build(remat).trace(*made.arguments)
     compiled = traced.lower().compile()
-    predicted = needed_bytes(compiled)
+    tokens = tokens_at_a_time(config, made.rows, length, mesh)
+    hidden = made.model.config.hidden_size
+    predicted = needed_bytes(compiled) + workspace(jax.default_backend(), hidden, tokens=tokens)
     took = step_seconds(compiled, traced.jaxpr.jaxpr, here(list(mesh.devices.flat)))
     fits = predicted <= device_budget(mesh.devices.flat)
     del traced
 
     on_cpu = jax.default_backend() == "cpu"
     before = resident() if on_cpu else 0
-    keys = iter(jax.random.split(jax.random.key(0), 1000))
+    random = np.random.default_rng(0)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        # by numpy: the programs that jax would compile for it would count as memory of the step
         if jnp.issubdtype(leaf.dtype, jnp.floating):
-            make = lambda key: 0.02 * jax.random.normal(key, leaf.shape, leaf.dtype)  # noqa: E731
-        else:
-            make = lambda key: jnp.ones(leaf.shape, leaf.dtype)  # noqa: E731
-        return jax.jit(make, out_shardings=leaf.sharding)(next(keys))
+            return jax.device_put(
+                (0.02 * random.standard_normal(leaf.shape, np.float32)).astype(leaf.dtype), leaf.sharding
+            )
+        return jax.device_put(np.ones(leaf.shape, leaf.dtype), leaf.sharding)
 
-    state = jax.tree.map(draw, made.state)
-    state = state._replace(
-        optimizer=jax.tree.map(jnp.zeros_like, state.optimizer),
-        step=jnp.zeros_like(state.step), broken_at=jnp.zeros_like(state.broken_at),
-    )  # fmt: skip
+    def zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+
+    state = jax.tree.map(zeros, made.state)
+    state = state._replace(trainable=jax.tree.map(draw, made.state.trainable))
     frozen = jax.tree.map(draw, made.frozen)
     batch = jax.tree.map(draw, made.batch)
     jax.block_until_ready((state, frozen, batch))

@@ -104,6 +104,8 @@ class Analysis:
         logits = tokens * vocab * 4 / axes["tensor"]
         budget = chunk_budget(self._config.train.loss_chunk_bytes, 1)
         chunk = 2 * (logits if budget is None else min(logits, budget))
+        hidden = self.outline.model.config.hidden_size
+        chunk += predict.workspace(self._target.platform, hidden, tokens=round(tokens))
         gathered = self._gathered(axes)
         found = []
         for policy in self._policies:

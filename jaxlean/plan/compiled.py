@@ -17,7 +17,7 @@ from jaxlean.config import RunConfig
 from jaxlean.plan.candidate import Candidate
 from jaxlean.plan.target import Target
 from jaxlean.run import predict
-from jaxlean.run.job import Outline, outline
+from jaxlean.run.job import Outline, outline, tokens_at_a_time
 from jaxlean.xla import hlo
 from jaxlean.xla.compile import user_cache_folder
 from jaxlean.xla.mesh import check_axes, make_mesh
@@ -86,7 +86,10 @@ def compile_candidate(
     _check(made, mesh)
     assert candidate.remat is not None
     traced = made.build(candidate.remat).trace(*made.arguments)
-    program, memory = compile_within(traced, target.capacity or 2**62)
+    tokens = tokens_at_a_time(job, made.rows, length, mesh)
+    more = predict.workspace(target.platform, made.model.config.hidden_size, tokens=tokens)
+    program, memory = compile_within(traced, (target.capacity or 2**62) - more)
+    memory += more
     work, kept = count(traced.jaxpr.jaxpr), kept_bytes(traced.jaxpr.jaxpr)
     read = hlo.Program()
     if program is not None:

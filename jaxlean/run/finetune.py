@@ -37,10 +37,11 @@ from jaxlean.run.job import (
     is_pissa,
     loss_of,
     rows_of_step,
+    tokens_at_a_time,
 )
 from jaxlean.run.meter import Meter
 from jaxlean.run.metrics import Metrics, check_installed
-from jaxlean.run.predict import here, step_seconds
+from jaxlean.run.predict import here, step_seconds, workspace
 from jaxlean.run.preemption import Preemption
 from jaxlean.run.progress import Progress
 from jaxlean.run.summary import final_table, write_summary
@@ -135,7 +136,9 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     if evaluator is not None:
         say(f"held-out data: {evaluator.stats}")
     programs = Compilations()
-    chosen = fit(config, mesh, build, state, frozen, rows, batches.length) if config.train.remat == "auto" else None
+    chosen = None
+    if config.train.remat == "auto":
+        chosen = fit(config, mesh, build, state, frozen, rows, batches.length, hidden=model.config.hidden_size)
     from_cache = programs.all_from_cache
     if chosen is not None:
         say(str(chosen))
@@ -186,7 +189,9 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
             with meter.compiling():
                 shapes = batch_shapes(config, rows, batches.length, mesh)
                 compiled, jaxpr = compile_step(build(config.train.remat), state, frozen, shapes)
-        meter.predicted_memory_bytes = needed_bytes(compiled)
+        at_a_time = tokens_at_a_time(config, rows, batches.length, mesh)
+        more = workspace(machine.platform, model.config.hidden_size, tokens=at_a_time)
+        meter.predicted_memory_bytes = needed_bytes(compiled) + more
         meter.predicted_step_seconds = step_seconds(compiled, jaxpr, machine).total
         jaxpr = None
         meter.start_training(argument_bytes(compiled), len(mesh.local_devices))

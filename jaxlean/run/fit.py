@@ -8,7 +8,8 @@ import jax
 from jaxlean import tree
 from jaxlean.config import RunConfig
 from jaxlean.models.decoder import ACTIVATIONS
-from jaxlean.run.job import Build, batch_shapes
+from jaxlean.run.job import Build, batch_shapes, tokens_at_a_time
+from jaxlean.run.predict import workspace
 from jaxlean.train.step import TrainState
 from jaxlean.xla.mesh import num_batch_shards
 from jaxlean.xla.precision import compute_dtype
@@ -26,6 +27,8 @@ def fit(
     frozen: tree.Tree,
     rows: int,
     length: int,
+    *,
+    hidden: int,
 ) -> Choice:
     """Choose what to recompute so that the step fits into `train.memory_budget`, and compile it.
 
@@ -33,6 +36,7 @@ def fit(
         build: policy -> the jitted step.
         state, frozen: the step's first two arguments, on the mesh.
         rows, length: of all tokens of a step.
+        hidden: size of the model's hidden states.
 
     Raises:
         RunError: it does not fit; says by how much, and which cuts would save that.
@@ -41,6 +45,7 @@ def fit(
     held = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (state, frozen))
     set_budget = config.train.memory_budget
     budget = set_budget if set_budget is not None else device_budget(mesh.devices.flat)
+    budget -= workspace(mesh.devices.flat[0].platform, hidden, tokens=tokens_at_a_time(config, rows, length, mesh))
     sizes = {name: _local_bytes(part) for name, part in
              (("trainable", state.trainable), ("optimizer", state.optimizer), ("frozen", frozen))}  # fmt: skip
 

@@ -237,6 +237,11 @@ def rows_of_step(config: RunConfig, mesh: jax.sharding.Mesh) -> int:
     return train.per_device_train_batch_size * train.gradient_accumulation_steps * num_batch_shards(mesh)
 
 
+def tokens_at_a_time(config: RunConfig, rows: int, length: int, mesh: jax.sharding.Mesh) -> int:
+    """Positions of one microbatch on one device, of a step of so many rows."""
+    return rows * length // config.train.gradient_accumulation_steps // num_batch_shards(mesh) // mesh.shape["context"]
+
+
 def batch_shapes(config: RunConfig, rows: int, length: int, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """The step's batch: [microbatches, rows of each, length]."""
     parts, where = config.train.gradient_accumulation_steps, batch_sharding(mesh, leading=1)

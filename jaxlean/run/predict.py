@@ -36,6 +36,9 @@ _OVERLAP = {"cpu": 0.0, "gpu": 0.5, "tpu": 0.6}
 _LATENCY = {"cpu": 60e-6, "gpu": 15e-6, "tpu": 5e-6}
 # Devices that the host is split into exchange through its memory.
 _HOST_EXCHANGE = 2.0e9
+# What XLA's runtime on CPU (YNNPACK) works in beside the buffers that XLA plans and tells of: in so many times a
+# layer's input in float32, as measured (benchmarks/plan_accuracy.py).
+_CPU_WORKSPACE = 6
 # The machine that the CPU's rates were fitted on.
 _FITTED_CORES = 2
 
@@ -133,6 +136,16 @@ def of_program(machine: Machine, work: Work, kept: float, program: Program, cycl
     """`seconds` with what was read off the compiled program; `cycle` is the length of a TPU's cycle in seconds."""
     told = program.cycles * cycle if program.cycles and cycle else 0.0
     return seconds(machine, work, kept, sent=program.bytes, collectives=program.count, cycles_seconds=told)
+
+
+def workspace(platform: str, hidden: int, *, tokens: int) -> int:
+    """Bytes that a step takes on one device beyond what XLA's analysis of its memory says.
+
+    Args:
+        hidden: size of the model's hidden states.
+        tokens: positions of one microbatch on one device.
+    """
+    return _CPU_WORKSPACE * 4 * hidden * tokens if platform == "cpu" else 0
 
 
 def step_seconds(compiled: jax.stages.Compiled, jaxpr: Any, machine: Machine) -> Seconds:
