@@ -162,7 +162,11 @@ def test_the_quickstart_has_a_config() -> None:
     assert (CONFIGS / "quickstart.yaml").is_file()
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: file.stem)
+# the table of hardware and what a cluster's scheduler reads are no runs
+RUNS = [file for file in sorted(CONFIGS.glob("*.yaml")) if file.stem != "hardware"]
+
+
+@pytest.mark.parametrize("file", RUNS, ids=lambda file: file.stem)
 def test_every_config_of_the_project_loads(file: Path) -> None:
     config.load(file)
 

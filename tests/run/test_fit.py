@@ -21,7 +21,7 @@ def test_a_run_with_auto_trains_the_step_that_was_chosen(tiny_run, capsys, monke
     plain = finetune(tiny_run(*QUIET, "train.remat=none"), overwrite=True)
     chosen = []
     real = module.fit
-    monkeypatch.setattr(module, "fit", lambda *a: chosen.append(real(*a)) or chosen[0])
+    monkeypatch.setattr(module, "fit", lambda *a, **k: chosen.append(real(*a, **k)) or chosen[0])
     summary = finetune(tiny_run(*QUIET, "train.remat=auto", "train.memory_budget=1GB"), overwrite=True)
     assert summary["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-5)
     assert summary["compile_seconds"] >= chosen[0].seconds
