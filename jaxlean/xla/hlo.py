@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from jaxlean.xla.groups import Groups, Sent, read_groups, split
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {
     "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
@@ -22,8 +24,6 @@ _CALLED = re.compile(r"\b(?:to_apply|calls|body|condition|true_computation|false
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-# {{0,1},{2,3}}, [groups,devices]<=[...], or mesh['a'=8,'b'=4], device_ids=(...) {'a','b':(1)2}
-_GROUPS = re.compile(r"replica_groups=(?:\{\{([0-9,]*)\}|\[(\d+),(\d+)\]|mesh\[([^\]]*)\][^{]*\{([^}]*)\})")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 _OPCODE = re.compile(r" = (\(.*?\)|[^ ]+) ([a-z][\w\-]*)\(")
@@ -39,6 +39,7 @@ class Collective:
         group: devices that exchange with each other.
         times: how often it runs.
         source: the operation of the traced function that it came from.
+        groups: all of them, or the pairs of a permutation, by the devices' places in the mesh.
     """
 
     kind: str
@@ -46,6 +47,11 @@ class Collective:
     group: int
     times: int
     source: str = ""
+    groups: Groups = ()
+
+    def sent(self, per_machine: int) -> Sent:
+        """What one device sends inside of its machine, and out of it; a machine has so many devices."""
+        return split(self.kind, self.bytes, self.groups, per_machine)
 
 
 @dataclass
@@ -123,13 +129,14 @@ def _walk(
             program.cycles = (program.cycles or 0.0) + times * int(cycles[1])
         kind = opcode.removesuffix("-start")
         if kind in KINDS:
-            size, group = _nbytes(shape, started=opcode.endswith("-start")), _group(line)
+            size, groups = _nbytes(shape, started=opcode.endswith("-start")), read_groups(line)
+            group = len(groups[0]) if groups and kind != "collective-permute" else 1
             if group > 1 or kind == "collective-permute":
                 # what a TPU's compiler spreads over several operations (begun, carried on, done) stands in each of them
                 channel = _CHANNEL.search(line) if program.cycles is not None else None
                 key = f"{channel[1]} in {times}" if channel is not None else f"{name} {len(seen)}"
-                source = _SOURCE.search(line)
-                seen[key] = Collective(kind, _sent(kind, size, group), group, times, source[1] if source else "")
+                source, sent = _SOURCE.search(line), _sent(kind, size, group)
+                seen[key] = Collective(kind, sent, group, times, source[1] if source else "", groups)
             continue
         inside = times
         if opcode == "while":
@@ -168,18 +175,6 @@ def _nbytes(shape: str, *, started: bool) -> float:
     arrays = [(dtype, dims) for dtype, dims in _SHAPE.findall(shape) if dims or not started]
     sizes = [_BYTES.get(dtype, 1) * math.prod(int(n) for n in dims.split(",") if n) for dtype, dims in arrays]
     return float(sum(sizes[len(sizes) // 2 :] if started and len(sizes) % 2 == 0 else sizes))
-
-
-def _group(line: str) -> int:
-    found = _GROUPS.search(line)
-    if found is None:
-        return 1
-    if found[4] is not None:
-        sizes = dict(re.findall(r"'([^']*)'=(\d+)", found[4]))
-        # a part of an axis says its own size
-        used = re.findall(r"'([^']*)'(?::\(\d+\)(\d+))?", found[5])
-        return math.prod(int(part or sizes[axis]) for axis, part in used)
-    return int(found[3]) if found[3] is not None else len(found[1].split(","))
 
 
 def _sent(kind: str, size: float, group: int) -> float:
