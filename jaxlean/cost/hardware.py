@@ -65,8 +65,11 @@ class Device(_Entry):
     tflops: dict[Literal["bfloat16", "float32", "int8", "float8"], Number] = Field(default_factory=dict)
     memory_gb_per_second: Number | None = None
     link_gb_per_second: Number | None = None
+    network_gb_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    network_microseconds: Number | None = None
+    network_source: str | None = None
     watts: Number | None = None
-    max_devices: int | None = None
+    max_devices: Annotated[int, Field(gt=0)] | None = None
     gpu: Gpu | None = None
     tpu: str | None = None
     per_chip: int = Field(1, ge=1)

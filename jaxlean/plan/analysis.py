@@ -20,6 +20,7 @@ from jaxlean.run import predict
 from jaxlean.run.job import Outline, outline
 from jaxlean.train.loss import chunk_budget
 from jaxlean.xla import remat_auto
+from jaxlean.xla.groups import along, ring_bytes, split
 from jaxlean.xla.mesh import ROWS, make_mesh, num_parts
 from jaxlean.xla.precision import compute_dtype
 from jaxlean.xla.remat_auto import candidates
@@ -152,24 +153,23 @@ class Analysis:
             computing += weights * parts * num
         else:
             computing = computing / num + weights * parts / axes["tensor"]
-        shards = math.prod(axes[axis] for axis in ROWS) * axes["context"]
+        machine, each = self._target.machine, []
+
+        def exchange(kind: str, names: tuple[str, ...], size: float, times: float) -> None:
+            group = math.prod(axes[axis] for axis in names)
+            if group > 1:
+                sent = split(kind, ring_bytes(kind, size, group), along(axes, names), machine.per_machine)
+                each.append((sent, times))
+
+        layers = parts * model.num_layers
         trained = sum(size / (num_parts(p, shape, axes) or 1) for p, (shape, size) in self._trainable.items())
-        sent, count = 2 * trained * parts * (shards - 1) / shards, 0.0
+        exchange("all-reduce", (*ROWS, "context"), trained / model.num_layers, layers)
         again = 3 if policy.policy in ("full", "nested", "mlp") else 2
-        if axes["fsdp"] > 1:
-            sent += again * parts * kernels / axes["tensor"] * (axes["fsdp"] - 1) / axes["fsdp"]
-            count += again * parts * 7 * model.num_layers
-        if axes["tensor"] > 1:
-            each = 2 * tokens * model.hidden_size * self._width * (axes["tensor"] - 1) / axes["tensor"]
-            sent += 2 * again * parts * model.num_layers * each
-            count += 2 * again * parts * model.num_layers
-        if axes["context"] > 1:
-            each = tokens * model.num_kv_heads * model.head_dim * self._width * (axes["context"] - 1)
-            sent += 2 * (again + 1) * parts * model.num_layers * each
-            count += 2 * (again + 1) * parts * model.num_layers
-        if shards > 1:
-            count += parts * model.num_layers
-        return computing + predict.exchange(self._target.machine, sent, count)
+        exchange("all-gather", ("fsdp",), kernels / axes["tensor"] / model.num_layers / 7, 7 * again * layers)
+        exchange("all-reduce", ("tensor",), tokens * model.hidden_size * self._width, 2 * again * layers)
+        keys = tokens * axes["context"] * model.num_kv_heads * model.head_dim * self._width
+        exchange("all-gather", ("context",), keys, 2 * (again + 1) * layers)
+        return computing + predict.exchange(machine, **predict.exchanges(machine, each))
 
 
 def _sizes(part: tree.Tree) -> dict[str, tuple[tuple[int, ...], float]]:

@@ -95,7 +95,8 @@ def price_of(target: Target, file: str | None) -> tuple[float | None, float | No
 
 
 def offer(row: Row, target: Target, work: Work, file: str | None) -> Offer:
-    """A row with what its job costs there."""
+    """A row with what its job costs there, and a note where it is several machines."""
+    row = replace(row, note="\n".join(filter(None, (row.note, target.note))))
     if row.step_seconds is None or row.step_seconds <= 0:
         return Offer(row, target.num_devices, None, None, None, None, None, "")
     hours = row.step_seconds * work.num_steps / 3600

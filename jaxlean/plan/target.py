@@ -1,7 +1,8 @@
 """A target: so many devices of one kind, as `--targets` names them, and the devices that XLA compiles for.
 
     cpu           the CPU of this machine          h100-80gb:8    eight cards of one machine
-    l4            one card                         v5e:2x4        a slice of a TPU pod
+    l4            one card                         h100-80gb:16   two machines of eight, and the network between them
+                                                   v5e:2x4        a slice of a TPU pod
 
 Both TPU and NVIDIA programs compile on a machine that has neither: libtpu and the CUDA plugin each hold a compiler, and
 jax hands it a description of the hardware in place of devices (`pip install 'jaxlean[plan]'`).
@@ -58,7 +59,22 @@ class Target:
     def machine(self) -> Machine:
         """What a step runs on."""
         assert self.device.platform is not None
-        return Machine(self.device, self.device.platform, self.num_devices)
+        return Machine(self.device, self.device.platform, self.num_devices, self.per_machine)
+
+    @property
+    def per_machine(self) -> int:
+        """Devices of one machine; of a TPU slice, which is linked as a whole, all."""
+        most = self.device.max_devices if self.platform == "gpu" else None
+        return min(self.num_devices, most or self.num_devices)
+
+    @property
+    def note(self) -> str:
+        """What its name does not say: of how many machines it is, and how they are connected."""
+        machines = self.num_devices // self.per_machine
+        if machines == 1:
+            return ""
+        rate, source = self.device.network_gb_per_second, self.device.network_source or "no source given"
+        return f"{self.name}: {machines} machines of {self.per_machine}, {rate:g} GB/s a card between them ({source})"
 
     @property
     def capacity(self) -> int | None:
@@ -89,13 +105,27 @@ def parse(text: str, file: str | None = None) -> Target:
         raise ConfigError("a TPU slice is a grid of chips", got=text, wanted=f"{name}:2x4")
     if device.platform != "tpu" and len(shape) != 1:
         raise ConfigError("cards are counted, only TPU slices are grids", got=text, wanted=f"{name}:{math.prod(shape)}")
-    if device.max_devices is not None and math.prod(shape) > device.max_devices:
-        raise ConfigError(
-            f"a machine holds at most {device.max_devices} of these, and plan knows no slower network between machines",
-            got=text,
-            fix=f"{name}:{device.max_devices}, or another max_devices in your hardware table",
-        )
+    _check_machines(text.strip(), name, device, math.prod(shape))
     return Target(text.strip(), device, shape)
+
+
+def _check_machines(text: str, name: str, device: Device, number: int) -> None:
+    """Cards beyond what a machine holds: whole machines, with a network between them that the table knows."""
+    most = device.max_devices
+    if most is None or number <= most:
+        return
+    if device.network_gb_per_second is None:
+        raise ConfigError(
+            f"a machine holds at most {most} of these, and the hardware table knows no network between machines",
+            got=text,
+            fix=f"{name}:{most}, or add network_gb_per_second to your table (cost.hardware)",
+        )
+    if number % most:
+        raise ConfigError(
+            f"a machine holds {most} of these: more are whole machines",
+            got=text,
+            wanted=f"{name}:{number // most * most} or {name}:{(number // most + 1) * most}",
+        )
 
 
 def missing(target: Target) -> str | None:
@@ -132,7 +162,8 @@ def devices_of(target: Target) -> list[Any]:
         found = topologies.get_topology_desc(platform="tpu", topology_name=f"{target.device.tpu}:{shape}", **extra)
         return list(found.devices)
     assert target.device.gpu is not None
-    shape = f"1x1x{target.num_devices}"
+    # machines that no NVLink joins, hosts of each, cards of each
+    shape = f"{target.num_devices // target.per_machine}x1x{target.per_machine}"
     found = topologies.get_topology_desc(
         platform="cuda", topology_name=shape, topology=shape, target_config=target_config(target.device)
     )

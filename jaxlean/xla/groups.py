@@ -17,6 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -60,10 +61,23 @@ def along(sizes: Mapping[str, int], names: Iterable[str]) -> Groups:
         sizes: devices along each axis, in the mesh's order.
         names: of the axes.
     """
-    axes, chosen = list(sizes), set(names)
-    order = [axes.index(axis) for axis in (*(a for a in axes if a not in chosen), *(a for a in axes if a in chosen))]
-    devices = np.arange(math.prod(sizes.values())).reshape(list(sizes.values())).transpose(order)
-    return _tuples(devices.reshape(-1, math.prod(sizes[axis] for axis in chosen)))
+    return _along(tuple(sizes.values()), frozenset(dim for dim, axis in enumerate(sizes) if axis in set(names)))
+
+
+def ring_bytes(kind: str, size: float, group: int) -> float:
+    """Bytes that one device sends in a ring of so many, for a result of `size` bytes on it.
+
+    Source: NVIDIA/nccl-tests, `doc/PERFORMANCE.md`.
+    """
+    share = (group - 1) / group
+    match kind:
+        case "all-reduce":
+            return 2 * size * share
+        case "reduce-scatter":
+            return size * (group - 1)
+        case "collective-permute":
+            return size
+    return size * share
 
 
 def split(kind: str, sent: float, groups: Groups, per_machine: int) -> Sent:
@@ -79,16 +93,28 @@ def split(kind: str, sent: float, groups: Groups, per_machine: int) -> Sent:
                default=Sent(sent))  # fmt: skip
 
 
+@lru_cache
+def _along(sizes: tuple[int, ...], chosen: frozenset[int]) -> Groups:
+    order = sorted(range(len(sizes)), key=lambda dim: dim in chosen)
+    devices = np.arange(math.prod(sizes)).reshape(sizes).transpose(order)
+    return _tuples(devices.reshape(-1, math.prod(sizes[dim] for dim in chosen)))
+
+
+@lru_cache
+def _places(group: tuple[int, ...], per_machine: int) -> tuple[int, int]:
+    """(machines that a group is on, devices of it on the one with the fewest)."""
+    found = Counter(device // per_machine for device in group)
+    return len(found), min(found.values())
+
+
 def _of_group(kind: str, sent: float, group: tuple[int, ...], per_machine: int) -> Sent:
-    machines = Counter(device // per_machine for device in group)
-    if len(machines) == 1:
+    machines, fewest = _places(group, per_machine)
+    if machines == 1:
         return Sent(sent)
-    fewest = min(machines.values())
     if kind == "all-to-all":  # to each other device as much, with no ring
         across = sent * (len(group) - fewest) / (len(group) - 1)
         return Sent(sent - across, across, 1)
-    crossings = (len(machines) - 1) * (2 if kind == "all-reduce" else 1)
-    return Sent(sent - sent / fewest, sent / fewest, crossings)
+    return Sent(sent - sent / fewest, sent / fewest, (machines - 1) * (2 if kind == "all-reduce" else 1))
 
 
 def _of_mesh(axes: str, device_ids: str | None, used: str) -> Groups:
@@ -97,18 +123,17 @@ def _of_mesh(axes: str, device_ids: str | None, used: str) -> Groups:
     if device_ids:
         listed = re.fullmatch(r"[0-9, ]+", device_ids)
         devices = np.asarray([int(n) for n in device_ids.split(",")]) if listed else _iota(device_ids)
-    # 'b':(2)4 is a part of b: cut b into [2, 4, rest], and take the dim in the middle
-    parts = {
-        name: (int(before or 1), int(part or sizes[name]))
-        for name, before, part in re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", used)
-    }
+    # 'b':(2)4 is a part of b: the dim in the middle, where b is cut into [2, 4, rest]; b may have several parts
+    parts = re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", used)
     shape: list[int] = []
     chosen: list[int] = []
     for name, size in sizes.items():
-        before, part = parts.get(name, (size, 1))
-        if name in parts:
+        done = 1
+        for before, part in sorted((int(b or 1), int(n or size)) for axis, b, n in parts if axis == name):
             chosen.append(len(shape) + 1)
-        shape += [before, part, size // (before * part)]
+            shape += [before // done, part]
+            done = before * part
+        shape.append(size // done)
     rest = [dim for dim in range(len(shape)) if dim not in chosen]
     groups = devices.reshape(shape).transpose([*rest, *chosen])
     return _tuples(groups.reshape(-1, math.prod(shape[dim] for dim in chosen)))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from jaxlean.xla.groups import Groups, Sent, read_groups, split
+from jaxlean.xla.groups import Groups, Sent, read_groups, ring_bytes, split
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {
@@ -135,7 +135,7 @@ def _walk(
                 # what a TPU's compiler spreads over several operations (begun, carried on, done) stands in each of them
                 channel = _CHANNEL.search(line) if program.cycles is not None else None
                 key = f"{channel[1]} in {times}" if channel is not None else f"{name} {len(seen)}"
-                source, sent = _SOURCE.search(line), _sent(kind, size, group)
+                source, sent = _SOURCE.search(line), ring_bytes(kind, size, group)
                 seen[key] = Collective(kind, sent, group, times, source[1] if source else "", groups)
             continue
         inside = times
@@ -175,16 +175,3 @@ def _nbytes(shape: str, *, started: bool) -> float:
     arrays = [(dtype, dims) for dtype, dims in _SHAPE.findall(shape) if dims or not started]
     sizes = [_BYTES.get(dtype, 1) * math.prod(int(n) for n in dims.split(",") if n) for dtype, dims in arrays]
     return float(sum(sizes[len(sizes) // 2 :] if started and len(sizes) % 2 == 0 else sizes))
-
-
-def _sent(kind: str, size: float, group: int) -> float:
-    """Bytes that one device sends, for a result of `size` bytes on it, in a ring."""
-    share = (group - 1) / group
-    match kind:
-        case "all-reduce":
-            return 2 * size * share
-        case "reduce-scatter":
-            return size * (group - 1)
-        case "collective-permute":
-            return size
-    return size * share

@@ -41,6 +41,17 @@ def test_every_price_of_the_table_has_a_dated_source():
             assert "2026" in (entry.source or ""), entry
 
 
+def test_every_network_between_machines_says_where_from():
+    entries = [entry for entry in table(None) if entry.network_gb_per_second is not None]
+    assert len(entries) > 5
+    for entry in entries:
+        assert entry.max_devices is not None
+        assert entry.network_source is not None
+        assert entry.network_microseconds is not None
+        assert entry.link_gb_per_second is not None
+        assert entry.network_gb_per_second < entry.link_gb_per_second
+
+
 def test_every_accelerator_says_what_a_plan_needs():
     for entry in table(None):
         assert entry.platform is not None

@@ -17,6 +17,7 @@ from jaxlean.plan.target import DEFAULT, devices_of, missing, parse, target_conf
         ("v6e", "tpu", (1, 1)),
         (" cpu ", "cpu", (1,)),
         ("cpu:8", "cpu", (8,)),
+        ("h100-80gb:16", "gpu", (16,)),
     ],
 )
 def test_names(text, platform, shape):
@@ -33,7 +34,8 @@ def test_names(text, platform, shape):
         ("l4:0", ["number", "l4:0"]),
         ("v5e:8", ["grid", "v5e:2x4"]),
         ("l4:2x4", ["counted", "l4:8"]),
-        ("h100-80gb:16", ["at most 8", "h100-80gb:8"]),
+        ("rtx4090:16", ["at most 8", "no network between machines", "rtx4090:8", "network_gb_per_second"]),
+        ("h100-80gb:12", ["holds 8", "h100-80gb:8 or h100-80gb:16"]),
     ],
 )
 def test_what_is_no_target(text, words):
@@ -41,6 +43,20 @@ def test_what_is_no_target(text, words):
         parse(text)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_cards_beyond_a_machine_are_several_machines(tmp_path):
+    two = parse("h100-80gb:16")
+    assert (two.per_machine, two.machine.per_machine, two.num_devices) == (8, 8, 16)
+    assert two.note.startswith("h100-80gb:16: 2 machines of 8, 50 GB/s a card between them (")
+    for name in ("h100-80gb:8", "h100-80gb:1", "v5e:4x4", "cpu:8"):
+        assert parse(name).per_machine == parse(name).num_devices
+        assert parse(name).note == ""
+    table = tmp_path / "hardware.yaml"
+    table.write_text("devices:\n- {match: x, target: rtx4090, network_gb_per_second: 1.25}\n")
+    assert parse("rtx4090:16", str(table)).note == (
+        "rtx4090:16: 2 machines of 8, 1.25 GB/s a card between them (no source given)"
+    )
 
 
 def test_the_default_is_a_mix_of_at_least_eight():

@@ -142,3 +142,7 @@ def test_the_text_of_the_compiler_for_gpus():
     gather, reduce = read(GPU).collectives
     assert (gather.group, gather.bytes) == (8, 2 * 4096 * 1024 * 2 * 7 / 8)
     assert (reduce.group, reduce.bytes) == (4, 2 * 400 * 3 / 4)
+    assert gather.groups == (tuple(range(8)),)
+    # two machines of four: one ring of four leaves by each card; the sum stays inside
+    assert (gather.sent(4).across, gather.sent(8).across) == (gather.bytes / 4, 0)
+    assert (reduce.sent(4).across, reduce.sent(2).across) == (0, reduce.bytes / 2)
