@@ -38,7 +38,7 @@ _ELEMENTS_PER_BYTE = 1.0
 _KEPT = 0.36
 _LINK = 0.8
 # The share of an exchange that hides behind computation, and what one costs however small it is.
-_OVERLAP = {"cpu": 0.0, "gpu": 0.5, "tpu": 0.6}
+OVERLAP = {"cpu": 0.0, "gpu": 0.5, "tpu": 0.6}
 _LATENCY = {"cpu": 60e-6, "gpu": 15e-6, "tpu": 5e-6}
 # Devices that the host is split into exchange through its memory.
 _HOST_EXCHANGE = 2.0e9
@@ -154,7 +154,7 @@ def exchange(machine: Machine, sent: float, collectives: float, across: float = 
         across: bytes at the rate of the network between machines.
         crossings: steps over that network, one after the other.
     """
-    latency, left = _LATENCY[machine.platform], 1 - _OVERLAP[machine.platform]
+    latency, left = _LATENCY[machine.platform], 1 - OVERLAP[machine.platform]
     if machine.platform == "cpu":
         # what all of them send goes through one memory
         return left * machine.num_devices * ((sent + across) / _HOST_EXCHANGE + collectives * latency)
