@@ -162,8 +162,15 @@ class Analysis:
                 each.append((sent, times))
 
         layers = parts * model.num_layers
-        trained = sum(size / (num_parts(p, shape, axes) or 1) for p, (shape, size) in self._trainable.items())
-        exchange("all-reduce", (*ROWS, "context"), trained / model.num_layers, layers)
+        # gradients: to the device of `fsdp` that holds the parameter, then to its copies; of small ones all are copies
+        held, whole = 0.0, 0.0
+        for path, (shape, size) in self._trainable.items():
+            local = size / (num_parts(path, shape, axes) or 1)
+            gathered = size / (num_parts(path, shape, {**axes, "fsdp": 1}) or 1)
+            held, whole = (held + local, whole) if local < gathered else (held, whole + local)
+        exchange("reduce-scatter", ("fsdp",), held / model.num_layers, layers)
+        exchange("all-reduce", ("data", "expert", "context"), held / model.num_layers, layers)
+        exchange("all-reduce", (*ROWS, "context"), whole / model.num_layers, layers)
         again = 3 if policy.policy in ("full", "nested", "mlp") else 2
         exchange("all-gather", ("fsdp",), kernels / axes["tensor"] / model.num_layers / 7, 7 * again * layers)
         exchange("all-reduce", ("tensor",), tokens * model.hidden_size * self._width, 2 * again * layers)

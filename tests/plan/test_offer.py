@@ -38,6 +38,15 @@ def test_hours_dollars_and_energy():
     assert not nothing.runs
 
 
+def test_several_machines_cost_all_of_their_cards_and_say_so():
+    found = offered("h100-80gb:16", 2.0, note="a stand-in")
+    assert (found.num_devices, found.usd, found.kwh) == (16, pytest.approx(48.0), pytest.approx(11.2))
+    first, second = found.row.note.splitlines()
+    assert first == "a stand-in"
+    assert "h100-80gb:16: 2 machines of 8, 50 GB/s" in second
+    assert offered("h100-80gb:8", 2.0).row.note == ""
+
+
 def test_the_cheapest_first_and_each_other_with_its_reason():
     offers = [
         offered("h100-80gb:1", 0.5),  # 0.75 USD
