@@ -34,9 +34,8 @@ def seconds(tmp_path, monkeypatch):
 
     def find(network, **axes):
         table = tmp_path / f"{network}.yaml"
-        table.write_text(
-            "devices:\n- {match: x, target: h100-80gb, network_microseconds: 0, network_gb_per_second: %s}\n" % network
-        )
+        entry = {"match": "x", "target": "h100-80gb", "network_microseconds": 0, "network_gb_per_second": network}
+        table.write_text(json.dumps({"devices": [entry]}))  # YAML too
         mesh = tuple(axes.get(axis, 1) for axis in AXES)
         shards = axes.get("data", 1) * axes.get("fsdp", 1)
         analysis = Analysis(config, parse("h100-80gb:16", str(table)), jax.devices()[0], rows=ROWS, length=LENGTH)
