@@ -1,7 +1,7 @@
 """Would pipeline stages pay? Compiled steps of fsdp and tensor meshes on several machines against the best that a
 pipelined program could do.
 
-    python benchmarks/pipeline.py [--quick] [--out DIR] [--only NAME]
+    python benchmarks/pipeline.py [--quick] [--out DIR] [--only NAME,NAME]
 
 Both sides are the planner's: XLA compiles jaxlean's own step for cards that are not here, its collectives are read with
 their trip counts, and `run/predict.py` says how long a step takes.
@@ -13,8 +13,11 @@ their trip counts, and `run/predict.py` says how long a step takes.
 
                          seconds = machine / S  +  (S - 1) * microbatch / S / v  +  sends * v
 
-                     with v = 1 for 1F1B and 4 for interleaved stages; `ideal` has no bubble at all. Machines that are
-                     left over are copies, which add up their gradients once a step.
+                     with v = 1 for 1F1B and 4 for interleaved stages; `ideal` has no bubble at all, and `free` is 1F1B
+                     where exchanges inside of a machine cost nothing. Machines that are left over are copies, which
+                     add up their gradients once a step.
+
+Break-even is the network under which stages gain 5 %.
 
 Sources: Narayanan et al. 2021 (arXiv:2104.04473) for 1F1B and interleaved stages, Qi et al. 2024 (arXiv:2401.10241) for
 zero bubble. Needs `pip install 'jaxlean[plan]'`.
@@ -66,7 +69,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 PARTS = 131
 CHUNKS = 4  # of a stage, interleaved
 EVERY = 100  # DiLoCo: steps between exchanges
-SCHEDULES = ("1F1B", "interleaved", "ideal")
+SCHEDULES = ("1F1B", "interleaved", "ideal", "free")
+GAIN = 1.05  # less is not worth a second program
 RATES = tuple(0.1 * 2 ** (n / 2) for n in range(21))  # GB/s
 
 
@@ -98,15 +102,15 @@ INSIDE = (({"fsdp": 8}, 1, "none"), ({"fsdp": 8}, 4, "none"), ({"tensor": 8}, 1,
 FULL_70B = tuple((mesh, rows, "none") for mesh, rows in (
     ({"fsdp": 64}, 1), ({"fsdp": 64}, 4), ({"fsdp": 32, "tensor": 2}, 4), ({"fsdp": 8, "tensor": 8}, 4)))  # fmt: skip
 CASES = [
-    Case("70B full, 64 H100", "70B", False, "h100-80gb:64", 256, 4096, FULL_70B, INSIDE),
-    Case("405B LoRA, 16 H100", "405B", True, "h100-80gb:16", 64, 4096,
-         (({"fsdp": 16}, 1, "none"), ({"fsdp": 2, "tensor": 8}, 1, "none"), ({"data": 2, "fsdp": 8}, 1, "int8"),
-          ({"data": 2, "fsdp": 8}, 2, "nf4")), INSIDE),
     Case("8B full, 16 H100", "8B", False, "h100-80gb:16", 64, 4096,
          (({"fsdp": 16}, 1, "none"), ({"fsdp": 16}, 4, "none"), ({"data": 2, "fsdp": 8}, 4, "none")), INSIDE),
     Case("70B LoRA, 16 H100", "70B", True, "h100-80gb:16", 64, 4096,
          (({"fsdp": 16}, 4, "none"), ({"data": 2, "fsdp": 8}, 4, "none")), INSIDE),
-    Case("405B full, 256 H100", "405B", False, "h100-80gb:256", 512, 4096,
+    Case("70B full, 64 H100", "70B", False, "h100-80gb:64", 256, 4096, FULL_70B, INSIDE),
+    Case("405B LoRA, 32 H100", "405B", True, "h100-80gb:32", 128, 2048,
+         (({"fsdp": 32}, 1, "none"), ({"fsdp": 4, "tensor": 8}, 2, "none"), ({"data": 2, "fsdp": 16}, 1, "int8"),
+          ({"data": 4, "fsdp": 8}, 1, "nf4")), INSIDE),
+    Case("405B full, 256 H100", "405B", False, "h100-80gb:256", 1024, 2048,
          (({"fsdp": 256}, 1, "none"), ({"fsdp": 256}, 2, "none"), ({"fsdp": 32, "tensor": 8}, 2, "none")), INSIDE),
     Case("70B full, 64 A100", "70B", False, "a100-80gb:64", 256, 4096, FULL_70B, INSIDE),
 ]  # fmt: skip
@@ -116,8 +120,8 @@ QUICK = [
 ]  # fmt: skip
 COLUMNS = {
     "case": "", "mesh": "", "seconds": ".2f", "exchange": ".2f", "stages": "", "microbatches": "", "1F1B": ".2f",
-    "ideal": ".2f", "network": ".0f", "break_even_1F1B": ".2f", "break_even_ideal": ".2f", "microbatches_needed": ".0f",
-    "batch_x4": ".2f", "hidden": ".2f", "diloco": ".2f",
+    "free": ".2f", "ideal": ".2f", "network": ".0f", "break_even_1F1B": ".1f", "break_even_free": ".1f",
+    "break_even_ideal": ".1f", "batch_x4": ".2f", "hidden": ".2f", "diloco": ".2f",
 }  # fmt: skip
 
 
@@ -260,8 +264,10 @@ def with_stages(
             number = rows // (copies * step.rows)
             if parts is not None and number != parts:
                 continue
-            work, inside = step.work(number) / stages, step.exchange(one, number) / stages
-            each = (step.each + (step.exchange(one, 1) - step.exchange(one, 0))) / stages
+            work, each, inside = step.work(number) / stages, step.each / stages, 0.0
+            if schedule != "free":
+                inside = step.exchange(one, number) / stages
+                each += (step.exchange(one, 1) - step.exchange(one, 0)) / stages
             bubble = 0.0 if schedule == "ideal" else (stages - 1) * each / chunks
             # each card passes on its part of a microbatch, forward and backward
             size = step.rows * step.width / machine.per_machine
@@ -274,24 +280,21 @@ def with_stages(
     return min(found, key=lambda staged: staged.seconds, default=None)
 
 
-def break_even(flat: Sequence[Step], inner: Sequence[Step], machine: Machine, case: Case, schedule: str,
-               capacity: int) -> float | None:  # fmt: skip
-    """GB/s of network a card under which stages are faster; None where they are so at none, infinity at any."""
+def break_even(lines: Sequence[dict[str, Any]], schedule: str) -> float | None:
+    """GB/s of network a card under which stages gain `GAIN`; None where they never do, the fastest where always.
 
-    def better(rate: float) -> bool:
-        own, staged = without_stages(flat, at(machine, rate), case.rows), None
-        staged = with_stages(inner, at(machine, rate), case.rows, schedule, capacity)
-        return staged is not None and (own is None or staged.seconds < own[0])
-
-    low, high = 1e-3, 1e4
-    if not better(low):
+    Args:
+        lines: seconds by network, the slowest first.
+        schedule: of `SCHEDULES`.
+    """
+    points = [(line["network"], line["without"] / line[schedule]) for line in lines if line[schedule] is not None]
+    above = [place for place, (_, gain) in enumerate(points) if gain > GAIN]
+    if not above:
         return None
-    if better(high):
-        return math.inf
-    for _ in range(40):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if better(middle) else (low, middle)
-    return low
+    if above[-1] == len(points) - 1:
+        return float(points[-1][0])
+    (slow, high), (fast, low) = points[above[-1]], points[above[-1] + 1]
+    return slow * (fast / slow) ** (math.log(high / GAIN) / math.log(high / low))
 
 
 def hidden(work: float, exchange: float, platform: str = "gpu") -> float:
@@ -348,38 +351,34 @@ def run(case: Case) -> dict[str, Any]:
     parts = case.rows / step.rows
     row |= {"mesh": step.mesh, "seconds": seconds, "exchange": step.exchange(machine, parts),
             "across_gb": step.across(parts) / 1e9, "diloco": diloco(inner, machine, case.rows, capacity)}  # fmt: skip
-    for schedule in SCHEDULES:
-        staged = with_stages(inner, machine, case.rows, schedule, capacity)
-        if staged is None:
-            continue
-        row[schedule] = staged.seconds
-        found = break_even(flat, inner, machine, case, schedule, capacity)
-        row[f"break_even_{schedule}"] = found
-        if schedule == "1F1B":
-            row |= {"stages": f"{staged.stages} x {staged.copies}", "stage_mesh": staged.step.mesh,
-                    "microbatches": staged.microbatches}  # fmt: skip
-        if schedule == "ideal":
-            # what a bubble may take, of the best without one
-            room = seconds - staged.seconds
-            each = (staged.work + staged.exchange) / staged.microbatches
-            row["microbatches_needed"] = math.inf if room <= 0 else (staged.stages - 1) * each * (
-                staged.microbatches / room)  # fmt: skip
-            row["hidden"] = hidden(staged.work, staged.exchange) / hidden(step.work(parts), row["exchange"])
-    more = without_stages(flat, machine, 4 * case.rows)
-    staged = with_stages(inner, machine, 4 * case.rows, "1F1B", capacity)
-    if more is not None and staged is not None:
-        row["batch_x4"] = staged.seconds / more[0]
     lines = []
     for rate in RATES:
         there = at(machine, rate)
-        flat_seconds = without_stages(flat, there, case.rows)
-        assert flat_seconds is not None
-        line: dict[str, Any] = {"network": rate, "without": flat_seconds[0], "mesh": flat_seconds[1].mesh,
+        best = without_stages(flat, there, case.rows)
+        assert best is not None
+        line: dict[str, Any] = {"network": rate, "without": best[0], "mesh": best[1].mesh,
                                 "diloco": diloco(inner, there, case.rows, capacity)}  # fmt: skip
         for schedule in SCHEDULES:
             staged = with_stages(inner, there, case.rows, schedule, capacity)
             line[schedule] = None if staged is None else staged.seconds
         lines.append(line)
+    for schedule in SCHEDULES:
+        staged = with_stages(inner, machine, case.rows, schedule, capacity)
+        if staged is None:
+            continue
+        row |= {schedule: staged.seconds, f"break_even_{schedule}": break_even(lines, schedule)}
+        if schedule == "1F1B":
+            row |= {"stages": f"{staged.stages} x {staged.copies}", "stage_mesh": staged.step.mesh,
+                    "microbatches": staged.microbatches}  # fmt: skip
+        if schedule == "ideal":
+            # (S - 1) / M of it is the bubble, for which there is so much room
+            total, room = staged.work + staged.exchange, seconds - staged.seconds
+            row["microbatches_needed"] = None if room <= 0 else (staged.stages - 1) * total / room
+            row["hidden"] = hidden(staged.work, staged.exchange) / hidden(step.work(parts), row["exchange"])
+    more = without_stages(flat, machine, 4 * case.rows)
+    staged = with_stages(inner, machine, 4 * case.rows, "1F1B", capacity)
+    if more is not None and staged is not None:
+        row["batch_x4"] = staged.seconds / more[0]
     return row | {"by_network": lines}
 
 
@@ -418,17 +417,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny model, two compilations")
     parser.add_argument("--out", type=Path, help="folder for pipeline.json and .png")
-    parser.add_argument("--only", help="cases whose names hold this")
+    parser.add_argument(
+        "--only", help="these cases anew (comma-separated parts of names); --out keeps what it has of others"
+    )
     given = parser.parse_args()
     lacking = missing("gpu")
     if lacking is not None:
         parser.error(f"{lacking} is not installed: pip install 'jaxlean[plan]'")
-    cases = [case for case in (QUICK if given.quick else CASES) if given.only is None or given.only in case.name]
-    rows: list[dict[str, Any]] = []
-    for case in cases:
-        rows.append(run(case))
-        print(json.dumps(rows[-1]), flush=True)
+    wanted = [""] if given.only is None else given.only.split(",")
+    cases = QUICK if given.quick else CASES
     out = given.out.resolve() if given.out is not None else None
+    rows: list[dict[str, Any]] = []
+    if given.only is not None and out is not None and (out / "pipeline.json").exists():
+        rows = json.loads((out / "pipeline.json").read_text())["rows"]
+    for case in cases:
+        if any(part in case.name for part in wanted):
+            rows = [row for row in rows if row["case"] != case.name] + [run(case)]
+            print(json.dumps(rows[-1]), flush=True)
     config = {"cases": [asdict(case) for case in cases], "remat": "full", "chunks": CHUNKS, "diloco_every": EVERY}
     publish("pipeline", config, rows, COLUMNS, out)
     if out is not None:

@@ -80,7 +80,7 @@ def table(plan: Plan, *, every: bool = False) -> Any:
 def summary(plan: Plan) -> str:
     """The job in a sentence, and what the table's figures are."""
     work = plan.work
-    notes = sorted({each.row.note for each in plan.offers if each.row.note and each.row.status == "fits"})
+    notes = sorted({note for each in plan.offers if each.row.status == "fits" for note in each.row.note.splitlines()})
     sources = {each.row.target.partition(":")[0]: each.price_source for each in plan.offers if each.usd is not None}
     lines = [
         f"{work.num_steps:,} steps of {work.rows} x {work.length:,} tokens; "

@@ -122,3 +122,33 @@ def test_a_permutation_of_eight_compiled_for_two_machines_of_four(step, inside, 
     argument = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=NamedSharding(line, PartitionSpec("a")))
     (found,) = read(jax.jit(send).lower(argument).compile().as_text()).collectives
     assert (found.sent(4).inside, found.sent(4).across) == (inside, across)
+
+
+def layers(sizes, specs, *shapes):
+    """What two products, one after the other, exchange when they lie so on a mesh of eight."""
+    mesh = Mesh(np.asarray(jax.devices()).reshape(list(sizes.values())), tuple(sizes), axis_types=(AxisType.Auto,) * 2)
+    *arguments, out = [NamedSharding(mesh, PartitionSpec(*spec)) for spec in specs]
+    made = [jax.ShapeDtypeStruct(s, jnp.float32, sharding=w) for s, w in zip(shapes, arguments, strict=True)]
+    program = jax.jit(lambda x, up, down: jnp.tanh(x @ up) @ down, out_shardings=out).lower(*made).compile()
+    return read(program.as_text()).collectives
+
+
+def test_a_layer_split_over_both_machines_is_gathered_by_four_rings():
+    """fsdp=8: each kernel of 64 x 256 float32 is put together by every device."""
+    rows, kernel = ("fsdp",), ("fsdp", None)
+    found = layers({"fsdp": 8, "tensor": 1}, [rows, kernel, kernel, rows], (1024, 64), (64, 256), (256, 64))
+    assert {c.kind for c in found} == {"all-gather"}
+    sent = 2 * 64 * 256 * 4 * 7 / 8
+    assert sum(c.bytes * c.times for c in found) == sent
+    assert sum(c.sent(4).across * c.times for c in found) == sent / 4
+
+
+@pytest.mark.parametrize(("sizes", "across"), [({"data": 2, "tensor": 4}, 0.0), ({"tensor": 8, "data": 1}, 1 / 4)])
+def test_a_layer_split_by_its_matrices_adds_up_what_it_makes(sizes, across):
+    """One sum of the rows of a device, there and back; of tensor=8 a quarter leaves a machine of four."""
+    rows = ("data", None)
+    specs = [rows, (None, "tensor"), ("tensor", None), rows]
+    found = layers(sizes, specs, (1024, 64), (64, 256), (256, 64))
+    assert [c.kind for c in found] == ["all-reduce"]
+    sent = 2 * 1024 / sizes["data"] * 64 * 4 * (sizes["tensor"] - 1) / sizes["tensor"]
+    assert (found[0].bytes, found[0].sent(4).across) == (sent, sent * across)
