@@ -400,7 +400,7 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
     figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
     for index, row in enumerate(rows):
         for schedule, style in (("1F1B", "-"), ("ideal", ":")):
-            points = [(at["network"], at["without"] / at[schedule]) for at in row["by_network"] if at[schedule]]
+            points = [(p["network"], p["without"] / p[schedule]) for p in row["by_network"] if p[schedule]]
             if points:
                 label = row["case"] if schedule == "1F1B" else None
                 axis.plot(*zip(*points, strict=True), style, color=f"C{index}", label=label)

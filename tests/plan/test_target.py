@@ -1,5 +1,9 @@
 """Targets by name, and what XLA's compiler is told of a card."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from jaxlean.cost.hardware import of_target, table
@@ -97,3 +101,16 @@ def test_what_the_compiler_does_not_know_is_said(tmp_path):
 def test_a_chip_may_count_as_two_devices():
     assert parse("v7x:2x2x1").num_devices == 8
     assert parse("v5p:2x2x1").num_devices == 4
+
+
+@pytest.mark.skipif(missing(parse("h100-80gb")) is not None, reason="needs the CUDA plugin (pip install 'jaxlean[plan]')")
+def test_the_compiler_for_cards_is_told_which_share_a_machine():
+    # what it loads stays loaded: a process of its own
+    told = (
+        "from jaxlean.plan.target import devices_of, parse\n"
+        "print([device.process_index for device in devices_of(parse('h100-80gb:16'))])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", told], env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
+    )
+    assert found.stdout.strip() == str([0] * 8 + [1] * 8), found.stderr
