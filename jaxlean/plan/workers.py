@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from jaxlean.plan.candidate import Candidate
 from jaxlean.plan.search import Row
@@ -68,87 +69,142 @@ def run(
     waiting: queue.Queue[Job] = queue.Queue()
     for job in jobs:
         waiting.put(job)
+    processes = _Processes()
 
     def work() -> None:
-        while True:
+        while not processes.ended:
             try:
                 job = waiting.get_nowait()
             except queue.Empty:
-                rows.put(None)
-                return
+                break
             try:
-                for row in _run_one(job, limit_seconds, watch):
+                for row in _run_one(job, limit_seconds, watch, processes):
                     rows.put(row)
             except Exception as error:  # a target that cannot be planned is a row, not the end of the plan
                 rows.put(Row(job.target, "failed", note=f"{type(error).__name__}: {error}"))
             watch(job.target, "done")
+        rows.put(None)
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(max(1, min(parallel, len(jobs))))]
     for thread in threads:
         thread.start()
     left = len(threads)
-    while left:
-        row = rows.get()
-        if row is None:
-            left -= 1
-        else:
-            yield row
+    try:
+        while left:
+            row = rows.get()
+            if row is None:
+                left -= 1
+            else:
+                yield row
+    finally:
+        processes.end()  # who asked may have had enough: Ctrl-C
 
 
-def _run_one(job: Job, limit: float, watch: Callable[[str, str], None]) -> Iterator[Row]:
+class _Processes:
+    """Those that run, so that they can be ended all at once."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def start(self, **how: Any) -> Iterator[subprocess.Popen[str]]:
+        """A worker, which lives no longer than the `with`."""
+        with self._lock:
+            if self.ended:
+                raise InterruptedError("the plan was ended")
+            process = subprocess.Popen(
+                [sys.executable, "-m", "jaxlean.plan.worker"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", errors="replace", **how,
+            )  # fmt: skip
+            self._running.add(process)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+            with suppress(BrokenPipeError):  # what it did not read any more
+                process.stdin.close()  # type: ignore[union-attr]
+            with self._lock:
+                self._running.discard(process)
+
+    def end(self) -> None:
+        """All of them, and whoever would be started."""
+        with self._lock:
+            self.ended = True
+            for process in self._running:
+                process.kill()
+
+
+def _run_one(job: Job, limit: float, watch: Callable[[str, str], None], processes: _Processes) -> Iterator[Row]:
     skip: list[str] = []
+    known: set[Candidate] = set()
     for _ in range(_TRIES):
-        failed = yield from _attempt(job, skip, limit, watch)
+        failed = yield from _attempt(job, skip, known, limit, watch, processes)
         if failed is None:
             return
         skip.append(str(failed))
 
 
 def _attempt(
-    job: Job, skip: list[str], limit: float, watch: Callable[[str, str], None]
+    job: Job,
+    skip: list[str],
+    known: set[Candidate],
+    limit: float,
+    watch: Callable[[str, str], None],
+    processes: _Processes,
 ) -> Generator[Row, None, Candidate | None]:
-    """The rows of one process; returns the candidate whose compilation ended it, None where it came to its end."""
+    """The rows of one process, but for those of candidates that are `known` from an earlier one.
+
+    Returns:
+        the candidate whose compilation ended it; None where it came to its end, or ended outside of a compilation.
+    """
     flags = os.environ.get("XLA_FLAGS", "")
     if job.host_devices > 1:
         flags += f" --xla_force_host_platform_device_count={job.host_devices}"
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jaxlean.plan.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-            env={**os.environ, **_ENVIRONMENT, "XLA_FLAGS": flags},
-        )  # fmt: skip
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+        processes.start(stderr=errors, env={**os.environ, **_ENVIRONMENT, "XLA_FLAGS": flags}) as process,
+    ):
         assert process.stdin is not None
         assert process.stdout is not None
         told = {"target": job.target, "config": job.config, "length": job.length, "hardware": job.hardware}
-        process.stdin.write(json.dumps({**told, "most": job.most, "skip": skip}))
-        process.stdin.close()
+        with suppress(BrokenPipeError):  # its end is told below
+            process.stdin.write(json.dumps({**told, "most": job.most, "skip": skip}) + "\n")
+            process.stdin.flush()  # and stays open: a worker whose stdin ends leaves
         lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=_pass_on, args=(process.stdout, lines), daemon=True).start()
+        reader = threading.Thread(target=_pass_on, args=(process.stdout, lines), daemon=True)
+        reader.start()
         current: Candidate | None = None
         watch(job.target, "reading the job")
         try:
             while line := lines.get(timeout=limit):
                 found = json.loads(line)
                 if "row" in found:
-                    yield Row.from_dict(found["row"])
+                    row, current = Row.from_dict(found["row"]), None
+                    if row.candidate is None or row.candidate not in known:
+                        yield row
+                    if row.candidate is not None:
+                        known.add(row.candidate)
                 elif "starting" in found:
                     current = Candidate.from_dict(found["starting"])
                     watch(job.target, f"compiling {current.mesh_name}, {current.microbatch} rows")
                 else:
                     return None
-            reason = _end(process.wait(), errors)
-        except queue.Empty:
+            reason = _end(process.wait(limit), errors)
+        except (queue.Empty, subprocess.TimeoutExpired):
             reason = f"nothing was heard of the compiler for {limit:.0f} s"
-        finally:
-            process.kill()
-            process.wait()
+        except (ValueError, TypeError, KeyError):
+            reason = f"the compiler's process said what is no finding: {line.strip()[:100]!r}"
     yield Row(job.target, "failed", current, note=reason)
     return current
 
 
-def _pass_on(stream: Iterable[str], lines: "queue.Queue[str]") -> None:
-    for line in stream:
-        lines.put(line)
+def _pass_on(stream: IO[str], lines: "queue.Queue[str]") -> None:
+    with stream:
+        for line in stream:
+            lines.put(line)
     lines.put("")
 
 
