@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlean.config import RunConfig
+from jaxlean.cost.price import num_vcpus
 from jaxlean.plan.candidate import Candidate
 from jaxlean.plan.target import Target
 from jaxlean.run import predict
@@ -22,10 +24,12 @@ from jaxlean.xla import hlo
 from jaxlean.xla.compile import user_cache_folder
 from jaxlean.xla.mesh import check_axes, make_mesh
 from jaxlean.xla.remat_auto import compile_within
-from jaxlean.xla.work import count, kept_bytes
+from jaxlean.xla.work import count, kept_bytes, scope_of_kernel
 
-# What a compiled program is a function of beside the job: their releases.
-_COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin")
+# What a compiled program is a function of beside the job: their releases, and our own code.
+_COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
+# What an entry of the hardware table says beside what the device does.
+_PRICES = {"usd_per_hour", "usd_per_hour_spot", "per", "source", "skypilot"}
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,8 @@ def compile_candidate(
         Exception: what the compiler raises, but for a want of memory.
     """
     file = _file(config, target, candidate, length) if cache else None
-    if file is not None and file.exists():
-        return Compiled(**{**json.loads(file.read_text(encoding="utf-8")), "cached": True})
+    if file is not None and (known := _read(file)) is not None:
+        return known
     started = time.perf_counter()
     job = candidate.apply(config)
     mesh = make_mesh(job.mesh, devices)
@@ -134,14 +138,19 @@ def _file(config: RunConfig, target: Target, candidate: Candidate, length: int) 
     setting = config.compilation_cache
     if setting is False:
         return None
-    folder = user_cache_folder() if setting is True else Path(setting).expanduser().absolute()
+    try:
+        folder = user_cache_folder() if setting is True else Path(setting).expanduser().absolute()
+    except RuntimeError:
+        return None  # a user without a home
     parts = {
         "job": {name: getattr(config, name).model_dump(mode="json") for name in ("model", "train")},
         "lora": None if config.lora is None else config.lora.model_dump(mode="json"),
         "architecture": _architecture(config),
         "candidate": candidate.as_dict(),
-        "target": target.device.model_dump(mode="json"),
+        "target": target.device.model_dump(mode="json", exclude=_PRICES),
         "shape": target.shape,
+        "cores": num_vcpus() if target.platform == "cpu" else None,
+        "kernel": scope_of_kernel(),
         "length": length,
         "versions": _versions(),
     }
@@ -155,16 +164,24 @@ def _architecture(config: RunConfig) -> str:
     return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
+@lru_cache
 def _versions() -> dict[str, str]:
-    from jaxlean import __version__
-
-    found = {"jaxlean": __version__}
+    package = Path(__file__).parents[1]
+    ours = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(package.rglob("*.py"))))
+    found = {"jaxlean": ours.hexdigest()}
     for name in _COMPILERS:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "none"
     return found
+
+
+def _read(file: Path) -> Compiled | None:
+    try:
+        return Compiled(**json.loads(file.read_text(encoding="utf-8")), cached=True)
+    except (OSError, ValueError, TypeError):
+        return None  # not there, or not whole: it is written anew
 
 
 def _write(file: Path, found: Compiled) -> None:

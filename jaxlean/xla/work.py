@@ -84,6 +84,11 @@ def as_one_kernel(scope: str) -> Iterator[None]:
         _FUSED.reset(token)
 
 
+def scope_of_kernel() -> str | None:
+    """The scope that counts as one kernel now."""
+    return _FUSED.get()
+
+
 def work_of(eqn: Any) -> Work:
     """What one equation does, with everything inside it."""
     found = _work_of(eqn)
