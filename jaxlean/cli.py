@@ -6,6 +6,8 @@ jax, transformers and the rest are imported by the verb that needs them, so that
 import errno
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -158,13 +160,27 @@ def plan(
     # its programs are for other machines: it looks for no hardware here, and neither do its compilers
     os.environ.update(JAX_PLATFORMS="cpu", TF_CPP_MIN_LOG_LEVEL="3")
     settings = _load(config, overrides)
-    from jaxlean.plan.show import plan_and_print
+    with _without_compilers_chatter():
+        from jaxlean.plan.show import plan_and_print
 
     names = targets.split(",") if targets is not None else None
     plan_and_print(
         settings, names, deadline_hours=deadline_hours, max_usd=max_usd, json=json, every=every, parallel=parallel,
         limit_seconds=limit,
     )  # fmt: skip
+
+
+@contextmanager
+def _without_compilers_chatter() -> Iterator[None]:
+    """For `import jax`: the CUDA plugin tells stderr there, past all settings, that this machine has no GPU."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @app.command()

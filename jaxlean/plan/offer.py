@@ -158,7 +158,8 @@ def _worse(found: Offer, best: Offer) -> str:
     if found.usd is None:
         parts.append("no price")
     elif best.usd:
-        parts.append(f"{found.usd / best.usd:.2g}x dearer" if found.usd > best.usd else "as cheap")
+        dearer = found.usd / best.usd
+        parts.append(f"{dearer:.2g}x dearer" if dearer > 1.05 else "as cheap")
     ratio = found.hours / best.hours
     parts.append(f"{ratio:.2g}x slower" if ratio > 1.02 else f"{1 / ratio:.2g}x faster" if ratio < 0.98 else "as fast")
     return ", ".join(parts)

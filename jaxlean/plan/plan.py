@@ -6,6 +6,7 @@ offers     hours, dollars, energy
 the plan   a ranked table; a JSON file that `finetune --plan` reads
 """
 
+import errno
 import json
 import os
 import tempfile
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxlean.config import RunConfig
+from jaxlean.config import RunConfig, build
 from jaxlean.config.read import told
 from jaxlean.data.loader import train_batches
 from jaxlean.errors import ConfigError
@@ -24,6 +25,8 @@ from jaxlean.plan.search import MOST
 from jaxlean.plan.target import DEFAULT, Target, parse
 from jaxlean.plan.workers import Job, run
 from jaxlean.run.generate import chat_template
+from jaxlean.run.predict import Machine, here
+from jaxlean.xla.mesh import split_host
 
 # What a plan's file says it is; its number rises when an older jaxlean could not read it.
 FORMAT = 1
@@ -52,15 +55,20 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """For JSON: `settings` are those of the winner, which `finetune --plan` takes."""
         winner = self.winner
-        candidate = winner.row.candidate if winner is not None else None
         return {
             "format": FORMAT,
             "target": winner.row.target if winner is not None else None,
-            "settings": candidate.settings() if candidate is not None else None,
+            "settings": self._settings(winner) if winner is not None else None,
             "work": asdict(self.work),
             "offers": [found.as_dict() for found in self.offers],
             "config": self.config.model_dump(mode="json"),
         }
+
+    def _settings(self, winner: Offer) -> dict[str, Any]:
+        assert winner.row.candidate is not None
+        # of a CPU there is one, which has to be told that it is several
+        host = winner.num_devices if parse(winner.row.target, self.config.cost.hardware).platform == "cpu" else 1
+        return {**winner.row.candidate.settings(), "mesh.host_devices": host}
 
 
 def plan(
@@ -94,6 +102,8 @@ def plan(
     for text in targets:
         found = parse(text, file)
         known[found.name] = found
+    config = config.model_copy(deep=True)
+    config.mesh.auto = False  # what it would choose for the devices here is chosen for each target
     work = describe(config)
     cores = os.cpu_count() or 1
     jobs = [
@@ -144,36 +154,103 @@ def write(found: Plan, file: Path) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
+    text = json.dumps(found.as_dict(), indent=1, default=str)
     try:
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as part:
-            json.dump(found.as_dict(), part, indent=1, default=str)
-        os.replace(part.name, file)
+        if file.exists() and not file.is_file():  # a pipe
+            file.write_text(text, encoding="utf-8")
+            return
+        file = file.resolve()
+        part = file.with_name(f".{file.name}.{os.getpid()}")
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, file)
     except OSError as error:
-        raise ConfigError("the plan cannot be written", where=file, got=error, fix="--json names a file") from None
+        raise _unwritable(file, error) from None
+
+
+def check_writable(file: Path) -> None:
+    """Before a plan is made that could not be kept.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not file.exists() or file.is_file():
+            tempfile.TemporaryFile(dir=file.resolve().parent).close()
+    except OSError as error:
+        raise _unwritable(file, error) from None
+
+
+def _unwritable(file: Path, error: OSError) -> ConfigError:
+    got = error.strerror or str(error)
+    return ConfigError("the plan cannot be written there", where=file, got=got, fix="--json names a file")
 
 
 def apply(config: RunConfig, file: Path) -> RunConfig:
-    """The config with the settings of a plan's winner.
+    """The config with the settings of a plan's winner, for the devices that are here.
+
+    Of a plan for as many devices of another kind the settings are taken all the same, and a line says so.
 
     Raises:
-        ConfigError: no plan in that file, or one that nothing won.
+        ConfigError: no plan in that file, one that nothing won, or one for more or fewer devices than are here.
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("no such plan", where=file, fix="jaxlean plan CONFIG --json FILE writes one") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError("not a plan", where=file, got=error) from None
+    except (OSError, ValueError) as error:  # ValueError: neither text nor JSON
+        raise ConfigError(
+            "not a plan", where=file, got=error, fix="jaxlean plan CONFIG --json FILE writes one"
+        ) from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise ConfigError("not a plan of this jaxlean", where=file, wanted=f"format {FORMAT}")
-    if not values.get("settings"):
-        raise ConfigError("in this plan nothing won: no target runs the job", where=file)
-    changed = config.model_copy(deep=True)
-    for key, value in values["settings"].items():
-        section, _, name = key.partition(".")
-        if value is not None:
-            setattr(getattr(changed, section), name, value)
-    return changed
+        raise ConfigError(
+            "not a plan of this jaxlean", where=file, wanted=f"format {FORMAT}", fix="plan again, with --json"
+        )
+    settings = values.get("settings")
+    if not settings:
+        raise ConfigError(
+            "in this plan nothing won: no target runs the job", where=file, fix="other targets, or a smaller job"
+        )
+    changed = config.model_dump(mode="json")
+    changed["mesh"]["auto"] = False
+    try:
+        for key, value in settings.items():
+            section, _, name = key.partition(".")
+            if value is not None:
+                changed[section][name] = value
+        target = str(values["target"])
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigError("not a plan", where=file, got=f"{type(error).__name__}: {error}") from None
+    planned = build(changed, where=file)
+    _check_devices(planned, target, file)
+    return planned
+
+
+def _check_devices(config: RunConfig, target: str, file: Path) -> None:
+    import jax
+
+    split_host(config.mesh.host_devices)
+    found = here(jax.devices(), config.cost.hardware)
+    wanted = parse(target, config.cost.hardware)
+    own = f"{found.num_devices} of {found.device.name}"
+    if found.num_devices != wanted.num_devices:
+        raise ConfigError(
+            "the plan is for another number of devices",
+            where=file,
+            got=own,
+            wanted=target,
+            fix=f"run it there, or plan for what is here: --targets {_asked(found)}",
+        )
+    if found.device.target != wanted.device.target:
+        print(f"plan: made for {target}, run on {own}: its settings hold, its memory, hours and prices do not")
+
+
+def _asked(machine: Machine) -> str:
+    name = machine.device.target or "a name from configs/hardware.yaml"
+    if machine.platform == "tpu":
+        return f"{name} with its grid, as in v5e:2x4"
+    return f"{name}:{machine.num_devices}"
 
 
 def best_of_each(offers: Sequence[Offer]) -> list[Offer]:
