@@ -101,7 +101,7 @@ def table(plan: Plan, *, every: bool = False, width: int | None = None) -> Any:
     found = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     shown = [name for name in _COLUMNS if name not in left_out]
     for name in shown:
-        found.add_column(name, justify=_COLUMNS[name], no_wrap=name != _WHY)
+        found.add_column(name, justify=_COLUMNS[name], no_wrap=name != _WHY, overflow="fold")
     for row in rows:
         found.add_row(*(Text(row[name]) for name in shown))  # as it is: brackets are no markup
     return found
