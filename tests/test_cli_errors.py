@@ -130,6 +130,8 @@ def without_tokenizer(folder: Path) -> None:
 
 NORM = "model.layers.1.input_layernorm.weight"
 
+PLAN = {"format": 1, "target": "h100-80gb:8", "settings": {"mesh.data": 8}}
+
 # What is wrong -> (the arguments behind `jaxlean finetune CONFIG`, words of the message: what, where, the fix).
 FINETUNE: dict[str, tuple[Callable[[Case], list[Any]], list[str]]] = {
     "no model folder": (
@@ -225,6 +227,18 @@ FINETUNE: dict[str, tuple[Callable[[Case], list[Any]], list[str]]] = {
     ),
     "no disk space": (lambda c: [little_space(c)], ["no disk space", "run", "MB free", "train.save_total_limit"]),
     "no hardware table": (lambda c: ["cost.hardware=none.yaml"], ["no such hardware table", "cost.hardware=none.yaml"]),
+    "no plan": (
+        lambda c: ["--plan", c.folder / "none.json"],
+        ["no such plan", "none.json", "jaxlean plan CONFIG --json"],
+    ),
+    "a plan that is none": (
+        lambda c: ["--plan", c.jsonl("a.json", {"a": 1})],
+        ["not a plan of this jaxlean", "a.json"],
+    ),
+    "a plan for other devices": (
+        lambda c: ["--plan", c.jsonl("a.json", PLAN)],
+        ["another number of devices", "1 of CPU", "h100-80gb:8", "--targets cpu:1"],
+    ),
     "wandb that is not installed": (lambda c: ["report.wandb=true"], ["pip install wandb", "report.wandb=false"]),
 }
 
@@ -306,6 +320,30 @@ OTHERS: dict[str, tuple[Callable[[Case], list[Any]], list[str]]] = {
         lambda c: ["merge", c.adapter(width=48), c.folder / "out"],
         ["does not fit its base", "lora_A (2, 48)"],
     ),
+    "plan for an unknown target": (
+        lambda c: ["plan", c.config, "--targets", "l4,h10"],
+        ["no such target", "h10", "cost.hardware"],
+    ),
+    "plan for a size that is none": (lambda c: ["plan", c.config, "--targets", "l4:0"], ["l4:0", "h100-80gb:8"]),
+    "plan for nothing": (lambda c: ["plan", c.config, "--targets", " ,"], ["--targets names nothing", "cpu"]),
+    "plan into a folder": (
+        lambda c: ["plan", c.config, "--json", c.folder],
+        ["the plan cannot be written there", "Is a directory", "--json names a file"],
+    ),
+    "plan into nowhere": (
+        lambda c: ["plan", c.config, "--json", c.folder / "none" / "a.json"],
+        ["the plan cannot be written there", "none/a.json", "No such file"],
+    ),
+    "plan without a model": (lambda c: ["plan", c.config, "model.path=null"], ["model.path is not set"]),
+    "plan without the model's folder": (
+        lambda c: ["plan", c.config, f"model.path={c.folder / 'gone'}"],
+        ["no such model folder", "gone"],
+    ),
+    "plan without data": (lambda c: ["plan", c.config, "data.train=null"], ["data.train is not set"]),
+    "plan with a table that is none": (
+        lambda c: ["plan", c.config, "cost.hardware=none.yaml"],
+        ["no such hardware table", "none.yaml"],
+    ),
     "inspect without a model": (lambda c: ["inspect", c.config, "model.path=null"], ["no model", "model.tokenizer"]),
 }
 
@@ -374,6 +412,10 @@ def test_preempted_has_a_code_of_its_own(cli, case, monkeypatch, saved, words):
         (["finetune", "a.yaml", "--resum"], "No such option"),
         (["generate", "model"], "--prompt"),
         (["generate", "model", "-p", "a", "--max-new-tokens", "0"], "max-new-tokens"),
+        (["plan", "a.yaml", "--deadline-hours", "-1"], "deadline-hours"),
+        (["plan", "a.yaml", "--max-usd", "nan"], "max-usd"),
+        (["plan", "a.yaml", "--limit", "0"], "limit"),
+        (["plan", "a.yaml", "--parallel", "none"], "parallel"),
     ],
 )
 def test_a_command_that_does_not_parse(cli, arguments, words):

@@ -1,4 +1,4 @@
-"""The step over shapes is the one that `finetune` compiles: the same arguments, in the same places, the same program."""
+"""The step over shapes is the one that `finetune` compiles: the same arguments in the same places, the same program."""
 
 import json
 import re
