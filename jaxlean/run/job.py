@@ -72,7 +72,8 @@ def outline(config: RunConfig, mesh: jax.sharding.Mesh, *, length: int, num_step
         UserError: as `finetune` before it trains.
     """
     model = base(config, mesh, shapes=True)
-    params, trains = jax.eval_shape(lambda p: adapt(config, model, p)[0], model.params), trains_of(config, model.params)
+    params = jax.eval_shape(lambda p: adapt(config, model, p, shapes=True)[0], model.params)
+    trains = trains_of(config, model.params)
     where = place(mesh)
     params = tree.map_with_path(
         lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(path, tuple(x.shape))), params
@@ -141,12 +142,19 @@ def is_pissa(config: RunConfig) -> bool:
     return config.lora is not None and config.lora.init_lora_weights == "pissa"
 
 
-def adapt(config: RunConfig, model: Model, params: tree.Tree) -> tuple[tree.Tree, Callable[[str], bool]]:
-    """(the parameters of the model, with adapters if the config says so; path -> whether it trains)."""
+def adapt(
+    config: RunConfig, model: Model, params: tree.Tree, *, shapes: bool = False
+) -> tuple[tree.Tree, Callable[[str], bool]]:
+    """(the parameters of the model, with adapters if the config says so; path -> whether it trains).
+
+    Args:
+        shapes: only those count: where adapters start from is not computed.
+    """
     if config.lora is not None:
+        settings = config.lora.model_copy(update={"init_lora_weights": "default"}) if shapes else config.lora
         modules = lora.targets(params, config.lora.target_modules, model.family.modules)
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
-        params = lora.add(params, modules, config.lora, key)
+        params = lora.add(params, modules, settings, key)
         if is_pissa(config) and config.model.quantization != "none":
             params = quantize(params, config.model.quantization)
     return params, trains_of(config, params)
