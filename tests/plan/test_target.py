@@ -103,7 +103,7 @@ def test_a_chip_may_count_as_two_devices():
     assert parse("v5p:2x2x1").num_devices == 4
 
 
-@pytest.mark.skipif(missing(parse("h100-80gb")) is not None, reason="needs the CUDA plugin (pip install 'jaxlean[plan]')")
+@pytest.mark.skipif(missing(parse("h100-80gb")) is not None, reason="pip install 'jaxlean[plan]'")
 def test_the_compiler_for_cards_is_told_which_share_a_machine():
     # what it loads stays loaded: a process of its own
     told = (
