@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 # The axes that rows are split over, and those of rows whose sequences are split too.
 ROWS = ("data", "fsdp", "expert")
@@ -38,7 +38,7 @@ SPECS: dict[str, PartitionSpec] = {
 class Layout:
     """How a model lies on a mesh; without one, on a single device, every method gives back what it is given."""
 
-    mesh: Mesh | None = None
+    mesh: Mesh | AbstractMesh | None = None
 
     @property
     def parts(self) -> int:
@@ -49,18 +49,34 @@ class Layout:
         """The activation, told where it lies."""
         if self.mesh is None:
             return x
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, SPECS[name]))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, self.spec(*SPECS[name])))
+
+    def spec(self, *axes: Any) -> PartitionSpec:
+        """A spec of the mesh, without the axes that the code around has taken for itself."""
+        assert self.mesh is not None
+        taken = self.mesh.manual_axes
+        if not taken:
+            return PartitionSpec(*axes)
+        left = (tuple(a for a in axis if a not in taken) if isinstance(axis, tuple) else axis for axis in axes)
+        return PartitionSpec(*left)
 
     def on_each_device(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         """`function` run by each device on its parts; what it wants of others it asks for by an axis' name.
 
         Args:
             function: of the parts of its arguments.
-            in_specs, out_specs: as `jax.shard_map` takes them.
+            in_specs, out_specs: as `jax.shard_map` takes them, of all axes.
         """
         assert self.mesh is not None
+
+        def left(specs: Any) -> Any:
+            return jax.tree.map(lambda s: self.spec(*s), specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+
         # jax's check of what differs between devices does not know gradient rules written by hand
-        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=left(in_specs), out_specs=left(out_specs),
+            axis_names=set(self.mesh.axis_names) - set(self.mesh.manual_axes), check_vma=False,
+        )  # fmt: skip
 
     def lookup(self, table: jax.Array, tokens: jax.Array) -> jax.Array:
         """Rows of an embedding that lies as `xla.mesh.RULES` say: its columns split by `fsdp`, which splits rows too.
@@ -118,3 +134,10 @@ ALONE = Layout()
 def layout_on(mesh: Mesh) -> Layout:
     """The layout of training on a mesh: the rows of a batch must divide by `ROWS`."""
     return Layout(mesh) if mesh.size > 1 else ALONE
+
+
+def layout_within(mesh: Mesh, axis: str) -> Layout:
+    """The layout inside of a `jax.shard_map` over one axis: on the others, for the rows that are here."""
+    if mesh.size == mesh.shape[axis]:
+        return ALONE
+    return Layout(mesh.abstract_mesh.update_axis_types({axis: AxisType.Manual}))

@@ -4,6 +4,7 @@ The gradient is taken with respect to the trainable tree alone, and only that tr
 base costs neither. The state is donated: the new one takes the old one's memory.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,11 @@ class TrainState(NamedTuple):
     step: jax.Array  # int32 [], steps taken
     broken_at: jax.Array  # int32 [], the first step whose loss or gradient was not a number; 0 while there is none
 
+    @property
+    def result(self) -> tree.Tree:
+        """What is evaluated and written."""
+        return self.trainable
+
 
 class StepMetrics(NamedTuple):
     """What a step says of itself; arrays on the device, so that reading them is the caller's choice."""
@@ -31,6 +37,10 @@ class StepMetrics(NamedTuple):
     tokens: jax.Array
     total_tokens: jax.Array
     broken_at: jax.Array
+
+
+# (state, frozen, batch, dropout key) -> (the new state, what it says)
+Update = Callable[[TrainState, tree.Tree, Batch, jax.Array], tuple[TrainState, StepMetrics]]
 
 
 def init_state(trainable: tree.Tree, transform: optax.GradientTransformation) -> TrainState:
@@ -58,12 +68,23 @@ def make_step(
     of all of them. Where the loss or the gradient is not a number the state stays as it was, `broken_at` says which
     step it was, and no later step changes anything.
     """
+    update = make_update(loss, transform)
+
+    def step(state: TrainState, frozen: tree.Tree, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        return update(state, frozen, batch, jax.random.key(seed))
+
+    out_shardings = None if shardings is None else (shardings, None)
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+
+
+def make_update(loss: Loss, transform: optax.GradientTransformation) -> Update:
+    """What `make_step` jits: one update of one state, its key folded with the step's number and the microbatch's."""
 
     def summed_loss(trainable: tree.Tree, frozen: tree.Tree, rows: Batch, key: jax.Array) -> jax.Array:
         return loss(tree.merge(trainable, frozen), rows, key)
 
-    def step(state: TrainState, frozen: tree.Tree, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+    def update(state: TrainState, frozen: tree.Tree, batch: Batch, key: jax.Array) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(key, state.step)
         gradient = jax.value_and_grad(summed_loss)
 
         def microbatch(sums: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
@@ -100,8 +121,7 @@ def make_step(
         total_tokens = (batch["segments"] > 0).sum(dtype=jnp.int32)
         return new, StepMetrics(mean, norm, tokens, total_tokens, broken_at)
 
-    out_shardings = None if shardings is None else (shardings, None)
-    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+    return update
 
 
 def make_eval_step(loss: Loss) -> jax.stages.Wrapped:
