@@ -161,6 +161,17 @@ class LoraSection(Section):
     )
 
 
+class DilocoSection(Section):
+    """Replicas that exchange once in many steps (DiLoCo, arXiv 2311.08105), with `train.sync: diloco`."""
+
+    every: PositiveInt = Field(50, description="Steps that each replica takes by itself, then they exchange (H).")
+    outer_learning_rate: float = Field(0.7, gt=0, description="Of the step that all replicas then take together.")
+    outer_momentum: Fraction = Field(0.9, description="Of that step, by Nesterov's rule.")
+    compression: Literal["int8", "none"] = Field(
+        "int8", description="What is exchanged: 8 bits a parameter, with a scale for 256 of them; or float32."
+    )
+
+
 # What Hugging Face's Trainer calls them.
 _OPTIMIZER_NAMES = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf"), "adamw"),
@@ -199,6 +210,12 @@ class TrainSection(Section):
     min_lr_ratio: Fraction = Field(0.0, description="The learning rate ends at this share of its peak.")
     decay_ratio: Fraction = Field(0.2, description="warmup_stable_decay: share of the steps in the decay.")
     num_cycles: PositiveInt = Field(3, description="cosine_with_restarts: number of cosine cycles.")
+    sync: Literal["step", "diloco"] = Field(
+        "step",
+        description="When replicas (mesh.data) exchange: their gradients in every step, or, for slow links, what they "
+        "have learned in many (train.diloco).",
+    )
+    diloco: DilocoSection = Field(default_factory=DilocoSection)
     trainable: list[str] | None = Field(
         None, description="lora: null only. Regexes of the parameter paths that train; default: all."
     )
@@ -353,4 +370,7 @@ class RunConfig(Section):
             raise ValueError("lora.use_dora and lora.init_lora_weights=pissa exclude each other")
         if self.data.streaming and self.train.max_steps is None:
             raise ValueError("data.streaming needs train.max_steps: the length of a stream is not known")
+        if self.train.sync == "diloco" and (self.mesh.auto or self.mesh.data in (0, 1)):
+            got = "mesh: auto" if self.mesh.auto else f"mesh.data={self.mesh.data}"
+            raise ValueError(f"train.sync: diloco needs replicas, not {got}; mesh.data says how many, 2 or more")
         return self

@@ -60,6 +60,7 @@ class Analysis:
         self._config, self._target, self._rows, self._length = config, target, rows, length
         one = config.model_copy(deep=True)
         one.train.per_device_train_batch_size = one.train.gradient_accumulation_steps = 1
+        one.train.sync = "step"
         for axis in ("data", "fsdp", "expert", "context", "tensor"):
             setattr(one.mesh, axis, 1)
         self.outline: Outline = outline(one, make_mesh(one.mesh, [device]), length=length)
@@ -97,6 +98,8 @@ class Analysis:
         frozen = sum(local[path] for path in self._frozen)
         whole = sum(size for _, size in self._trainable.values()) or 1.0
         held = trainable + frozen + self._optimizer * trainable / whole
+        if self._config.train.sync == "diloco":
+            held += 2 * trainable  # where the replicas began, and the outer momentum
         gradients = trainable * (2 if candidate.accumulation > 1 else 1)
         tokens = candidate.microbatch * self._length / axes["context"]
         share = candidate.microbatch / axes["context"]
@@ -162,6 +165,8 @@ class Analysis:
                 each.append((sent, times))
 
         layers = parts * model.num_layers
+        # between replicas that step by themselves next to nothing is sent
+        copies = ("expert", "context") if self._config.train.sync == "diloco" else ("data", "expert", "context")
         # gradients: to the device of `fsdp` that holds the parameter, then to its copies; of small ones all are copies
         held, whole = 0.0, 0.0
         for path, (shape, size) in self._trainable.items():
@@ -169,8 +174,8 @@ class Analysis:
             gathered = size / (num_parts(path, shape, {**axes, "fsdp": 1}) or 1)
             held, whole = (held + local, whole) if local < gathered else (held, whole + local)
         exchange("reduce-scatter", ("fsdp",), held / model.num_layers, layers)
-        exchange("all-reduce", ("data", "expert", "context"), held / model.num_layers, layers)
-        exchange("all-reduce", (*ROWS, "context"), whole / model.num_layers, layers)
+        exchange("all-reduce", copies, held / model.num_layers, layers)
+        exchange("all-reduce", ("fsdp", *copies), whole / model.num_layers, layers)
         again = 3 if policy.policy in ("full", "nested", "mlp") else 2
         exchange("all-gather", ("fsdp",), kernels / axes["tensor"] / model.num_layers / 7, 7 * again * layers)
         exchange("all-reduce", ("tensor",), tokens * model.hidden_size * self._width, 2 * again * layers)

@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxlean.config import MeshSection, RunConfig
 from jaxlean.config.sections import Section
+from jaxlean.errors import ConfigError
 from jaxlean.models.decoder import DecoderConfig
 from jaxlean.xla.mesh import AXES, ROWS
 from jaxlean.xla.remat import Policy
@@ -84,7 +85,14 @@ def rows_per_step(config: RunConfig, num_devices: int = 1) -> int:
     Args:
         num_devices: what an axis of -1 stands for: one device in a plan, for which other hardware is no other job; all
             that are there, where a mesh is only to be chosen for them.
+
+    Raises:
+        ConfigError: `train.sync: diloco` without a number of replicas, on which what is learned depends.
     """
+    if config.train.sync == "diloco" and config.mesh.data < 2:
+        raise ConfigError(
+            "train.sync: diloco in a plan: how many replicas?", got=f"mesh.data={config.mesh.data}", fix="mesh.data=N"
+        )
     shards = math.prod(num_devices if (size := getattr(config.mesh, axis)) == -1 else size for axis in ROWS)
     return config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps * shards
 

@@ -20,6 +20,7 @@ from jaxlean.plan.candidate import Candidate
 from jaxlean.plan.target import Target
 from jaxlean.run import predict
 from jaxlean.run.job import Outline, outline, tokens_at_a_time
+from jaxlean.run.rounds import Rounds
 from jaxlean.xla import hlo
 from jaxlean.xla.compile import user_cache_folder
 from jaxlean.xla.mesh import check_axes, make_mesh
@@ -100,8 +101,11 @@ def compile_candidate(
         # the loss goes through its chunks in a loop that ends where no token carries loss: here, never early
         read = hlo.read(program.as_text() or "", unknown=1)
     took = predict.of_program(target.machine, work, kept, read, cycle_seconds(target, devices))
+    rounds = Rounds(job, made.outer if program is not None else None, made.state, 1)
+    between = rounds.seconds(target.machine)
     found = Compiled(
-        memory, program is not None, took.work, took.exchange, float(work.total_flops), read.bytes, read.count,
+        max(memory, rounds.memory_bytes), program is not None, took.work + between.work,
+        took.exchange + between.exchange, float(work.total_flops), read.bytes + rounds.sent_bytes, read.count,
         time.perf_counter() - started,
     )  # fmt: skip
     if file is not None:

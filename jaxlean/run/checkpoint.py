@@ -21,7 +21,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +108,7 @@ class Checkpoints:
         if wait:
             self._finish()
 
-    def latest(self, like: Arrays) -> Saved | None:
+    def latest(self, like: Arrays, *, same: Mapping[str, Any] | None = None) -> Saved | None:
         """The newest checkpoint that is whole; None where there is none.
 
         One that was cut short or altered on disk is skipped, with a logged warning that says which and why.
@@ -116,9 +116,11 @@ class Checkpoints:
         Args:
             like: the tree to restore into: jax arrays or `jax.ShapeDtypeStruct` (restored onto their sharding where
                 they have one), numpy arrays, or numbers.
+            same: what the saved state must hold, `section.key` -> value.
 
         Raises:
-            RunError: the checkpoint is whole but of another run: its leaves, shapes or dtypes are not those of `like`.
+            RunError: the checkpoint is whole but of another run: its leaves, shapes or dtypes are not those of `like`,
+                or it was saved with another value of a setting in `same`.
         """
         self._finish()
         for step in reversed(self.steps()):
@@ -129,6 +131,15 @@ class Checkpoints:
                 self._damaged.add(step)
                 logger.warning("checkpoint %s is damaged and is skipped: %s", folder, damage)
                 continue
+            for key, value in (same or {}).items():
+                if content["state"].get(key) != value:
+                    raise RunError(
+                        f"the checkpoint is of a run with another {key}",
+                        where=folder,
+                        got=content["state"].get(key),
+                        wanted=value,
+                        fix=f"resume with the {key} that the run was started with, or start anew with --overwrite",
+                    )
             _check_same(_leaves(like), content["leaves"], folder)
             return Saved(content["step"], _restore(folder / "arrays", like), content["state"])
         if self._damaged:

@@ -32,10 +32,12 @@ from jaxlean.run.job import (
     base,
     batch_shapes,
     builder,
+    check_rounds,
     compile_step,
     first_state,
     is_pissa,
     loss_of,
+    outer_step,
     rows_of_step,
     tokens_at_a_time,
 )
@@ -44,9 +46,9 @@ from jaxlean.run.metrics import Metrics, check_installed
 from jaxlean.run.predict import here, step_seconds, workspace
 from jaxlean.run.preemption import Preemption
 from jaxlean.run.progress import Progress
+from jaxlean.run.rounds import Rounds, fixed
 from jaxlean.run.summary import final_table, write_summary
 from jaxlean.train.optimizer import optimizer, schedule
-from jaxlean.train.step import TrainState
 from jaxlean.xla.compile import Compilations, use_cache
 from jaxlean.xla.mesh import batch_sharding, check_axes, make_mesh, place, split_host
 from jaxlean.xla.remat import check
@@ -102,6 +104,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     rows = rows_of_step(config, mesh)
     batches = train_batches(config, tokenizer, rows_per_step=rows, vocab_size=model.config.vocab_size)
     num_steps = batches.num_steps
+    check_rounds(config, mesh, num_steps)
     say(f"data: {batches.stats}\nsteps: {num_steps:,} of {rows} x {batches.length} tokens")
     declared = {path: tuple(leaf.shape) for path, leaf in tree.flatten(model.params).items()}
     for line in check_axes(mesh, declared, num_kv_heads=model.config.num_kv_heads, length=batches.length):
@@ -123,11 +126,12 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     # ---- step
     transform = optimizer(config.train, num_steps, trainable, ratio=lora.learning_rate_ratios(config.lora))
     rate = schedule(config.train, num_steps)
-    state = first_state(trainable, transform, mesh)
+    state = first_state(config, trainable, transform, mesh)
     frozen = hold(frozen)
     # the state holds what trains from here on; a second copy of it would cost as much again
     model.params, params, trainable = {}, {}, {}
-    build = builder(config, model, mesh, transform, jax.tree.map(lambda x: x.sharding, state))
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    build = builder(config, model, mesh, transform, shardings)
     evaluator = (
         Evaluator(config, tokenizer, loss_of(config, model, mesh), mesh, vocab_size=model.config.vocab_size)
         if config.data.eval or config.data.eval_fraction
@@ -147,10 +151,10 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     # ---- resume
     claim(output_dir, config, resume=resume, overwrite=overwrite)
     checkpoints = Checkpoints(output_dir / "checkpoints", keep=config.train.save_total_limit)
-    saved = checkpoints.latest(state._asdict()) if resume else None
+    saved = checkpoints.latest(state._asdict(), same=fixed(state)) if resume else None
     meter = Meter(price, clock_start=started)
     if saved is not None:
-        state = TrainState(**saved.arrays)
+        state = state._replace(**saved.arrays)
         batches.restore(saved.state["data"])
         meter.restore(saved.state["meter"])
         say(f"resumed at step {saved.step} of {num_steps}")
@@ -170,12 +174,13 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     def save(*, wait: bool = False) -> None:
         meter.check(done)
         report(wait=True)  # a resumed run writes no line of what lies behind its checkpoint
-        checkpoints.save(done, state._asdict(), {"data": batches.state(), "meter": meter.state()}, wait=wait)
+        rest = {"data": batches.state(), "meter": meter.state(), **fixed(state)}
+        checkpoints.save(done, state._asdict(), rest, wait=wait)
 
     try:
         # ---- evaluate before
         if evaluator is not None and config.eval.before and meter.eval_before is None:
-            meter.eval_before = evaluator(model, state.trainable, frozen)
+            meter.eval_before = evaluator(model, state.result, frozen)
             metrics.log(0, {f"eval_{k}": v for k, v in meter.eval_before.items()})
 
         # ---- loop
@@ -189,10 +194,12 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
             with meter.compiling():
                 shapes = batch_shapes(config, rows, batches.length, mesh)
                 compiled, jaxpr = compile_step(build(config.train.remat), state, frozen, shapes)
+        rounds = Rounds(config, outer_step(config, mesh, shardings), state, num_steps)
+        meter.compile_seconds += rounds.compile_seconds
         at_a_time = tokens_at_a_time(config, rows, batches.length, mesh)
         more = workspace(machine.platform, model.config.hidden_size, tokens=at_a_time)
-        meter.predicted_memory_bytes = needed_bytes(compiled) + more
-        meter.predicted_step_seconds = step_seconds(compiled, jaxpr, machine).total
+        meter.predicted_memory_bytes = max(needed_bytes(compiled) + more, rounds.memory_bytes)
+        meter.predicted_step_seconds = step_seconds(compiled, jaxpr, machine).total + rounds.seconds(machine).total
         jaxpr = None
         meter.start_training(argument_bytes(compiled), len(mesh.local_devices))
         with progress:
@@ -200,13 +207,14 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
                 # before the next step, so that a run interrupted here evaluates when it is resumed
                 if evaluator and config.eval.eval_steps and done and done % config.eval.eval_steps == 0:
                     with meter.paused():
-                        found = evaluator.loss(state.trainable, frozen)
+                        found = evaluator.loss(state.result, frozen)
                     metrics.log(done, {f"eval_{k}": v for k, v in found.items()})
                     progress.message(f"step {done}: held-out loss {found['loss']:.4f}")
                 with preemption.deferred():  # the state, the place in the data and `done` move together
                     batch = _on_device(next(batches), config.train.gradient_accumulation_steps, sharding)
                     state, measured = compiled(state, frozen, batch)
                     done += 1
+                    state = rounds(state, done)
                     meter.add(done, measured)
                     progress.update(done)
                     if done % config.train.logging_steps == 0 or done == num_steps:
@@ -220,12 +228,12 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
 
         # ---- evaluate after
         if evaluator is not None:
-            meter.eval_after = evaluator(model, state.trainable, frozen)
+            meter.eval_after = evaluator(model, state.result, frozen)
             metrics.log(done, {f"eval_{k}": v for k, v in meter.eval_after.items()})
 
         # ---- write
         checkpoints.close()
-        result = _write(config, model, output_dir, state.trainable, frozen, start_adapter)
+        result = _write(config, model, output_dir, state.result, frozen, start_adapter)
     except BaseException as error:
         with preemption.deferred():  # a second signal waits until everything is on disk
             meter.stop_training()

@@ -8,9 +8,9 @@ import jax
 from jaxlean import tree
 from jaxlean.config import RunConfig
 from jaxlean.models.decoder import ACTIVATIONS
-from jaxlean.run.job import Build, batch_shapes, tokens_at_a_time
+from jaxlean.run.job import Build, State, batch_shapes, tokens_at_a_time
 from jaxlean.run.predict import workspace
-from jaxlean.train.step import TrainState
+from jaxlean.train.diloco import DilocoState
 from jaxlean.xla.mesh import num_batch_shards
 from jaxlean.xla.precision import compute_dtype
 from jaxlean.xla.remat_auto import Choice, choose, device_budget, say_bytes
@@ -23,7 +23,7 @@ def fit(
     config: RunConfig,
     mesh: jax.sharding.Mesh,
     build: Build,
-    state: TrainState,
+    state: State,
     frozen: tree.Tree,
     rows: int,
     length: int,
@@ -49,9 +49,11 @@ def fit(
     sizes = {name: _local_bytes(part) for name, part in
              (("trainable", state.trainable), ("optimizer", state.optimizer), ("frozen", frozen))}  # fmt: skip
 
+    common = _local_bytes((state.outer, state.momentum)) if isinstance(state, DilocoState) else 0
+
     def advice(needed: int) -> str:
         short = needed - budget
-        return say_cuts(cuts(config, mesh.size, needed, short, **sizes), short)
+        return say_cuts(cuts(config, mesh.size, needed - common, short, **sizes), short)
 
     return choose(build, (*held, shapes), budget, ACTIVATIONS, shards=num_batch_shards(mesh), advice=advice)
 
@@ -97,7 +99,7 @@ def cuts(
     if train.optim in ("adamw", "lion", "sgd", "muon"):
         # two moments of a byte an element instead of 4 bytes each
         found.append(("train.optim=adamw_8bit", max(optimizer - trainable // 2, 0)))
-    if num_devices > 1 and config.mesh.fsdp == 1:
+    if num_devices > 1 and config.mesh.fsdp == 1 and config.train.sync == "step":
         whole = 2 * trainable + optimizer + frozen
         found.append((f"mesh.fsdp={num_devices}", whole - whole // num_devices))
     return [(setting, saved) for setting, saved in found if saved > 0]

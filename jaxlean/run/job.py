@@ -7,7 +7,7 @@ may not be here: what it compiles to is what the run would take.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,15 @@ from jaxlean.hub import load as hub
 from jaxlean.hub.load import Model
 from jaxlean.models.cpu import hold
 from jaxlean.models.decoder import ACTIVATIONS
-from jaxlean.models.layout import layout_on
+from jaxlean.models.layout import layout_on, layout_within
+from jaxlean.train.diloco import (
+    DilocoState,
+    init_replicas,
+    make_inner_step,
+    make_outer_step,
+    outer_optimizer,
+    replica_shardings,
+)
 from jaxlean.train.loss import Terms, chunk_budget
 from jaxlean.train.objective import Loss, objective
 from jaxlean.train.optimizer import optimizer
@@ -31,6 +39,8 @@ from jaxlean.xla.mesh import batch_sharding, num_batch_shards, place, replicated
 from jaxlean.xla.remat import Policy, scan_layers
 
 Build = Callable[[Policy], jax.stages.Wrapped]
+State = TrainState | DilocoState
+AnyState = TypeVar("AnyState", TrainState, DilocoState)
 
 
 @dataclass(frozen=True)
@@ -40,14 +50,17 @@ class Outline:
     Args:
         model: `model.params` are shapes, adapters included.
         build: policy -> the jitted step.
-        state, frozen, batch: its arguments, as `jax.ShapeDtypeStruct`s with shardings.
+        outer: the jitted step `state -> state` between rounds, once in `train.diloco.every` steps; None where there are
+            no rounds.
+        state, frozen, batch: arguments of the step, as `jax.ShapeDtypeStruct`s with shardings.
         rows: sequences of one step, over all devices.
         length: tokens of a sequence.
     """
 
     model: Model
     build: Build
-    state: TrainState
+    outer: jax.stages.Wrapped | None
+    state: State
     frozen: tree.Tree
     batch: dict[str, jax.ShapeDtypeStruct]
     rows: int
@@ -71,6 +84,7 @@ def outline(config: RunConfig, mesh: jax.sharding.Mesh, *, length: int, num_step
     Raises:
         UserError: as `finetune` before it trains.
     """
+    check_rounds(config, mesh)
     model = base(config, mesh, shapes=True)
     params = jax.eval_shape(lambda p: adapt(config, model, p, shapes=True)[0], model.params)
     trains = trains_of(config, model.params)
@@ -81,13 +95,14 @@ def outline(config: RunConfig, mesh: jax.sharding.Mesh, *, length: int, num_step
     model = model.with_params(params)
     trainable, frozen = tree.split(params, trains)
     transform = optimizer(config.train, num_steps, trainable, ratio=lora.learning_rate_ratios(config.lora))
-    shapes = jax.eval_shape(lambda t: init_state(t, transform), trainable)
-    shardings = state_shardings(shapes, trainable, mesh)
+    start, shardings = starting(config, trainable, transform, mesh)
+    shapes = jax.eval_shape(start, trainable)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     rows = rows_of_step(config, mesh)
     return Outline(
         model,
         builder(config, model, mesh, transform, shardings),
+        outer_step(config, mesh, shardings),
         state,
         hold(frozen),
         batch_shapes(config, rows, length, mesh),
@@ -172,18 +187,24 @@ def trains_of(config: RunConfig, params: tree.Tree) -> Callable[[str], bool]:
 
 
 def loss_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Policy | None = None) -> Loss:
-    """The model's summed loss as a function of its parameters and a batch; with no policy, the cross entropy alone."""
-    budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size)
+    """The model's summed loss as a function of its parameters and a batch.
+
+    With no policy it is the cross entropy alone, of rows on the whole mesh; with one it is what is trained on, of rows
+    of one replica where replicas train by themselves.
+    """
     if remat is None:
+        budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size)
         return objective(model.graph, model.config, logits_bytes=budget, layout=layout_on(mesh))
+    alone = config.train.sync == "diloco"
+    devices = mesh.size // mesh.shape["data"] if alone else mesh.size
     return objective(
         model.graph,
         model.config,
-        logits_bytes=budget,
+        logits_bytes=chunk_budget(config.train.loss_chunk_bytes, devices),
         terms=Terms(config.train.z_loss, config.train.label_smoothing_factor),
         dropout_rate=config.lora.lora_dropout if config.lora is not None else 0.0,
         scan=scan_layers(remat, ACTIVATIONS),
-        layout=layout_on(mesh),
+        layout=layout_within(mesh, "data") if alone else layout_on(mesh),
     )
 
 
@@ -192,14 +213,52 @@ def builder(
     model: Model,
     mesh: jax.sharding.Mesh,
     transform: optax.GradientTransformation,
-    shardings: TrainState,
+    shardings: State,
 ) -> Build:
     """policy -> the jitted step, whose state lies as `shardings` say."""
 
     def build(remat: Policy) -> jax.stages.Wrapped:
-        return make_step(loss_of(config, model, mesh, remat), transform, seed=config.seed, shardings=shardings)
+        loss = loss_of(config, model, mesh, remat)
+        if isinstance(shardings, DilocoState):
+            return make_inner_step(loss, transform, mesh, seed=config.seed, shardings=shardings)
+        return make_step(loss, transform, seed=config.seed, shardings=shardings)
 
     return build
+
+
+def outer_step(config: RunConfig, mesh: jax.sharding.Mesh, shardings: State) -> jax.stages.Wrapped | None:
+    """The jitted `state -> state` that ends a round of replicas that train by themselves; None where none do."""
+    if not isinstance(shardings, DilocoState):
+        return None
+    return make_outer_step(_outer(config), mesh, shardings, config.train.diloco.compression)
+
+
+def _outer(config: RunConfig) -> optax.GradientTransformation:
+    return outer_optimizer(config.train.diloco.outer_learning_rate, config.train.diloco.outer_momentum)
+
+
+def check_rounds(config: RunConfig, mesh: jax.sharding.Mesh, num_steps: int | None = None) -> None:
+    """Refuse `train.sync: diloco` where it would be something else; `num_steps` of the run, where that is known.
+
+    Raises:
+        ConfigError: there is one replica, or the run ends before the first exchange.
+    """
+    if config.train.sync != "diloco":
+        return
+    num, every = mesh.shape["data"], config.train.diloco.every
+    if num == 1:
+        raise ConfigError(
+            "train.sync: diloco has nothing to synchronise: there is one replica",
+            got=f"mesh.data=1 on {mesh.size} device" + "s" * (mesh.size > 1),
+            wanted="replicas along the mesh's axis data, 2 or more",
+            fix="train.sync=step, or more devices",
+        )
+    if num_steps is not None and every > num_steps:
+        raise ConfigError(
+            "train.diloco.every: the run ends before the first exchange",
+            got=f"an exchange every {every:,} steps, {num_steps:,} steps in all",
+            fix="a smaller train.diloco.every, so that there are several",
+        )
 
 
 def compile_step(step: jax.stages.Wrapped, *arguments: Any) -> tuple[jax.stages.Compiled, Any]:
@@ -208,15 +267,35 @@ def compile_step(step: jax.stages.Wrapped, *arguments: Any) -> tuple[jax.stages.
     return traced.lower().compile(), traced.jaxpr.jaxpr
 
 
-def first_state(trainable: tree.Tree, transform: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
+def first_state(
+    config: RunConfig, trainable: tree.Tree, transform: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> State:
     """The first state on the mesh: moments where the parameters they belong to lie, all else on every device."""
-    where = state_shardings(jax.eval_shape(lambda t: init_state(t, transform), trainable), trainable, mesh)
+    start, where = starting(config, trainable, transform, mesh)
     # copied: the step donates its state, and the caller's tree must stay alive
-    return jax.jit(lambda t: init_state(jax.tree.map(jnp.copy, t), transform), out_shardings=where)(trainable)
+    return jax.jit(lambda t: start(jax.tree.map(jnp.copy, t)), out_shardings=where)(trainable)
 
 
-def state_shardings(shapes: TrainState, trainable: tree.Tree, mesh: jax.sharding.Mesh) -> TrainState:
-    """Where each leaf of a state lies.
+def starting(
+    config: RunConfig, trainable: tree.Tree, transform: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> tuple[Callable[[tree.Tree], State], State]:
+    """(what trains -> the first state, where each leaf of it lies); `trainable` is on the mesh."""
+
+    def one(trainable: tree.Tree) -> TrainState:
+        return init_state(trainable, transform)
+
+    def replicas(trainable: tree.Tree) -> DilocoState:
+        return init_replicas(one(trainable), _outer(config), mesh.shape["data"])
+
+    where = state_shardings(jax.eval_shape(one, trainable), trainable, mesh)
+    if config.train.sync == "step":
+        return one, where
+    common = state_shardings(jax.eval_shape(replicas, trainable), trainable, mesh)
+    return replicas, replica_shardings(where, common)
+
+
+def state_shardings(shapes: AnyState, trainable: tree.Tree, mesh: jax.sharding.Mesh) -> AnyState:
+    """Where each leaf of a state lies that has no dim of replicas.
 
     Args:
         shapes: of the state.

@@ -12,12 +12,13 @@ from itertools import pairwise
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxlean.cost.memory import StepMemory, peak_memory_bytes
 from jaxlean.cost.price import Price
 from jaxlean.errors import RunError
 from jaxlean.run.summary import Evaluation
-from jaxlean.train.step import StepMetrics
+from jaxlean.train.step import StepMetrics, over_replicas
 from jaxlean.xla.compile import Compilations
 
 # Steps that may be under way on the device while the host goes on.
@@ -133,7 +134,8 @@ class Meter:
             self._refuse_broken(measured)
 
     def _line(self, step: int) -> dict[str, Any]:
-        chosen = jax.device_get([measured for number, measured in self._waiting if number <= step])
+        found = jax.device_get([measured for number, measured in self._waiting if number <= step])
+        chosen = [over_replicas(measured) for measured in found]
         self._waiting = [(number, measured) for number, measured in self._waiting if number > step]
         for measured in chosen:
             self._refuse_broken(measured)
@@ -157,7 +159,7 @@ class Meter:
         }
 
     def _refuse_broken(self, measured: StepMetrics) -> None:
-        self.broken_at = self.broken_at or int(measured.broken_at)
+        self.broken_at = self.broken_at or min((int(at) for at in np.ravel(measured.broken_at) if at), default=0)
         if self.broken_at:
             raise RunError(
                 f"the loss or its gradient is not a number at step {self.broken_at}",
@@ -225,7 +227,8 @@ class Meter:
 
     def _counted(self) -> tuple[int, int]:
         """Tokens with loss and in all, those of steps that no line has told of yet included."""
-        pending = [m for m in jax.device_get([measured for _, measured in self._waiting]) if not m.broken_at]
+        waiting = jax.device_get([measured for _, measured in self._waiting])
+        pending = [m for m in map(over_replicas, waiting) if not m.broken_at]
         return (
             self.tokens + sum(int(m.tokens) for m in pending),
             self.total_tokens + sum(int(m.total_tokens) for m in pending),

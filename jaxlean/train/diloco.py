@@ -3,7 +3,8 @@
 For links that are too slow for a gradient in every step. A replica is one index of the mesh axis `data`; within it the
 other axes do what they always do.
 
-    inner step   each replica by itself: its own rows, its own optimizer, its own count of steps. Nothing crosses `data`.
+    inner step   each replica by itself: its own rows, its own optimizer, its own count of steps. Nothing crosses
+                 `data`.
     outer step   after every H inner steps: what a replica moved by (outer parameters less its own) is its outer
                  gradient; their mean moves the outer parameters by SGD with Nesterov momentum. Every replica starts the
                  next round from these, and keeps its inner optimizer's state.
@@ -62,7 +63,8 @@ def init_replicas(state: TrainState, outer: optax.GradientTransformation, num: i
     """The first state of `num` replicas, from that of one."""
     stacked = jax.tree.map(lambda x: jnp.broadcast_to(x, (num, *x.shape)), state)
     # one array each: a donated buffer must not be given away twice
-    return DilocoState(*stacked, jax.tree.map(jnp.copy, state.trainable), outer.init(state.trainable))
+    common = {"outer": jax.tree.map(jnp.copy, state.trainable), "momentum": outer.init(state.trainable)}
+    return DilocoState(**stacked._asdict(), **common)
 
 
 def replica_shardings(one: TrainState, outer: DilocoState) -> DilocoState:
@@ -76,7 +78,7 @@ def replica_shardings(one: TrainState, outer: DilocoState) -> DilocoState:
     def over_data(where: NamedSharding) -> NamedSharding:
         return NamedSharding(where.mesh, PartitionSpec(AXIS, *where.spec))
 
-    return DilocoState(*jax.tree.map(over_data, one), outer.outer, outer.momentum)
+    return outer._replace(**jax.tree.map(over_data, one)._asdict())
 
 
 def make_inner_step(
@@ -97,8 +99,8 @@ def make_inner_step(
         shardings: where the state lies.
 
     Returns:
-        the jitted step, `state` donated. Of `batch` [microbatches, rows, length] replica i takes rows as it would in one
-        common step: the i-th of equal parts of each microbatch. Metrics have a dim of replicas (`over_replicas`).
+        the jitted step, `state` donated. Of `batch` [microbatches, rows, length] replica i takes rows as it would in
+        one common step: the i-th of equal parts of each microbatch. Metrics have a dim of replicas (`over_replicas`).
 
     A replica whose loss or gradient is not a number stays as it was from then on; the others learn of it in the next
     outer step, and whoever reads the metrics at once.
@@ -120,7 +122,7 @@ def make_inner_step(
     def step(state: DilocoState, frozen: tree.Tree, batch: Batch) -> tuple[DilocoState, StepMetrics]:
         numbers = jnp.arange(mesh.shape[AXIS], dtype=jnp.uint32)
         inner, says = of_each(state.inner, frozen, dict(batch), numbers)
-        return DilocoState(*inner, state.outer, state.momentum), says
+        return state._replace(**inner._asdict()), says
 
     return jax.jit(step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
 
@@ -157,7 +159,7 @@ def make_outer_step(
 
     def step(state: DilocoState) -> DilocoState:
         trainable, new, momentum, broken_at = run(state.trainable, state.outer, state.momentum, state.broken_at)
-        return DilocoState(trainable, state.optimizer, state.step, broken_at, new, momentum)
+        return state._replace(trainable=trainable, broken_at=broken_at, outer=new, momentum=momentum)
 
     return jax.jit(step, donate_argnums=0, out_shardings=shardings)
 

@@ -142,11 +142,7 @@ def _losses(
     sums = over_all(powers.sum(axis=-1, keepdims=True))
     total = (top + jnp.log(sums))[..., 0]
     smoothing, part = terms.label_smoothing, logits.shape[-1]
-    own = targets - _first(part, axis)
-    wanted = jnp.take_along_axis(logits, jnp.clip(own, 0, part - 1)[..., None], axis=-1)[..., 0]
-    if axis is not None:
-        wanted = over_all(jnp.where((own >= 0) & (own < part), wanted, 0.0))
-    losses = total - (1.0 - smoothing) * wanted
+    losses = total - (1.0 - smoothing) * over_all(_of_target(logits, targets, axis))
     if smoothing:
         losses = losses - smoothing * over_all(logits.sum(axis=-1)) / _whole(part, axis)
     if terms.z_loss:
@@ -164,6 +160,23 @@ def _whole(part: int, axis: str | None) -> int:
     return part if axis is None else part * jax.lax.axis_size(axis)
 
 
+def _of_target(logits: jax.Array, targets: jax.Array, axis: str | None) -> jax.Array:
+    """[..., vocab] -> [...], each token's number of its target; 0 where another device of the axis has it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.manual_axes and any(mesh.shape[name] > 1 for name in mesh.auto_axes):
+        # inside of a shard_map over another axis XLA's partitioner (jaxlib 0.10 to 0.12) aborts over the gather
+        return jnp.where(_is_target(logits, targets, axis), logits, 0.0).sum(axis=-1)
+    own = targets - _first(logits.shape[-1], axis)
+    found = jnp.take_along_axis(logits, own[..., None], axis=-1, mode="clip")[..., 0]
+    return found if axis is None else jnp.where((own >= 0) & (own < logits.shape[-1]), found, 0.0)
+
+
+def _is_target(x: jax.Array, targets: jax.Array, axis: str | None) -> jax.Array:
+    """bool, the shape of x [..., vocab]: where each token's target is."""
+    place = jax.lax.broadcasted_iota(targets.dtype, x.shape, x.ndim - 1)
+    return place == (targets - _first(x.shape[-1], axis))[..., None]
+
+
 def _gradient(
     softmax: jax.Array, total: jax.Array, targets: jax.Array, mask: jax.Array, terms: Terms, axis: str | None = None
 ) -> jax.Array:
@@ -173,9 +186,7 @@ def _gradient(
     if terms.z_loss:
         gradient = gradient * (1.0 + 2.0 * terms.z_loss * total[..., None])
     # a comparison and no scatter: it is one loop with the rest, and each device can do its part of the vocabulary
-    place = jax.lax.broadcasted_iota(targets.dtype, softmax.shape, softmax.ndim - 1)
-    own = targets - _first(softmax.shape[-1], axis)
-    gradient = gradient - jnp.where(place == own[..., None], 1.0 - smoothing, 0.0)
+    gradient = gradient - jnp.where(_is_target(softmax, targets, axis), 1.0 - smoothing, 0.0)
     if smoothing:
         gradient = gradient - smoothing / _whole(softmax.shape[-1], axis)
     return jnp.where(mask[..., None], gradient, 0.0)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxlean import tree
@@ -30,13 +31,34 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """What a step says of itself; arrays on the device, so that reading them is the caller's choice."""
+    """What a step says of itself; arrays on the device, so that reading them is the caller's choice.
+
+    Scalars; of replicas that step by themselves (`train/diloco.py`) each has a dim of replicas: see `over_replicas`.
+    """
 
     loss: jax.Array  # what is minimised (with z-loss and label smoothing, if any): mean over tokens that carry loss
     grad_norm: jax.Array  # before clipping
     tokens: jax.Array
     total_tokens: jax.Array
     broken_at: jax.Array
+
+
+def over_replicas(measured: StepMetrics) -> StepMetrics:
+    """One step's metrics on the host, as of one step of all replicas: scalars.
+
+    The loss is the mean over all tokens that carry it, the norm the root of the mean square.
+    """
+    if np.ndim(measured.loss) == 0:
+        return measured
+    loss, norm, tokens, total_tokens, broken_at = map(np.asarray, measured)
+    whole: Any = (
+        (loss * tokens).sum(dtype=np.float64) / max(tokens.sum(), 1),
+        np.sqrt(np.square(norm).mean(dtype=np.float64)),
+        tokens.sum(),
+        total_tokens.sum(),
+        min((at for at in broken_at if at), default=0),
+    )
+    return StepMetrics(*whole)
 
 
 # (state, frozen, batch, dropout key) -> (the new state, what it says)

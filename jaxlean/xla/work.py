@@ -132,7 +132,7 @@ def kept_bytes(jaxpr: Jaxpr) -> int:
     total = 0
     for eqn in jaxpr.eqns:
         for sub in jaxprs_in(eqn):
-            total += kept_bytes(sub)
+            total += devices(eqn) * kept_bytes(sub)
             # The scan back through the layers stacks gradients, not activations: it is the one that runs in reverse.
             if eqn.primitive.name == "scan" and not eqn.params["reverse"] and _names_something(sub):
                 # what is carried has the shape that it has inside
@@ -261,7 +261,7 @@ class Recomputation:
 
     def _collect(self, jaxpr: Jaxpr, times: float) -> None:
         for eqn in jaxpr.eqns:
-            inner = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+            inner = eqn.params["length"] if eqn.primitive.name == "scan" else devices(eqn)
             for sub in jaxprs_in(eqn):
                 if _is_backward(eqn):
                     flat = _Flat()
