@@ -1,12 +1,15 @@
 """What fewer exchanges between replicas do to the loss, and how many bytes they spare: `train.sync: diloco`.
 
-    python benchmarks/diloco.py [--quick] [--out DIR] [--steps 300] [--seeds 3] [--replicas 4] [--lora]
+    python benchmarks/diloco.py [--quick] [--out DIR] [--steps 300] [--seeds 3] [--replicas 4] [--text FILE] [--lora]
 
-Every run is `jaxlean finetune configs/quickstart.yaml` (all parameters train; with --lora its adapter) on devices that
-the host is split into, with the overrides in `ARMS` and nothing else changed: for a seed all see the same rows in the
-same order. `sent_bytes` are those that one device sends for a step, read off the compiled programs: all that crosses
-the axis `data` in the step, and of the exchange between rounds a share for each step of a round. The loss is that of the
-held-out rows; `against_step` is the median over seeds of the difference to `sync: step` with the same seed, the spread
+Every run is `jaxlean finetune` on devices that the host is split into, with the overrides in `ARMS` and nothing else
+changed: for a seed all see the same rows in the same order. All parameters of the quickstart's base train (with --lora
+its adapter) on the quickstart's rows. With --text a model of 0.2 million parameters is pre-trained on the lines of that
+file first, in common steps, and trained further on them in each arm, as in the paper.
+
+`sent_bytes` are those that one device sends for a step, read off the compiled programs: all that crosses the axis
+`data` in the step, and of the exchange between rounds a share for each step of a round. The loss is that of held-out
+rows; `against_step` is the median over seeds of the difference to a run of common steps with the same seed, its spread
 the largest difference less the smallest.
 """
 
@@ -22,15 +25,17 @@ from typing import Any
 
 from report import median, publish
 
-CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+CONFIGS = Path(__file__).parent.parent / "configs"
 STEP = "every step"
-# name -> (steps of a round, what is exchanged)
-ARMS: dict[str, tuple[int, str] | None] = {
+PLAIN_MEAN = ["train.diloco.outer_learning_rate=1", "train.diloco.outer_momentum=0"]
+# name -> (steps of a round, what is exchanged, what else)
+ARMS: dict[str, tuple[int, str, list[str]] | None] = {
     STEP: None,
-    "every 10, int8": (10, "int8"),
-    "every 50, float32": (50, "none"),
-    "every 50, int8": (50, "int8"),
-    "every 100, int8": (100, "int8"),
+    "every 10, int8": (10, "int8", []),
+    "every 50, float32": (50, "none", []),
+    "every 50, int8": (50, "int8", []),
+    "every 50, int8, plain mean": (50, "int8", PLAIN_MEAN),
+    "every 100, int8": (100, "int8", []),
 }
 COLUMNS = {
     "exchange": "", "seeds": "", "steps": ",", "sent_bytes": ",.0f", "times_fewer": ",.1f", "train_loss": ".4f",
@@ -38,59 +43,71 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def overrides_of(arm: str, steps: int, replicas: int, adapter: bool) -> list[str]:
-    """Of the quickstart's config."""
-    found = [
-        f"mesh.host_devices={replicas}", f"mesh.data={replicas}", "train.per_device_train_batch_size=2",
-        "data.max_length=128", f"train.max_steps={steps}",
-    ]  # fmt: skip
-    if not adapter:
-        found += ["lora=null", "train.learning_rate=1e-3"]
-    how = ARMS[arm]
-    if how is not None:
-        every = min(how[0], steps // 2)
-        found += ["train.sync=diloco", f"train.diloco.every={every}", f"train.diloco.compression={how[1]}"]
-    return found
-
-
-def sent_bytes(arm: str, steps: int, replicas: int, adapter: bool) -> float:
-    """By one device for a step, from the HLO of the programs that a run of the arm takes."""
+def load_arm(arm: str | None, given: argparse.Namespace, more: Sequence[str] = ()) -> Any:
+    """The config of an arm; of None the one that --text pre-trains its model with."""
     from jaxlean.config import load
+
+    replicas, quickstart = given.replicas, CONFIGS / "quickstart"
+    found = [
+        f"mesh.host_devices={replicas}", f"mesh.data={replicas}", f"train.max_steps={given.steps}",
+        f"train.logging_steps={max(given.steps // 60, 1)}", f"train.save_steps={given.steps}",
+        "train.save_total_limit=1", "eval.exact_match=false", "eval.before=false", "eval.eval_steps=null",
+        "report.tensorboard=false", "report.progress=false",
+    ]  # fmt: skip
+    if given.text is None:
+        found += ["train.per_device_train_batch_size=2", "data.max_length=128"]
+        found += [] if given.lora else ["lora=null", "train.learning_rate=1e-3"]
+        if given.quick:
+            found += [
+                f"data.train=[{{path: {quickstart / 'train.jsonl'}, limit: 200}}]",
+                f"data.eval=[{{path: {quickstart / 'heldout.jsonl'}, limit: 32}}]",
+            ]
+    else:
+        found += [
+            f"data.train={given.text}", "data.eval_fraction=0.05", "data.max_length=64", "data.on_long=truncate",
+            "data.shuffle=true", "train.per_device_train_batch_size=4", "train.optim=adamw", "train.adam_beta2=0.99",
+            "train.weight_decay=0", f"model.tokenizer={quickstart / 'base'}",
+        ]  # fmt: skip
+        found += ["train.learning_rate=1e-3", "model.architecture=null", f"model.path={given.base}"]
+    if arm is None:
+        sizes = {
+            "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 16,
+        }  # fmt: skip
+        found = [text for text in found if not text.startswith(("model.architecture", "model.path"))]
+        found += [f"model.architecture.{name}={size}" for name, size in sizes.items()] + ["train.learning_rate=5e-3"]
+    how = ARMS[arm] if arm is not None else None
+    if how is not None:
+        every, compression, rest = how
+        found += ["train.sync=diloco", f"train.diloco.every={min(every, given.steps // 2)}", *rest]
+        found += [f"train.diloco.compression={compression}"]
+    return load(CONFIGS / ("quickstart.yaml" if given.text is None else "pretrain_tiny.yaml"), [*found, *more])
+
+
+def sent_bytes(arm: str, given: argparse.Namespace) -> float:
+    """By one device for a step, from the HLO of the programs that a run of the arm takes."""
     from jaxlean.run.job import outline
     from jaxlean.run.rounds import Rounds
     from jaxlean.xla import hlo
     from jaxlean.xla.mesh import make_mesh
 
-    config = load(CONFIG, overrides_of(arm, steps, replicas, adapter))
-    made = outline(config, make_mesh(config.mesh), length=128, num_steps=steps)
+    config = load_arm(arm, given)
+    made = outline(config, make_mesh(config.mesh), length=config.data.max_length, num_steps=given.steps)
     step = made.build("none").trace(*made.arguments).lower().compile()
-    return hlo.read(step.as_text() or "").bytes + Rounds(config, made.outer, made.state, steps).sent_bytes
+    return hlo.read(step.as_text() or "").bytes + Rounds(config, made.outer, made.state, given.steps).sent_bytes
 
 
-def run(arm: str, seed: int, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def run(arm: str | None, seed: int, given: argparse.Namespace, output: Path) -> dict[str, Any]:
     """One run: its loss at each logged step, and on the held-out rows at the end."""
-    from jaxlean.config import load
     from jaxlean.run.finetune import finetune
 
-    steps = given.steps
-    output = folder / f"{arm.replace(' ', '_')}-{seed}"
-    overrides = [
-        *overrides_of(arm, steps, given.replicas, given.lora), f"seed={seed}", f"output_dir={output}",
-        f"train.logging_steps={max(steps // 60, 1)}", f"train.save_steps={steps}", "train.save_total_limit=1",
-        "eval.exact_match=false", "eval.before=false", "report.tensorboard=false", "report.progress=false",
-    ]  # fmt: skip
-    if given.quick:
-        data = CONFIG.parent / "quickstart"
-        overrides += [
-            f"data.train=[{{path: {data / 'train.jsonl'}, limit: 200}}]",
-            f"data.eval=[{{path: {data / 'heldout.jsonl'}, limit: 32}}]",
-        ]
     with contextlib.redirect_stdout(io.StringIO()):
-        summary = finetune(load(CONFIG, overrides))
+        summary = finetune(load_arm(arm, given, [f"seed={seed}", f"output_dir={output}"]))
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return {
-        "exchange": arm, "seed": seed, "seeds": f"seed {seed}", "steps": steps, "train_loss": summary["train_loss"],
-        "held_out_loss": summary["eval_after"]["loss"], "train_seconds": summary["train_seconds"],
+        "exchange": arm, "seed": seed, "seeds": f"seed {seed}", "steps": given.steps,
+        "train_loss": summary["train_loss"], "held_out_loss": summary["eval_after"]["loss"],
+        "train_seconds": summary["train_seconds"],
         "curve": [(line["step"], line["loss"]) for line in lines if "loss" in line],
     }  # fmt: skip
 
@@ -141,6 +158,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--replicas", type=int, default=4)
+    parser.add_argument("--text", type=Path, help="pre-train on this file, and train on it")
     parser.add_argument("--lora", action="store_true", help="train the quickstart's adapter, not all parameters")
     given = parser.parse_args()
     if given.quick:
@@ -149,26 +167,30 @@ def main() -> None:
     from jaxlean.xla.compile import use_cache
     from jaxlean.xla.mesh import split_host
 
-    os.chdir(CONFIG.parent.parent)  # the config's paths are meant from there
+    name = "diloco_lora" if given.lora else "diloco" if given.text is None else "diloco_text"
+    config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+    out = given.out.resolve() if given.out is not None else None
+    given.text = given.text.resolve() if given.text is not None else None
+    os.chdir(CONFIGS.parent)  # the config's paths are meant from there
     split_host(given.replicas)
     use_cache(True)
-    sent = {arm: sent_bytes(arm, given.steps, given.replicas, given.lora) for arm in ARMS}
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="jaxlean-diloco-") as folder:
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="jaxlean-diloco-") as temporary:
+        folder = Path(temporary)
+        if given.text is not None:
+            given.base = folder / "base" / "model"
+            base = run(None, 0, given, folder / "base")
+            config["base_held_out_loss"] = base["held_out_loss"]
+            print(f"base: held-out loss {base['held_out_loss']:.4f}", flush=True)
+        sent = {arm: sent_bytes(arm, given) for arm in ARMS}
         for seed in range(given.seeds):
-            for arm in ARMS:
-                rows.append(run(arm, seed, given, Path(folder)))
+            for number, arm in enumerate(ARMS):
+                rows.append(run(arm, seed, given, folder / f"{number}-{seed}"))
                 print(f"{arm}, seed {seed}: held-out loss {rows[-1]['held_out_loss']:.4f}", flush=True)
-    config = {
-        "config": "configs/quickstart.yaml",
-        "overrides": overrides_of(STEP, given.steps, given.replicas, given.lora),
-    }
-    out = given.out.resolve() if given.out is not None else None
-    name = "diloco_lora" if given.lora else "diloco"
-    summary = summarised(rows, sent)
-    publish(name, config | {"seeds": given.seeds}, [*summary, *rows], COLUMNS, out)
-    if out is not None:
-        plot(rows, summary, out / f"{name}.png")
+            summary = summarised(rows, sent)
+            publish(name, config, [*summary, *rows], COLUMNS, out)
+            if out is not None:
+                plot(rows, summary, out / f"{name}.png")
 
 
 if __name__ == "__main__":
