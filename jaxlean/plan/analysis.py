@@ -21,7 +21,7 @@ from jaxlean.run.job import Outline, outline
 from jaxlean.train.loss import chunk_budget
 from jaxlean.xla import remat_auto
 from jaxlean.xla.groups import along, ring_bytes, split
-from jaxlean.xla.mesh import ROWS, make_mesh, num_parts
+from jaxlean.xla.mesh import make_mesh, num_parts
 from jaxlean.xla.precision import compute_dtype
 from jaxlean.xla.remat_auto import candidates
 from jaxlean.xla.work import Recomputation, count, kept_bytes

@@ -22,7 +22,7 @@ from jaxlean.train.loss import chunk_budget
 from jaxlean.train.objective import Loss, objective
 from jaxlean.train.step import make_eval_step
 from jaxlean.xla.compile import use_cache
-from jaxlean.xla.mesh import batch_sharding, make_mesh, num_batch_shards, split_host
+from jaxlean.xla.mesh import batch_sharding, check_axes, make_mesh, num_batch_shards, split_host
 
 
 class Evaluator:
@@ -47,6 +47,11 @@ class Evaluator:
         self._step = make_eval_step(loss)
         self._sharding = batch_sharding(mesh)
         self._prompts: list[tuple[list[int], str, str]] | None = None  # encoded on first use
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+        return self._batches.length
 
     @property
     def stats(self) -> Stats:
@@ -133,6 +138,9 @@ def evaluate(config: RunConfig, *, adapter: Path | None = None, answers: Path | 
     budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size)
     loss = objective(model.graph, model.config, logits_bytes=budget, layout=layout_on(mesh))
     evaluator = Evaluator(config, tokenizer, loss, mesh, vocab_size=model.config.vocab_size)
+    shapes = {path: tuple(leaf.shape) for path, leaf in tree.flatten(model.params).items()}
+    for line in check_axes(mesh, shapes, num_kv_heads=model.config.num_kv_heads, length=evaluator.length):
+        print(line)
     print(f"held-out data: {evaluator.stats}")
     found = evaluator.loss({}, model.params)
     if config.eval.exact_match or answers is not None:

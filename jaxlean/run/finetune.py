@@ -139,6 +139,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     )
     if evaluator is not None:
         say(f"held-out data: {evaluator.stats}")
+        check_axes(mesh, declared, num_kv_heads=model.config.num_kv_heads, length=evaluator.length)
     programs = Compilations()
     chosen = None
     if config.train.remat == "auto":

@@ -66,7 +66,8 @@ def objective(
         chunk = chunk_length(length, row_bytes=4 * rows * config.vocab_size, budget=logits_bytes)
         run = partial(chunked_loss, head, chunk=chunk, terms=terms)
         own = {part: params[part], "key": key}
-        if layout.mesh is None or dropout_rate:  # one mask for all rows, whatever devices they lie on
+        drops = dropout_rate and any(".lora_" in path for path in tree.flatten({part: params[part]}))
+        if layout.mesh is None or drops:  # one mask for all rows, whatever devices they lie on
             return run(own, hidden, targets, counts)
         return _on_each_device(layout, run, own, hidden, targets, counts)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxlean.config import MeshSection
 from jaxlean.errors import ConfigError
@@ -91,7 +91,7 @@ def split_host(num: int) -> None:
         )
 
 
-def place(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
+def place(mesh: Mesh | AbstractMesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
     """(path, shape) -> where that parameter lies, by `RULES`.
 
     Raises (when called):
