@@ -129,10 +129,10 @@ def test_one_that_ends_by_itself_has_the_last_line_that_it_wrote(stand_in):
 
 def test_one_that_hangs_is_ended_after_its_limit(stand_in):
     start = time.monotonic()
-    rows = list(run([stand_in("hang"), stand_in("fine")], parallel=2, limit_seconds=1))
-    assert time.monotonic() - start < 20
+    rows = list(run([stand_in("hang"), stand_in("fine")], parallel=2, limit_seconds=5))
+    assert time.monotonic() - start < 50, "the worker sleeps for 60 s"
     assert told(rows, "fine") == [("fits", SLOW, ""), ("fits", FAST, "")]
-    assert told(rows, "hang") == [("fits", SLOW, ""), ("failed", FAST, "nothing was heard of the compiler for 1 s")]
+    assert told(rows, "hang") == [("fits", SLOW, ""), ("failed", FAST, "nothing was heard of the compiler for 5 s")]
     assert not any(alive(call[5]) for call in stand_in.calls())
 
 
@@ -178,14 +178,14 @@ def test_who_has_had_enough_leaves_no_process(stand_in):
     assert next(rows).target == "fine"
     start = time.monotonic()
     while [call[0] for call in stand_in.calls()].count("wait") < 2:
-        assert time.monotonic() - start < 20
+        assert time.monotonic() - start < 60
         time.sleep(0.01)
     with pytest.raises(KeyboardInterrupt):
         rows.throw(KeyboardInterrupt)
     while any(alive(call[5]) for call in stand_in.calls()):
-        assert time.monotonic() - start < 20
+        assert time.monotonic() - start < 60
         time.sleep(0.01)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while threading.active_count() > 1 and any("(work)" in thread.name for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
