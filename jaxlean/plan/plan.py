@@ -30,6 +30,8 @@ from jaxlean.xla.mesh import split_host
 
 # What a plan's file says it is; its number rises when an older jaxlean could not read it.
 FORMAT = 1
+# What may change between a plan and its run: it moves neither memory nor time.
+_FREE = {"learning_rate", "logging_steps", "save_steps", "save_total_limit", "save_dtype", "eval", "eval_fraction"}
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,8 @@ def apply(config: RunConfig, file: Path) -> RunConfig:
     Of a plan for as many devices of another kind the settings are taken all the same, and a line says so.
 
     Raises:
-        ConfigError: no plan in that file, one that nothing won, or one for more or fewer devices than are here.
+        ConfigError: no plan in that file, one that nothing won, one of another job, or one for more or fewer devices
+            than are here.
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -213,6 +216,7 @@ def apply(config: RunConfig, file: Path) -> RunConfig:
             "in this plan nothing won: no target runs the job", where=file, fix="other targets, or a smaller job"
         )
     changed = config.model_dump(mode="json")
+    _check_same_job(changed, values.get("config"), file)
     changed["mesh"]["auto"] = False
     try:
         for key, value in settings.items():
@@ -225,6 +229,25 @@ def apply(config: RunConfig, file: Path) -> RunConfig:
     planned = build(changed, where=file)
     _check_devices(planned, target, file)
     return planned
+
+
+def _check_same_job(now: dict[str, Any], planned: Any, file: Path) -> None:
+    """What a plan says holds for the job it was made for: what decides memory and time is as it was."""
+    if not isinstance(planned, dict):
+        raise ConfigError("not a plan", where=file, wanted="the config that it was made for")
+    for section in ("model", "data", "lora", "train"):
+        old, new = planned.get(section), now[section]
+        both = isinstance(old, dict) and isinstance(new, dict)
+        pairs = [(f".{key}", old.get(key), new[key]) for key in new] if both else [("", old, new)]
+        for key, was, said in pairs:
+            if was != said and key.lstrip(".") not in _FREE:
+                raise ConfigError(
+                    f"the plan is of another job: {section}{key}",
+                    where=file,
+                    got=said,
+                    wanted=f"{was}, as it was planned",
+                    fix="plan again, or leave the setting as it was",
+                )
 
 
 def _check_devices(config: RunConfig, target: str, file: Path) -> None:
