@@ -5,7 +5,7 @@ row of the batch then counts as several shorter rows, one a device, to everythin
 attention and the choice of the next token see whole sequences.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +129,44 @@ class Layout:
 
 
 ALONE = Layout()
+# Layers whose rows are split by `tensor`, and columns by `fsdp`; of all others it is the other way round.
+_BACK = ("out", "down")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a linear layer's kernel lies.
+
+    Args:
+        layout: of the model.
+        layer: the layer's name: `query`, `down` ...
+    """
+
+    layout: Layout = ALONE
+    layer: str = ""
+
+    def gathered(self, leaves: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+        """A kernel [in, out] in fewer bits (`jaxlean.codec`), put together from all of `fsdp` as it is held.
+
+        Left alone, XLA would decode each part first, and send two to four times the bytes.
+        """
+        mesh = self.layout.mesh
+        if mesh is None or mesh.shape["fsdp"] == 1 or "kernel" in leaves:
+            return leaves
+        rows, columns = ("tensor", None) if self.layer in _BACK else (None, "tensor")
+        specs = {
+            "kernel_int8": PartitionSpec(rows, columns),
+            "kernel_nf4": PartitionSpec(rows, columns),
+            # as `xla.mesh.RULES` have it: its rows are never split
+            "kernel_absmax": PartitionSpec(None, columns),
+        }
+        return {
+            name: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, specs[name])) if name in specs else x
+            for name, x in leaves.items()
+        }
+
+
+NOWHERE = Place()
 
 
 def layout_on(mesh: Mesh) -> Layout:

@@ -12,6 +12,7 @@ from jaxlean import codec
 from jaxlean.errors import ModelError
 from jaxlean.models import quantized
 from jaxlean.models.cpu import transpose
+from jaxlean.models.layout import NOWHERE, Place
 from jaxlean.models.quantized import Matmul
 
 # What may stand beside a kernel in the parameter tree.
@@ -102,17 +103,18 @@ def _dot_wide_backward(
 dot_wide.defvjp(_dot_wide_forward, _dot_wide_backward)
 
 
-def product(x: jax.Array, leaves: codec.Leaves, matmul: Matmul = "default") -> jax.Array:
+def product(x: jax.Array, leaves: codec.Leaves, matmul: Matmul = "default", place: Place = NOWHERE) -> jax.Array:
     """`x @ kernel` with the kernel in whatever form it is held, in the dtype of `x`: the one place where layers do it.
 
     Args:
         x: [..., in].
         leaves: of a kernel [in, out], as `codec.LEAVES` names them.
         matmul: see `models.quantized`.
+        place: where it lies on a mesh.
     """
     if matmul == "default" and "kernel" in leaves:
         return dot(x, leaves["kernel"].astype(x.dtype))
-    return quantized.dot(x, leaves, matmul)
+    return quantized.dot(x, leaves, matmul, place)
 
 
 class Linear(nnx.Module):
@@ -143,6 +145,7 @@ class Linear(nnx.Module):
         self.lora_magnitude: nnx.Param | None = nnx.data(None)
         self.dtype = dtype
         self.matmul: Matmul = "default"
+        self.place: Place = NOWHERE
 
     def attach(self, leaves: Mapping[str, Any], *, where: str = "a linear layer") -> None:
         """Declare what stands in the tree: adapter leaves, and the kernel in the form that it has there.
@@ -185,7 +188,7 @@ class Linear(nnx.Module):
         """[..., in] -> [..., out] in the compute dtype."""
         x = x.astype(self.dtype)
         kernel = self.held()
-        y = product(x, kernel, self.matmul)
+        y = product(x, kernel, self.matmul, self.place)
         if self.lora_a is not None and self.lora_b is not None and self.lora_scale is not None:
             a, b, scale = self.lora_a[...], self.lora_b[...], self.lora_scale[...]
             low = dot(dropout(x) if dropout is not None else x, a.astype(self.dtype))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxlean import codec
 from jaxlean.models.cpu import concatenate, named, transpose
+from jaxlean.models.layout import Place
 from jaxlean.models.linear import Dropout, Linear
 
 # An activation that a remat policy can keep: the adapters' inner products, which are small and cost a pass over x.
@@ -39,7 +40,8 @@ def project(x: jax.Array, layers: Sequence[Linear], dropouts: Sequence[Dropout |
     x = x.astype(layers[0].dtype)
     frozen = tuple(layer.held() for layer in layers)
     adapters = tuple((layer.lora_a[...], layer.lora_b[...], layer.lora_scale[...]) for layer in layers)  # type: ignore[index]
-    flat = _adapted(x.reshape(-1, x.shape[-1]), frozen, adapters)
+    places = tuple(layer.place for layer in layers)
+    flat = _adapted(x.reshape(-1, x.shape[-1]), frozen, adapters, places)
     outputs = [y.reshape(*x.shape[:-1], -1) for y in flat]
     return [
         y if layer.bias is None else y + layer.bias[...].astype(y.dtype)
@@ -61,29 +63,33 @@ def _simple(layer: Linear) -> bool:
 Adapter = tuple[jax.Array, jax.Array, jax.Array]  # lora_a [in, r], lora_b [r, out], lora_scale []
 
 
-@jax.custom_vjp
-def _adapted(x: jax.Array, frozen: tuple[codec.Leaves, ...], adapters: tuple[Adapter, ...]) -> tuple[jax.Array, ...]:
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _adapted(
+    x: jax.Array, frozen: tuple[codec.Leaves, ...], adapters: tuple[Adapter, ...], places: tuple[Place, ...]
+) -> tuple[jax.Array, ...]:
     """x [tokens, in] -> `x @ kernel + scale * (x @ a) @ b` for each."""
-    return _forward(x, frozen, adapters)[0]
+    return _forward(x, frozen, adapters, places)[0]
 
 
-def _forward(x: jax.Array, frozen: tuple[codec.Leaves, ...], adapters: tuple[Adapter, ...]) -> tuple[Any, Any]:
+def _forward(
+    x: jax.Array, frozen: tuple[codec.Leaves, ...], adapters: tuple[Adapter, ...], places: tuple[Place, ...]
+) -> tuple[Any, Any]:
     low = named(_product(x, _first(adapters, x.dtype)).astype(x.dtype), LORA_LOW)
     outputs, at = [], 0
-    for leaves, (_, b, _) in zip(frozen, adapters, strict=True):
+    for leaves, (_, b, _), place in zip(frozen, adapters, places, strict=True):
         own = low[:, at : at + b.shape[0]]
-        y = _product(x, codec.decode(leaves, x.dtype)) + _product(own, b.astype(x.dtype))
+        y = _product(x, codec.decode(place.gathered(leaves), x.dtype)) + _product(own, b.astype(x.dtype))
         outputs.append(y.astype(x.dtype))
         at += b.shape[0]
     return tuple(outputs), (x, low, frozen, adapters)
 
 
-def _backward(saved: Any, grads: tuple[jax.Array, ...]) -> tuple[Any, ...]:
+def _backward(places: tuple[Place, ...], saved: Any, grads: tuple[jax.Array, ...]) -> tuple[Any, ...]:
     x, low, frozen, adapters = saved
     turned, at = transpose(low), 0
     grad_x, grad_low, grad_b = jnp.zeros((), jnp.float32), [], []
-    for leaves, (_, b, _), grad in zip(frozen, adapters, grads, strict=True):
-        grad_x += _product_nt(grad, codec.decode(leaves, x.dtype))
+    for leaves, (_, b, _), grad, place in zip(frozen, adapters, grads, places, strict=True):
+        grad_x += _product_nt(grad, codec.decode(place.gathered(leaves), x.dtype))
         grad_low.append(_product_nt(grad, b.astype(x.dtype)).astype(x.dtype))
         grad_b.append(_product(turned[at : at + b.shape[0]], grad))
         at += b.shape[0]

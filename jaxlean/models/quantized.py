@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from jaxlean import codec
 from jaxlean.codec import Leaves, Narrow
+from jaxlean.models.layout import NOWHERE, Place
 
 Matmul = Literal["default", "int8", "fp8"]
 # What the kernel and x are rounded to, and what the gradient is.
@@ -34,33 +35,36 @@ _NARROW: dict[str, tuple[Any, Any]] = {
 }
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def dot(x: jax.Array, leaves: Leaves, matmul: Matmul = "default") -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def dot(x: jax.Array, leaves: Leaves, matmul: Matmul = "default", place: Place = NOWHERE) -> jax.Array:
     """`x @ kernel` in the dtype of `x`, added up in float32 or int32.
 
     Args:
         x: [..., in], in the compute dtype.
         leaves: a kernel [in, out] in one of `codec.LEAVES`' forms.
         matmul: how it is multiplied.
+        place: where the kernel lies on a mesh.
 
     Returns:
         [..., out].
     """
-    values, scale = _kernel(leaves, matmul, x.dtype)
+    values, scale = _kernel(place.gathered(leaves), matmul, x.dtype)
     if matmul == "default":
         return _scaled(_product(x, values, -1, 0), scale).astype(x.dtype)
     tokens = codec.narrow(x, _NARROW[matmul][0], axis=-1)
     return _scaled(_product(tokens.values, values, -1, 0), tokens.scale[..., None], scale).astype(x.dtype)
 
 
-def _forward(x: jax.Array, leaves: Leaves, matmul: Matmul) -> tuple[jax.Array, Any]:
+def _forward(x: jax.Array, leaves: Leaves, matmul: Matmul, place: Place) -> tuple[jax.Array, Any]:
     # x itself is only needed where the kernel may train
-    return dot(x, leaves, matmul), (x if "kernel" in leaves else None, leaves)
+    return dot(x, leaves, matmul, place), (x if "kernel" in leaves else None, leaves)
 
 
-def _backward(matmul: Matmul, saved: tuple[jax.Array | None, Leaves], grad: jax.Array) -> tuple[jax.Array, Any]:
+def _backward(
+    matmul: Matmul, place: Place, saved: tuple[jax.Array | None, Leaves], grad: jax.Array
+) -> tuple[jax.Array, Any]:
     x, leaves = saved
-    values, scale = _kernel(leaves, matmul, grad.dtype)
+    values, scale = _kernel(place.gathered(leaves), matmul, grad.dtype)
     folded = _scaled(grad.astype(jnp.float32), scale)
     if matmul == "default":
         back = _product(folded.astype(grad.dtype), values, -1, 1)

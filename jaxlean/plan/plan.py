@@ -237,8 +237,9 @@ def _check_same_job(now: dict[str, Any], planned: Any, file: Path) -> None:
         raise ConfigError("not a plan", where=file, wanted="the config that it was made for")
     for section in ("model", "data", "lora", "train"):
         old, new = planned.get(section), now[section]
-        both = isinstance(old, dict) and isinstance(new, dict)
-        pairs = [(f".{key}", old.get(key), new[key]) for key in new] if both else [("", old, new)]
+        pairs = [("", old, new)]
+        if isinstance(old, dict) and isinstance(new, dict):
+            pairs = [(f".{key}", old.get(key), new[key]) for key in new]
         for key, was, said in pairs:
             if was != said and key.lstrip(".") not in _FREE:
                 raise ConfigError(
