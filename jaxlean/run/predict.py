@@ -40,6 +40,8 @@ _LINK = 0.8
 # The share of an exchange that hides behind computation, and what one costs however small it is.
 OVERLAP = {"cpu": 0.0, "gpu": 0.5, "tpu": 0.6}
 _LATENCY = {"cpu": 60e-6, "gpu": 15e-6, "tpu": 5e-6}
+# What starting a kernel takes, however small it is (CUDA, as remembered: 2 to 3 microseconds).
+_LAUNCH = 2.5e-6
 # Devices that the host is split into exchange through its memory.
 _HOST_EXCHANGE = 2.0e9
 # What XLA's runtime on CPU (YNNPACK) works in beside the buffers that XLA plans and tells of: in so many times a
@@ -128,6 +130,7 @@ def seconds(
     across: float = 0.0,
     crossings: float = 0.0,
     cycles_seconds: float = 0.0,
+    least_seconds: float = 0.0,
 ) -> Seconds:
     """The time of one step.
 
@@ -137,12 +140,13 @@ def seconds(
         kept: bytes of activations written and read again, over all devices.
         sent, collectives, across, crossings: as of `exchange`.
         cycles_seconds: a TPU compiler's estimate of one device's computing.
+        least_seconds: that computing takes, however fast the device is.
     """
     # the devices of a CPU are threads of one machine, whose rates these are
     computing = float(rates_of(machine).seconds(work, kept)) / (1 if machine.platform == "cpu" else machine.num_devices)
     if cycles_seconds > computing:
         computing = math.sqrt(computing * cycles_seconds)
-    return Seconds(computing, exchange(machine, sent, collectives, across, crossings))
+    return Seconds(max(computing, least_seconds), exchange(machine, sent, collectives, across, crossings))
 
 
 def exchange(machine: Machine, sent: float, collectives: float, across: float = 0.0, crossings: float = 0.0) -> float:
@@ -184,10 +188,14 @@ def _links(machine: Machine) -> tuple[float, float]:
 
 
 def of_program(machine: Machine, work: Work, kept: float, program: Program, cycle: float | None) -> Seconds:
-    """`seconds` with what was read off the compiled program; `cycle` is the length of a TPU's cycle in seconds."""
+    """`seconds` with what was read off the compiled program; `cycle` is the length of a TPU's cycle in seconds.
+
+    A GPU's small kernels take at least the time that it takes to start them.
+    """
     told = program.cycles * cycle if program.cycles and cycle else 0.0
+    least = program.started * _LAUNCH if machine.platform == "gpu" else 0.0
     each = ((found.sent(machine.per_machine), float(found.times)) for found in program.collectives)
-    return seconds(machine, work, kept, **exchanges(machine, each), cycles_seconds=told)
+    return seconds(machine, work, kept, **exchanges(machine, each), cycles_seconds=told, least_seconds=least)
 
 
 def workspace(platform: str, hidden: int, *, tokens: int) -> int:

@@ -13,6 +13,11 @@ from dataclasses import dataclass, field
 
 from jaxlean.xla.groups import Groups, Sent, read_groups, ring_bytes, split
 
+# What a program starts one by one, beside collectives; all else is no work, or inside of these.
+_STARTED = {
+    "fusion", "custom-call", "dot", "convolution", "copy", "sort", "scatter", "gather", "reduce", "reduce-window",
+    "dynamic-slice", "dynamic-update-slice", "concatenate", "transpose", "convert",
+}  # fmt: skip
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {
     "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
@@ -62,11 +67,13 @@ class Program:
         collectives: all of them, loops counted.
         cycles: the sum of the compiler's estimates of one device; None where it makes none.
         unknown_loops: loops whose trips are known only when they run.
+        started: operations that it starts one after another: kernels of a GPU.
     """
 
     collectives: list[Collective] = field(default_factory=list)
     cycles: float | None = None
     unknown_loops: int = 0
+    started: int = 0
 
     @property
     def bytes(self) -> float:
@@ -89,7 +96,7 @@ def read(text: str, *, unknown: int = 1) -> Program:
     computations, entry = _computations(text)
     program = Program(cycles=0.0 if _CYCLES.search(text) is not None else None)
     seen: dict[str, Collective] = {}
-    _walk(entry, computations, 1, program, seen, unknown)
+    _walk(entry, computations, 1, program, seen, unknown, counting=True)
     program.collectives = list(seen.values())
     return program
 
@@ -118,6 +125,8 @@ def _walk(
     program: Program,
     seen: dict[str, Collective],
     unknown: int,
+    *,
+    counting: bool,
 ) -> None:
     for line in computations.get(name, ()):
         operation = _OPCODE.search(line)
@@ -128,6 +137,7 @@ def _walk(
         if cycles is not None:
             program.cycles = (program.cycles or 0.0) + times * int(cycles[1])
         kind = opcode.removesuffix("-start")
+        program.started += times * (counting and (opcode in _STARTED or kind in KINDS))
         if kind in KINDS:
             size, groups = _nbytes(shape, started=opcode.endswith("-start")), read_groups(line)
             group = len(groups[0]) if groups and kind != "collective-permute" else 1
@@ -144,7 +154,7 @@ def _walk(
             program.unknown_loops += trips is None
             inside *= unknown if trips is None else trips
         for called in _called(line):
-            _walk(called, computations, inside, program, seen, unknown)
+            _walk(called, computations, inside, program, seen, unknown, counting=counting and opcode not in _STARTED)
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int | None:

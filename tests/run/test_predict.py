@@ -7,7 +7,8 @@ import pytest
 
 from jaxlean.cost.hardware import Device, of_target
 from jaxlean.run import predict
-from jaxlean.run.predict import Machine, Seconds, here, rates_of, seconds
+from jaxlean.run.predict import Machine, Seconds, here, of_program, rates_of, seconds
+from jaxlean.xla.hlo import Program
 from jaxlean.xla.remat_auto import RATES
 from jaxlean.xla.work import Work
 
@@ -105,3 +106,10 @@ def test_the_machine_of_a_run(tmp_path):
 
 def test_seconds_add_up():
     assert Seconds(1.0, 0.25).total == 1.25
+
+
+def test_a_gpu_s_small_step_takes_the_time_to_start_its_kernels():
+    small = Work({"bfloat16": 1e6})
+    assert of_program(H100, small, 0.0, Program(started=1000), None).work == pytest.approx(2.5e-3)
+    assert of_program(V5E, small, 0.0, Program(started=1000), None).work < 1e-4
+    assert of_program(H100, PRODUCTS, 0.0, Program(started=1000), None).work > 1.0

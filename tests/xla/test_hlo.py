@@ -146,3 +146,14 @@ def test_the_text_of_the_compiler_for_gpus():
     # two machines of four: one ring of four leaves by each card; the sum stays inside
     assert (gather.sent(4).across, gather.sent(8).across) == (gather.bytes / 4, 0)
     assert (reduce.sent(4).across, reduce.sent(2).across) == (0, reduce.bytes / 2)
+
+
+def test_what_is_started_is_counted_with_its_trips_and_not_what_is_fused():
+    def step(x):
+        return jax.lax.scan(lambda x, _: (jnp.sin(x @ x) + 1.0, None), x, None, length=7)[0]
+
+    text = jax.jit(step).lower(jnp.ones((32, 32))).compile().as_text()
+    found = read(text).started
+    # in each trip the product and what follows it, perhaps as one; the counter, the copies of what is carried
+    assert 7 <= found <= 7 * 6 + 6
+    assert read(text.replace('"n":"7"', '"n":"70"')).started >= 10 * 7
