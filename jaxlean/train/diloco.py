@@ -11,9 +11,9 @@ other axes do what they always do.
 
 In int8 the mean is taken as an all-reduce over a ring would take it, in two exchanges of about one byte a parameter:
 each replica receives its share of all outer gradients (all-to-all), adds them up in float32, and sends the mean of its
-share to all (all-gather). A block of 256 numbers travels as 256 codes and the four bytes of its largest magnitude, in
-one array. What is sent of a round is a 200th of what 50 steps of float32 gradients send (2 x 4 x 50 bytes against 2 x
-260 / 256).
+share to all (all-gather). A block of 256 numbers travels as 256 codes and the four bytes of its largest magnitude, all
+in one array: a round of 50 steps sends a 200th of what 50 float32 gradients would (2 x 260 / 256 bytes a parameter
+against 50 x 2 x 4).
 """
 
 from functools import partial
@@ -170,11 +170,11 @@ def _mean_int8(moved: tree.Tree, num: int) -> tree.Tree:
     shares = [_shares(x, num) for x in leaves]
     received = jax.lax.all_to_all(_encode(jnp.concatenate(shares, 1)), AXIS, 0, 0)
     own = _decode(received).mean(0)
-    everything = jax.lax.all_gather(_encode(own), AXIS)
+    every = _decode(jax.lax.all_gather(_encode(own), AXIS))
     means, at = [], 0
     for leaf, share in zip(leaves, shares, strict=True):
-        part = _decode(everything[:, at : at + share.shape[1]])
-        means.append(part.reshape(-1)[: leaf.size].reshape(leaf.shape).astype(leaf.dtype))
+        part = every[:, at : at + share.shape[1]].reshape(-1)
+        means.append(part[: leaf.size].reshape(leaf.shape).astype(leaf.dtype))
         at += share.shape[1]
     return jax.tree.unflatten(treedef, means)
 
@@ -186,16 +186,20 @@ def _shares(x: jax.Array, num: int) -> jax.Array:
 
 
 def _encode(blocks: jax.Array) -> jax.Array:
-    """float32 [..., 256] -> int8 [..., 260]: codes, and the bytes of the largest magnitude.
+    """float32 [..., blocks, 256] -> int8 [..., blocks * 260]: all codes, then the bytes of each largest magnitude.
 
     The error of a number is at most 1/254 of its block's largest magnitude.
     """
     largest = jnp.abs(blocks).max(-1, keepdims=True)
-    codes = jnp.round(blocks * (127.0 / jnp.where(largest > 0, largest, 1.0))).astype(jnp.int8)
-    return jnp.concatenate([codes, jax.lax.bitcast_convert_type(largest[..., 0], jnp.int8)], -1)
+    codes = jnp.round(blocks / jnp.where(largest > 0, largest, 1.0) * 127.0).astype(jnp.int8)
+    scales = jax.lax.bitcast_convert_type(largest, jnp.int8)
+    flat = blocks.shape[:-2]
+    return jnp.concatenate([codes.reshape(*flat, -1), scales.reshape(*flat, -1)], -1)
 
 
 def _decode(encoded: jax.Array) -> jax.Array:
     """The inverse of `_encode`."""
-    codes, scale = encoded[..., :BLOCK], jax.lax.bitcast_convert_type(encoded[..., BLOCK:], jnp.float32)
-    return codes.astype(jnp.float32) * (scale[..., None] / 127.0)
+    flat, num = encoded.shape[:-1], encoded.shape[-1] // (BLOCK + 4)
+    codes = encoded[..., : num * BLOCK].reshape(*flat, num, BLOCK)
+    scales = jax.lax.bitcast_convert_type(encoded[..., num * BLOCK :].reshape(*flat, num, 4), jnp.float32)
+    return codes.astype(jnp.float32) * (scales[..., None] / 127.0)
