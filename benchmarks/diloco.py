@@ -188,7 +188,7 @@ def main() -> None:
                 rows.append(run(arm, seed, given, folder / f"{number}-{seed}"))
                 print(f"{arm}, seed {seed}: held-out loss {rows[-1]['held_out_loss']:.4f}", flush=True)
             summary = summarised(rows, sent)
-            publish(name, config, [*summary, *rows], COLUMNS, out)
+            publish(name, config | {"seeds": seed + 1}, [*summary, *rows], COLUMNS, out)
             if out is not None:
                 plot(rows, summary, out / f"{name}.png")
 

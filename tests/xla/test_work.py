@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AxisType, PartitionSpec
 
 from jaxlean import tree
 from jaxlean.adapt import lora
@@ -166,6 +168,30 @@ def test_a_kernel_counts_as_often_as_its_grid():
         kernel, out_shape=jax.ShapeDtypeStruct((24, 8), jnp.float32), grid=(3,), in_specs=[block], out_specs=block
     )
     assert count(jax.make_jaxpr(call)(jnp.ones((24, 8))).jaxpr).total_flops == 3 * 2 * 8**3
+
+
+def test_what_runs_on_each_device_counts_on_each():
+    def gradient(matrix, x):
+        def layer(x, _):
+            kept = checkpoint_name(x @ matrix, "gate")
+            return jnp.tanh(kept) @ matrix, None
+
+        scan = scan_layers("full", ["gate"])
+        return jax.grad(lambda x: scan(layer, x, jnp.zeros(5))[0].sum())(x)
+
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    matrix, x = jnp.ones((8, 8)), jnp.ones((4, 8))
+    one = jax.make_jaxpr(gradient)(matrix, x[:2]).jaxpr
+    spec = PartitionSpec("data")
+    each = jax.shard_map(
+        gradient, mesh=mesh, in_specs=(PartitionSpec(), spec), out_specs=spec, axis_names={"data"}, check_vma=False
+    )
+    both = jax.make_jaxpr(each)(matrix, x).jaxpr
+    assert kept_bytes(both) == 2 * kept_bytes(one) > 0
+    assert count(both).total_flops == 2 * count(one).total_flops
+    work, sizes = Recomputation(both).without(())
+    alone, of_one = Recomputation(one).without(())
+    assert (work.total_flops, sizes) == (2 * alone.total_flops, {"gate": 2 * of_one["gate"]})
 
 
 def test_largest_result(full):
