@@ -50,13 +50,15 @@ def finetune(
 
 
 def _finetune(settings: "RunConfig", resume: bool, overwrite: bool) -> None:
-    if settings.mesh.auto:
-        from jaxlean.plan.local import choose_mesh
-
-        settings = choose_mesh(settings)
     from jaxlean.run.finetune import finetune
+    from jaxlean.run.peers import join
 
-    finetune(settings, resume=resume, overwrite=overwrite)
+    with join(settings.distributed):
+        if settings.mesh.auto:
+            from jaxlean.plan.local import choose_mesh
+
+            settings = choose_mesh(settings)
+        finetune(settings, resume=resume, overwrite=overwrite)
 
 
 @app.command()

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 EXIT_USER_ERROR = 2
 # sysexits.h EX_TEMPFAIL: "try again". Schedulers (SLURM, Kubernetes pod failure policies) can tell it from a failure.
 EXIT_PREEMPTED = 75
+# sysexits.h EX_UNAVAILABLE: another process of the same run is gone; worth starting all of them again, with --resume.
+EXIT_PEER_LOST = 69
 
 
 class UserError(ValueError):
@@ -58,9 +60,12 @@ class RunError(UserError):
 
 
 class Preempted(Exception):
-    """The machine asked us to leave (SIGTERM). Where `saved`, the same command with `--resume` goes on."""
+    """The machine asked us to leave (SIGTERM). Where `saved`, the same command with `--resume` goes on.
 
-    saved = False
+    Where `together`, all processes of the run leave after the same step.
+    """
+
+    saved = together = False
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from jaxlean.config.read import build, dump, load
 from jaxlean.config.sections import (
     CostSection,
     DataSection,
+    DistributedSection,
     EvalSection,
     LoraSection,
     MeshSection,
@@ -21,6 +22,7 @@ __all__ = [
     "load",
     "CostSection",
     "DataSection",
+    "DistributedSection",
     "EvalSection",
     "LoraSection",
     "MeshSection",

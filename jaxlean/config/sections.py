@@ -306,6 +306,40 @@ class MeshSection(Section):
         return {"auto": True} if values == "auto" else values
 
 
+class DistributedSection(Section):
+    """Several processes as one run: the same command in each, on one machine or many (`jax.distributed`)."""
+
+    enabled: bool = Field(True, description="false: this process runs alone, whatever started it.")
+    coordinator_address: str | None = Field(
+        None, description="host:port of process 0, reachable from all. With the next two, or none of the three: SLURM, "
+        "Open MPI, TPU pods and Kubernetes jobs tell jax themselves."
+    )  # fmt: skip
+    num_processes: PositiveInt | None = Field(None, description="Processes of the run.")
+    process_id: NonNegativeInt | None = Field(None, description="Which of them this one is, from 0; 0 writes.")
+    local_device_ids: list[NonNegativeInt] | None = Field(
+        None,
+        description="GPUs of this process; default: all it sees, or one each where SLURM or Open MPI starts several "
+        "processes on a machine.",
+    )  # fmt: skip
+    start_timeout_seconds: PositiveInt = Field(300, description="How long processes wait for each other at the start.")
+
+    @model_validator(mode="after")
+    def _all_three_or_none(self) -> "DistributedSection":
+        names = ("coordinator_address", "num_processes", "process_id")
+        missing = [name for name in names if getattr(self, name) is None]
+        if len(missing) in (1, 2):
+            given = ", ".join(name for name in names if name not in missing)
+            raise ValueError(
+                f"{given} without {' and '.join(missing)}: set all three, or none (then they are detected)"
+            )
+        if self.num_processes is not None and self.process_id is not None and self.process_id >= self.num_processes:
+            raise ValueError(f"process_id {self.process_id} of {self.num_processes} processes: they count from 0")
+        host, _, port = (self.coordinator_address or "host:1").rpartition(":")
+        if not host or not port.isdecimal():
+            raise ValueError(f"coordinator_address is host:port, not {self.coordinator_address!r}")
+        return self
+
+
 class CostSection(Section):
     """What the hardware costs."""
 
@@ -343,6 +377,7 @@ class RunConfig(Section):
     train: TrainSection = Field(default_factory=TrainSection)
     eval: EvalSection = Field(default_factory=EvalSection)
     mesh: MeshSection = Field(default_factory=MeshSection)
+    distributed: DistributedSection = Field(default_factory=DistributedSection)
     cost: CostSection = Field(default_factory=CostSection)
     report: ReportSection = Field(default_factory=ReportSection)
 

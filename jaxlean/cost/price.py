@@ -28,13 +28,14 @@ class Price:
         return None if self.usd_per_hour is None else self.usd_per_hour * seconds / 3600.0
 
 
-def lookup(device_kind: str, num_devices: int, cost: CostSection) -> Price:
+def lookup(device_kind: str, num_devices: int, cost: CostSection, *, num_hosts: int = 1) -> Price:
     """Price of `num_devices` devices of a kind.
 
     Args:
         device_kind: as jax says it: `jax.devices()[0].device_kind` ("NVIDIA H100 80GB HBM3", "TPU v5 lite", "cpu").
         num_devices: devices of the run. CPU devices are threads of one machine: its price does not grow with them.
         cost: `usd_per_hour` and `hardware` of the config.
+        num_hosts: machines, taken to be alike.
 
     Raises:
         ConfigError: the user's table cannot be read, or holds an unknown key or a wrong value.
@@ -47,7 +48,9 @@ def lookup(device_kind: str, num_devices: int, cost: CostSection) -> Price:
         return Price(None, f"{device_kind!r} {known} the hardware table; set cost.usd_per_hour or cost.hardware")
     own = of_kind(device_kind) if cost.hardware is not None else found
     table = "built-in table" if own is not None and own.usd_per_hour == found.usd_per_hour else cost.hardware
-    number, unit = (num_vcpus(), "vCPU") if found.per == "vcpu" else (num_devices, found.name or device_kind)
+    number, unit = (
+        (num_vcpus() * num_hosts, "vCPU") if found.per == "vcpu" else (num_devices, found.name or device_kind)
+    )
     source = f"{number} x {unit} at {found.usd_per_hour:g} USD/h ({table}: {found.source or 'no source given'})"
     return Price(found.usd_per_hour * number, source)
 

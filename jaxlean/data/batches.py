@@ -73,9 +73,20 @@ class Batches:
         length: tokens of a sequence, the same in every batch.
         stats: what the rows became; a stream counts while it is read.
         fingerprint: tells these data from others, so that a state is not restored onto the wrong ones.
+        held: of a stream, the rows of each batch that are handed out; default: all. (`Steps` knows its own.)
     """
 
-    def __init__(self, source: Any, *, num_steps: int, length: int, stats: Stats, fingerprint: str):
+    def __init__(
+        self,
+        source: Any,
+        *,
+        num_steps: int,
+        length: int,
+        stats: Stats,
+        fingerprint: str,
+        held: Sequence[int] | None = None,
+    ):
+        self._held = held
         self.num_steps, self.length, self.stats, self.fingerprint = num_steps, length, stats, fingerprint
         self.step = 0
         self._source = source
@@ -96,7 +107,7 @@ class Batches:
             self._iterator = self._open()
         batch = next(self._iterator)
         self.step += 1
-        return batch
+        return batch if self._held is None else {name: value[self._held] for name, value in batch.items()}
 
     def state(self) -> dict[str, Any]:
         """The position after the batch last handed out, as plain JSON values."""
@@ -217,9 +228,12 @@ def in_memory(
     max_steps: int | None,
     counts: Counts,
     names: Sequence[str],
+    held: Sequence[int] | None = None,
 ) -> Batches:
     """Batches of tokens in memory. Arguments as of `Steps`; `names` are those of the sources of `mix`."""
-    steps = Steps(examples, mix, rows=rows, length=length, packing=packing, num_epochs=num_epochs, max_steps=max_steps)
+    steps = Steps(
+        examples, mix, rows=rows, length=length, packing=packing, num_epochs=num_epochs, max_steps=max_steps, held=held
+    )
     stats = measure(steps, counts, names)
     content = zlib.crc32(steps.examples.input_ids.data, zlib.crc32(steps.examples.offsets.data))
     fingerprint = (

@@ -85,6 +85,7 @@ class Steps(Sequence[Batch]):
         packing: several examples a sequence.
         num_epochs: passes over the data, may be fractional (the last takes that share of its examples).
         max_steps: wins over `num_epochs`: exactly this many steps, in as many epochs as they need.
+        held: the rows of each batch that are laid out, ascending; default: all. What they hold does not depend on it.
     """
 
     def __init__(
@@ -97,7 +98,9 @@ class Steps(Sequence[Batch]):
         packing: bool,
         num_epochs: float = 1.0,
         max_steps: int | None = None,
+        held: Sequence[int] | None = None,
     ):
+        self.held = held if held is not None else range(rows)
         self.examples, self.mix, self.rows, self.length, self.packing = examples, mix, rows, length, packing
         self.num_epochs = math.inf if max_steps is not None else num_epochs
         self.bins = functools.lru_cache(maxsize=2)(self._bins)
@@ -115,10 +118,10 @@ class Steps(Sequence[Batch]):
         return self.num_steps
 
     def __getitem__(self, step: int) -> Batch:  # type: ignore[override]
-        """The batch of one step: tokens, loss_mask, segments, positions, each [rows, length]."""
+        """The batch of one step: tokens, loss_mask, segments, positions, each [len(held), length]."""
         if not 0 <= step < self.num_steps:
             raise IndexError(step)
-        return assemble(self.examples, [self.row(step * self.rows + r) for r in range(self.rows)], self.length)
+        return assemble(self.examples, [self.row(step * self.rows + int(r)) for r in self.held], self.length)
 
     def row(self, i: int) -> np.ndarray:
         """The examples in sequence i, counted from the start of the run; none after its end."""

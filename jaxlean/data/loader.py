@@ -17,7 +17,14 @@ from jaxlean.data.tokenize import Counts, Encoder, Ragged, Tokens
 from jaxlean.errors import ConfigError, DataError
 
 
-def train_batches(config: RunConfig, tokenizer: Any, *, rows_per_step: int, vocab_size: int | None = None) -> Batches:
+def train_batches(
+    config: RunConfig,
+    tokenizer: Any,
+    *,
+    rows_per_step: int,
+    vocab_size: int | None = None,
+    held: Sequence[int] | None = None,
+) -> Batches:
     """The training batches of a run.
 
     Reads and tokenizes every source first, so that every problem of the data is found before the first step, unless
@@ -28,6 +35,8 @@ def train_batches(config: RunConfig, tokenizer: Any, *, rows_per_step: int, voca
         tokenizer: a transformers fast tokenizer.
         rows_per_step: sequences of one optimizer step.
         vocab_size: rows of the model's embedding.
+        held: of these sequences, those that this process hands out; default: all. Every process of a run reads the
+            sources (of a stream, every row), lays out only what it holds, and counts for all.
 
     Raises:
         DataError: anything wrong with the data, with its place.
@@ -38,7 +47,7 @@ def train_batches(config: RunConfig, tokenizer: Any, *, rows_per_step: int, voca
         raise ConfigError("no training data", wanted="data.train: a file, a folder or a hub id")
     encoder = _encoder(data, tokenizer, vocab_size)
     if data.streaming:
-        return _stream(config, encoder, rows_per_step)
+        return _stream(config, encoder, rows_per_step, held)
     weights = _weights(data.train)
     counts = Counts()
     parts = [_read(source, data, encoder, counts, config.seed) for source in data.train]
@@ -61,14 +70,18 @@ def train_batches(config: RunConfig, tokenizer: Any, *, rows_per_step: int, voca
         max_steps=config.train.max_steps,
         counts=counts,
         names=[source.path for source in data.train],
+        held=held,
     )
 
 
-def eval_batches(config: RunConfig, tokenizer: Any, *, rows: int, vocab_size: int | None = None) -> EvalBatches:
+def eval_batches(
+    config: RunConfig, tokenizer: Any, *, rows: int, vocab_size: int | None = None, held: Sequence[int] | None = None
+) -> EvalBatches:
     """The held-out batches: `data.eval`, or the share `data.eval_fraction` of the training rows; each row once.
 
     Args:
         rows: sequences of a batch; the last batch is filled up with empty ones (segment 0).
+        held: of these, those that this process lays out; default: all.
 
     Raises:
         DataError, ConfigError: as `train_batches`.
@@ -82,7 +95,7 @@ def eval_batches(config: RunConfig, tokenizer: Any, *, rows: int, vocab_size: in
         return EvalBatches(None, data.max_length, Stats(counts))
     length = sequence_length(examples, data.packing, data.max_length)
     mix = Mix([len(examples)], None, config.seed, shuffle=False)
-    steps = Steps(examples, mix, rows=rows, length=length, packing=data.packing)
+    steps = Steps(examples, mix, rows=rows, length=length, packing=data.packing, held=held)
     return EvalBatches(steps, length, measure(steps, counts, ["eval"]))
 
 
@@ -185,7 +198,7 @@ def _no_split_of_a_stream(data: DataSection) -> None:
         )
 
 
-def _stream(config: RunConfig, encoder: Encoder, rows_per_step: int) -> Batches:
+def _stream(config: RunConfig, encoder: Encoder, rows_per_step: int, held: Sequence[int] | None) -> Batches:
     from jaxlean.data.stream import stream
 
     data, max_steps = config.data, config.train.max_steps
@@ -201,4 +214,4 @@ def _stream(config: RunConfig, encoder: Encoder, rows_per_step: int) -> Batches:
         f"packing {data.packing}, shuffle {data.shuffle}, mix {weights}"
     )
     stats = Stats(counts, length=data.max_length)
-    return Batches(source, num_steps=max_steps, length=data.max_length, stats=stats, fingerprint=fingerprint)
+    return Batches(source, num_steps=max_steps, length=data.max_length, stats=stats, fingerprint=fingerprint, held=held)

@@ -132,7 +132,11 @@ def _once(x: Any, dtype: Any = None) -> Any:
     start = -room.ctypes.data % _ALIGNED
     host = room[start : start + bits.size]
     host[:] = bits
-    return jax.device_put(host.view(x.dtype if dtype is None else dtype).reshape(x.shape), x.sharding)
+    host = host.view(x.dtype if dtype is None else dtype).reshape(x.shape)
+    if x.is_fully_addressable:
+        return jax.device_put(host, x.sharding)
+    # of the devices of several processes; `device_put` would compare what each of them has
+    return jax.make_array_from_callback(x.shape, x.sharding, lambda index: host[index])
 
 
 def release(params: dict[str, Any]) -> dict[str, Any]:

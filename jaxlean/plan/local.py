@@ -1,16 +1,18 @@
 """`mesh: auto`: the planner's search over the devices that are here."""
 
 import re
+from functools import partial
 
 import jax
 
-from jaxlean.config import MeshSection, RunConfig
+from jaxlean.config import MeshSection, RunConfig, build
 from jaxlean.cost.hardware import Device, of_kind
 from jaxlean.errors import RunError
 from jaxlean.plan.candidate import rows_per_step
 from jaxlean.plan.plan import describe
 from jaxlean.plan.search import Row, search
 from jaxlean.plan.target import Target
+from jaxlean.run.peers import Peers, join
 from jaxlean.xla.compile import use_cache
 from jaxlean.xla.mesh import split_host
 
@@ -27,8 +29,14 @@ def choose_mesh(config: RunConfig, *, most: int = 4) -> RunConfig:
     Raises:
         RunError: nothing fits.
     """
+    with join(config.distributed) as peers:
+        return _choose(config, most, peers)
+
+
+def _choose(config: RunConfig, most: int, peers: Peers) -> RunConfig:
     split_host(config.mesh.host_devices)
     use_cache(config.compilation_cache)
+    say = partial(peers.console().print, highlight=False, soft_wrap=True)
     devices = jax.devices()
     open_ = config.model_copy(deep=True)
     open_.mesh = MeshSection(host_devices=config.mesh.host_devices)
@@ -37,16 +45,17 @@ def choose_mesh(config: RunConfig, *, most: int = 4) -> RunConfig:
     target = here(config)
     rows = rows_per_step(open_, len(devices))
     length = describe(open_, rows=rows).length
-    print(f"mesh: auto, {target.name}: {rows} sequences a step of {length:,} tokens")
+    say(f"mesh: auto, {target.name}: {rows} sequences a step of {length:,} tokens")
     found = list(search(open_, target, length=length, rows=rows, devices=devices, vary_base=False, most=most))
     fitting = [row for row in found if row.status == "fits"]
     for row in found:
-        print(_line(row, chosen=bool(fitting) and row is min(fitting, key=_seconds)))
+        say(_line(row, chosen=bool(fitting) and row is min(fitting, key=_seconds)))
     if not fitting:
         raise RunError("mesh: auto found no mesh that the job fits on", got=found[-1].note if found else None)
     best = min(fitting, key=_seconds).candidate
     assert best is not None
-    return best.apply(open_)
+    # what each process found is the same where their machines are
+    return build(peers.share(best.apply(open_).model_dump(mode="json")))
 
 
 def here(config: RunConfig) -> Target:

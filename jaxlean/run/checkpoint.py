@@ -11,6 +11,9 @@ background thread then lets orbax write them, makes the manifest of what reached
 into place: a process killed at any moment leaves either the whole checkpoint or none. A file that is later cut short
 or altered no longer fits the manifest, and the checkpoint before it is used.
 
+In a run of several processes the first one writes: what is spread over them is brought to it leaf by leaf. It also says
+which checkpoint is the newest, and each process reads from it what its own devices hold, whatever mesh wrote it.
+
 The thread is ours rather than orbax's AsyncCheckpointer: orbax runs its callback before its rename, so the manifest
 could not come last, and it logs a traceback where a full disk deserves a sentence.
 """
@@ -22,6 +25,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +35,9 @@ import jax
 import numpy as np
 
 from jaxlean.errors import RunError
-from jaxlean.run.manifest import Damaged, read_manifest, write_manifest
+from jaxlean.run.manifest import MANIFEST, Damaged, read_manifest, write_manifest
+from jaxlean.run.peers import Peers
+from jaxlean.xla.spread import gather
 
 logger = logging.getLogger(__name__)
 
@@ -63,18 +69,24 @@ class Checkpoints:
     Args:
         directory: folder that holds them; made when it is not there.
         keep: how many of the newest to keep; older ones are removed once a newer one is complete.
+        peers: the processes of the run; each makes this object and calls its methods alike.
 
     Raises:
         RunError: the folder cannot be made.
     """
 
-    def __init__(self, directory: Path, *, keep: int):
+    def __init__(self, directory: Path, *, keep: int, peers: Peers | None = None):
         assert keep >= 1
+        self._peers = peers if peers is not None else Peers()
         # orbax wants absolute paths.
         self._directory, self._keep = Path(directory).absolute(), keep
         self._damaged: set[int] = set()
         self._pending: Future[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        if self._peers.is_first:
+            self._open()
+
+    def _open(self) -> None:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             for leftover in self._directory.glob(f"{_WRITING}*"):
@@ -90,17 +102,21 @@ class Checkpoints:
 
         Args:
             step: optimizer steps done.
-            arrays: any pytree of jax or numpy arrays and numbers, sharded over this process's devices or not.
+            arrays: any pytree of jax or numpy arrays and numbers, sharded over the run's devices or not.
             state: what JSON can hold.
-            wait: return only when it is on disk.
+            wait: return only when it is on disk (in the process that writes).
 
         Raises:
             RunError: no disk space, or the folder cannot be written; also when the save *before* this one failed.
         """
         self._finish()
-        if step in self.steps() and step not in self._damaged:
+        there = self._peers.first(lambda: [other for other in self.steps() if other not in self._damaged])
+        self._peers.saved = max(there, default=None)
+        if step in there:
             return
-        host = _to_host(_leaves(arrays))
+        host = self._to_host(_leaves(arrays))
+        if not self._peers.is_first:
+            return
         # Through JSON now, so that a state that cannot be saved fails here and later changes to it do not matter.
         content = {"format": _FORMAT, "step": step, "state": json.loads(json.dumps(state))}
         content["leaves"] = {path: [list(leaf.shape), leaf.dtype.name] for path, leaf in host.items()}
@@ -123,25 +139,38 @@ class Checkpoints:
                 or it was saved with another value of a setting in `same`.
         """
         self._finish()
+        content = self._peers.first(self._newest)
+        if content is None:
+            return None
+        folder = self._directory / str(content["step"])
+        if not (folder / MANIFEST).exists():
+            raise RunError(
+                "a process does not see the checkpoint that the first one found",
+                where=f"process {self._peers.index}: {folder}",
+                fix="let output_dir lie on a file system that all processes share",
+            )
+        self._peers.saved = content["step"]
+        for key, value in (same or {}).items():
+            if content["state"].get(key) != value:
+                raise RunError(
+                    f"the checkpoint is of a run with another {key}",
+                    where=folder,
+                    got=content["state"].get(key),
+                    wanted=value,
+                    fix=f"resume with the {key} that the run was started with, or start anew with --overwrite",
+                )
+        _check_same(_leaves(like), content["leaves"], folder)
+        return Saved(content["step"], _restore(folder / "arrays", like), content["state"])
+
+    def _newest(self) -> dict[str, Any] | None:
+        """The manifest of the newest checkpoint that is whole."""
         for step in reversed(self.steps()):
             folder = self._directory / str(step)
             try:
-                content = read_manifest(folder)
+                return read_manifest(folder)
             except Damaged as damage:
                 self._damaged.add(step)
                 logger.warning("checkpoint %s is damaged and is skipped: %s", folder, damage)
-                continue
-            for key, value in (same or {}).items():
-                if content["state"].get(key) != value:
-                    raise RunError(
-                        f"the checkpoint is of a run with another {key}",
-                        where=folder,
-                        got=content["state"].get(key),
-                        wanted=value,
-                        fix=f"resume with the {key} that the run was started with, or start anew with --overwrite",
-                    )
-            _check_same(_leaves(like), content["leaves"], folder)
-            return Saved(content["step"], _restore(folder / "arrays", like), content["state"])
         if self._damaged:
             logger.warning("no checkpoint in %s is whole: there is nothing to go on from", self._directory)
         return None
@@ -154,6 +183,12 @@ class Checkpoints:
     def nbytes(self, step: int) -> int:
         """Size on disk, in bytes."""
         return sum(file.stat().st_size for file in (self._directory / str(step)).rglob("*") if file.is_file())
+
+    def settle(self, seconds: float) -> None:
+        """Give the last save so many seconds to reach the disk; what becomes of it does not matter any more."""
+        pending = self._pending
+        if pending is not None:
+            futures.wait([pending], timeout=seconds)
 
     def close(self) -> None:
         """Wait until the last save is on disk.
@@ -176,6 +211,18 @@ class Checkpoints:
             if self._pending.done():
                 self._pending = None
 
+    def _to_host(self, leaves: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Copies that nothing else can write to; none of them in the processes that do not write."""
+        keep, host = self._peers.is_first, {}
+        for leaf in leaves.values():
+            if keep and isinstance(leaf, jax.Array):
+                leaf.copy_to_host_async()
+        for path, leaf in leaves.items():
+            found = gather(leaf, keep=keep)
+            if found is not None:
+                host[path] = found
+        return host
+
     def _write(self, step: int, host: dict[str, np.ndarray], content: dict[str, Any]) -> None:
         """In the background thread."""
         writing, final = self._directory / f"{_WRITING}{step}", self._directory / str(step)
@@ -193,6 +240,7 @@ class Checkpoints:
                 raise
             raise explained from error
         self._damaged.discard(step)
+        self._peers.saved = step
         # What is beyond this step belongs to a past that this run went back from (a damaged checkpoint): counted among
         # the newest, it would push out the good ones.
         kept = [other for other in self.steps() if other <= step][-self._keep :]
@@ -215,29 +263,23 @@ def _leaves(tree: Arrays) -> dict[str, Any]:
     return leaves
 
 
-def _to_host(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Copies that nothing else can write to."""
-    for path, leaf in leaves.items():
-        if isinstance(leaf, jax.Array):
-            if not leaf.is_fully_addressable:
-                raise RunError("a checkpoint of arrays spread over several processes cannot be written yet", where=path)
-            leaf.copy_to_host_async()
-    return {path: _copy(leaf) for path, leaf in leaves.items()}
+def _orbax() -> Any:
+    """A checkpointer that waits for no other process: orbax would do so by collectives, amid those of the steps."""
+    import orbax.checkpoint as ocp
 
-
-def _copy(leaf: Any) -> np.ndarray:
-    array = np.asarray(leaf)
-    # On CPU that is a view of jax's buffer, which the next step may be given to overwrite; from a GPU or from several
-    # devices it is a copy already.
-    return array if isinstance(leaf, jax.Array) and array.flags.owndata else array.copy()
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process-{own}"
+    )
+    # Weights are noise to a compressor: it takes twice the time to make them 8 % smaller.
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _write_arrays(folder: Path, host: dict[str, np.ndarray]) -> None:
     import orbax.checkpoint as ocp
 
-    # Weights are noise to a compressor: it takes twice the time to make them 8 % smaller.
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-    with _quiet(), ocp.Checkpointer(handler) as checkpointer:
+    with _quiet(), _orbax() as checkpointer:
         checkpointer.save(folder, args=ocp.args.PyTreeSave(host))
 
 
@@ -268,7 +310,7 @@ def _restore(folder: Path, like: Arrays) -> Arrays:
             if sharding is None
             else ocp.ArrayRestoreArgs(sharding=sharding, dtype=leaf.dtype)
         )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with _orbax() as checkpointer:
         restored = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(item=how, restore_args=how))
     return jax.tree.unflatten(jax.tree.structure(like), [_as(restored[path], leaf) for path, leaf in leaves.items()])
 

@@ -17,12 +17,13 @@ from jaxlean.hub.load import Model, load
 from jaxlean.models.layout import layout_on
 from jaxlean.run.generate import chat_template, generate, stop_ids
 from jaxlean.run.merge import load_adapted
+from jaxlean.run.rows import Rows
 from jaxlean.run.summary import Evaluation
 from jaxlean.train.loss import chunk_budget
 from jaxlean.train.objective import Loss, objective
 from jaxlean.train.step import make_eval_step
 from jaxlean.xla.compile import use_cache
-from jaxlean.xla.mesh import batch_sharding, check_axes, make_mesh, num_batch_shards, split_host
+from jaxlean.xla.mesh import check_axes, make_mesh, num_batch_shards, split_host
 
 
 class Evaluator:
@@ -41,11 +42,13 @@ class Evaluator:
     def __init__(self, config: RunConfig, tokenizer: Any, loss: Loss, mesh: jax.sharding.Mesh, *, vocab_size: int):
         self._config, self._tokenizer = config, tokenizer
         rows = config.eval.per_device_eval_batch_size * num_batch_shards(mesh)
-        self._batches: EvalBatches = eval_batches(config, tokenizer, rows=rows, vocab_size=vocab_size)
+        self._rows = Rows(mesh, rows)
+        self._batches: EvalBatches = eval_batches(
+            config, tokenizer, rows=rows, vocab_size=vocab_size, held=self._rows.held
+        )
         if not len(self._batches):
             raise DataError("the held-out data is empty", where="data.eval")
         self._step = make_eval_step(loss)
-        self._sharding = batch_sharding(mesh)
         self._prompts: list[tuple[list[int], str, str]] | None = None  # encoded on first use
 
     @property
@@ -60,16 +63,13 @@ class Evaluator:
 
     def loss(self, trainable: tree.Tree, frozen: tree.Tree) -> Evaluation:
         """Mean cross entropy over every held-out token that carries loss."""
-        sums = [
-            self._step(trainable, frozen, {k: jax.device_put(v, self._sharding) for k, v in batch.items()})
-            for batch in self._batches
-        ]
+        sums = [self._step(trainable, frozen, self._rows.on_devices(batch)) for batch in self._batches]
         # one transfer for all batches; summed in float64
         losses, tokens = zip(*jax.device_get(sums), strict=True)
         total = int(np.sum(tokens, dtype=np.int64))
         loss = float(np.sum(losses, dtype=np.float64)) / max(total, 1)
-        rows = sum(int((batch["segments"].max(axis=1)).sum()) for batch in self._batches)
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "examples": rows, "tokens": total}
+        examples = self.stats.examples  # each once
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "examples": examples, "tokens": total}
 
     def __call__(self, model: Model, trainable: tree.Tree, frozen: tree.Tree) -> Evaluation:
         """Loss, and exact match where the config asks for it.

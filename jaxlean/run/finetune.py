@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from jaxlean.run.checkpoint import Checkpoints
 from jaxlean.run.environment import versions
 from jaxlean.run.evaluate import Evaluator
 from jaxlean.run.fit import fit
-from jaxlean.run.folder import check_space, claim
+from jaxlean.run.folder import check_shared, check_space, claim
 from jaxlean.run.generate import chat_template
 from jaxlean.run.job import (
     adapt,
@@ -43,16 +43,19 @@ from jaxlean.run.job import (
 )
 from jaxlean.run.meter import Meter
 from jaxlean.run.metrics import Metrics, check_installed
+from jaxlean.run.peers import Peers, join
 from jaxlean.run.predict import here, step_seconds, workspace
 from jaxlean.run.preemption import Preemption
 from jaxlean.run.progress import Progress
 from jaxlean.run.rounds import Rounds, fixed
+from jaxlean.run.rows import Rows
 from jaxlean.run.summary import final_table, write_summary
 from jaxlean.train.optimizer import optimizer, schedule
 from jaxlean.xla.compile import Compilations, use_cache
-from jaxlean.xla.mesh import batch_sharding, check_axes, make_mesh, place, split_host
+from jaxlean.xla.mesh import check_axes, make_mesh, place, split_host
 from jaxlean.xla.remat import check
 from jaxlean.xla.remat_auto import argument_bytes, needed_bytes
+from jaxlean.xla.spread import put
 
 
 def finetune(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -70,13 +73,14 @@ def finetune(config: RunConfig, *, resume: bool = False, overwrite: bool = False
         UserError: what the user can mend.
         Preempted: SIGTERM or Ctrl-C came; its `saved` says whether there is a state to resume from.
     """
-    with Preemption() as preemption:
-        return _finetune(config, resume, overwrite, preemption)
+    with join(config.distributed) as peers, Preemption(peers) as preemption:
+        return _finetune(config, resume, overwrite, peers, preemption)
 
 
-def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Preemption) -> dict[str, Any]:
+def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, preemption: Preemption) -> dict[str, Any]:
     started = time.perf_counter()
-    say = _printer()
+    console = peers.console()
+    say = partial(console.print, highlight=False, soft_wrap=True)
 
     # ---- config: nothing is touched before everything that can be known to be wrong is known
     if config.data.train is None:
@@ -86,12 +90,12 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     check(config.train.remat, ACTIVATIONS)
     template = chat_template(config.model)
     output_dir = Path(config.output_dir)
-    claim(output_dir, config, resume=resume, overwrite=overwrite, dry=True)
+    peers.first(lambda: claim(output_dir, config, resume=resume, overwrite=overwrite, dry=True))
     use_cache(config.compilation_cache)
 
     # ---- mesh
     mesh = make_mesh(config.mesh)
-    price = lookup(mesh.devices.flat[0].device_kind, mesh.size, config.cost)
+    price = lookup(mesh.devices.flat[0].device_kind, mesh.size, config.cost, num_hosts=peers.num_hosts)
     machine = here(list(mesh.devices.flat), config.cost.hardware)
 
     # ---- model
@@ -102,7 +106,8 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
 
     # ---- data
     rows = rows_of_step(config, mesh)
-    batches = train_batches(config, tokenizer, rows_per_step=rows, vocab_size=model.config.vocab_size)
+    own = Rows(mesh, rows, config.train.gradient_accumulation_steps)
+    batches = train_batches(config, tokenizer, rows_per_step=rows, vocab_size=model.config.vocab_size, held=own.held)
     num_steps = batches.num_steps
     check_rounds(config, mesh, num_steps)
     say(f"data: {batches.stats}\nsteps: {num_steps:,} of {rows} x {batches.length} tokens")
@@ -111,9 +116,10 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
         say(line)
 
     # ---- adapt
+    peers.barrier()
     params, trains = adapt(config, model, model.params)
     where = place(mesh)
-    params = tree.map_with_path(lambda path, x: jax.device_put(x, where(path, tuple(x.shape))), params)
+    params = tree.map_with_path(lambda path, x: put(x, where(path, tuple(x.shape))), params)
     model = model.with_params(params)
     model.tokenizer = tokenizer
     trainable, frozen = tree.split(params, trains)
@@ -147,12 +153,15 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
     from_cache = programs.all_from_cache
     if chosen is not None:
         say(str(chosen))
-    check_space(output_dir, sum(x.nbytes for x in jax.tree.leaves(state)), config.train.save_total_limit)
+    state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+    peers.first(lambda: check_space(output_dir, state_bytes, config.train.save_total_limit))
 
     # ---- resume
-    claim(output_dir, config, resume=resume, overwrite=overwrite)
-    checkpoints = Checkpoints(output_dir / "checkpoints", keep=config.train.save_total_limit)
+    peers.first(lambda: claim(output_dir, config, resume=resume, overwrite=overwrite))
+    check_shared(output_dir, peers)
+    checkpoints = Checkpoints(output_dir / "checkpoints", keep=config.train.save_total_limit, peers=peers)
     saved = checkpoints.latest(state._asdict(), same=fixed(state)) if resume else None
+    peers.leaving = partial(checkpoints.settle, 20.0)
     meter = Meter(price, clock_start=started)
     if saved is not None:
         state = state._replace(**saved.arrays)
@@ -163,8 +172,9 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
         say("no checkpoint to resume from: starting at step 0")
     done = saved.step if saved is not None else 0
     resume_step = saved.step if saved is not None else None
-    metrics = Metrics(output_dir, config.report, resume_step=resume_step, config=config.model_dump())
-    progress = Progress(num_steps, start_step=done, bar=config.report.progress)
+    written = output_dir if peers.is_first else None
+    metrics = Metrics(written, config.report, resume_step=resume_step, config=config.model_dump())
+    progress = Progress(num_steps, start_step=done, bar=config.report.progress, console=console)
 
     def report(*, wait: bool = False) -> None:
         for line in meter.ready(wait=wait):
@@ -185,7 +195,6 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
             metrics.log(0, {f"eval_{k}": v for k, v in meter.eval_before.items()})
 
         # ---- loop
-        sharding = batch_sharding(mesh, leading=1)
         save_steps = config.train.save_steps or max(num_steps // 10, 1)
         if chosen is not None:
             meter.compile_seconds += chosen.seconds
@@ -202,9 +211,11 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
         meter.predicted_memory_bytes = max(needed_bytes(compiled) + more, rounds.memory_bytes)
         meter.predicted_step_seconds = step_seconds(compiled, jaxpr, machine).total + rounds.seconds(machine).total
         jaxpr = None
+        peers.barrier()
         meter.start_training(argument_bytes(compiled), len(mesh.local_devices))
-        with progress:
+        with progress, preemption.stepping():
             while done < num_steps:
+                preemption.check(done)
                 # before the next step, so that a run interrupted here evaluates when it is resumed
                 if evaluator and config.eval.eval_steps and done and done % config.eval.eval_steps == 0:
                     with meter.paused():
@@ -212,7 +223,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
                     metrics.log(done, {f"eval_{k}": v for k, v in found.items()})
                     progress.message(f"step {done}: held-out loss {found['loss']:.4f}")
                 with preemption.deferred():  # the state, the place in the data and `done` move together
-                    batch = _on_device(next(batches), config.train.gradient_accumulation_steps, sharding)
+                    batch = own.on_devices(next(batches))
                     state, measured = compiled(state, frozen, batch)
                     done += 1
                     state = rounds(state, done)
@@ -234,61 +245,74 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, preemption: Pree
 
         # ---- write
         checkpoints.close()
-        result = _write(config, model, output_dir, state.result, frozen, start_adapter)
+        result = _write(config, model, output_dir, state.result, frozen, start_adapter, peers)
     except BaseException as error:
         with preemption.deferred():  # a second signal waits until everything is on disk
             meter.stop_training()
             status = "failed"
             try:
                 if isinstance(error, Preempted):
-                    save(wait=True)
-                    status, preemption.saved = "preempted", True
+                    if error.together or peers.num == 1:  # else the others are somewhere else, and at their ends
+                        save(wait=True)
+                        peers.barrier()
+                    status, preemption.saved = (
+                        "preempted",
+                        bool(peers.num == 1 or error.together or checkpoints.steps()),
+                    )
             finally:
                 steps = meter.broken_at - 1 if meter.broken_at else done
                 with contextlib.suppress(UserError):  # a full disk, say: the first error is the one to show
-                    _summarise(output_dir, status, steps, meter, mesh, num_params, num_trainable)
+                    if peers.is_first:
+                        _summarise(output_dir, status, steps, meter, mesh, num_params, num_trainable)
                 with contextlib.suppress(UserError):
                     checkpoints.close()
         raise
     finally:
         batches.close()
         metrics.close()
-    summary = _summarise(output_dir, "completed", done, meter, mesh, num_params, num_trainable)
-    final_table(summary, adapter=result)
+    summary = _summarise(written, "completed", done, meter, mesh, num_params, num_trainable)
+    final_table(summary, adapter=result, console=console)
     return summary
 
 
-def _on_device(numbers: dict[str, Any], microbatches: int, sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
-    """[rows, length] on the host -> [microbatches, rows / microbatches, length] on the devices."""
-    return {
-        name: jax.device_put(value.reshape(microbatches, -1, value.shape[-1]), sharding)
-        for name, value in numbers.items()
-    }
-
-
 def _write(
-    config: RunConfig, model: Model, output_dir: Path, trainable: tree.Tree, frozen: tree.Tree, start: tree.Tree | None
+    config: RunConfig,
+    model: Model,
+    output_dir: Path,
+    trainable: tree.Tree,
+    frozen: tree.Tree,
+    start: tree.Tree | None,
+    peers: Peers,
 ) -> Path:
     """The result in the format others load: an adapter, or a whole model."""
     frozen = release(frozen)
     if config.lora is None:
         held = None if config.model.save_dtype == "auto" else config.model.save_dtype
-        whole_model = model.with_params(tree.merge(trainable, frozen))
-        whole_model.tokenizer = model.tokenizer  # with the config's chat template
         folder = output_dir / "model"
-        shutil.rmtree(folder, ignore_errors=True)  # of this run, killed after it wrote it
-        write_model(whole_model, folder, dtype=held)
+        params = peers.gather(tree.merge(trainable, frozen))
+        if peers.is_first:
+            whole_model = model.with_params(params)
+            whole_model.tokenizer = model.tokenizer  # with the config's chat template
+            shutil.rmtree(folder, ignore_errors=True)  # of this run, killed after it wrote it
+            write_model(whole_model, folder, dtype=held)
         return folder
     whole = tree.merge(trainable, frozen)
-    adapter, _ = tree.split(whole, lambda path: ".lora_" in path)
-    if start is not None:
-        adapter = lora.unprincipal(adapter, start)
-    write_adapter(output_dir / "adapter", model.family, adapter, config.lora, base=str(config.model.path))
+    adapter = peers.gather(tree.split(whole, lambda path: ".lora_" in path)[0])
+    if peers.is_first:
+        if start is not None:
+            adapter = lora.unprincipal(adapter, start)
+        write_adapter(output_dir / "adapter", model.family, adapter, config.lora, base=str(config.model.path))
     return output_dir / "adapter"
 
 
 def _summarise(
-    folder: Path, status: str, steps: int, meter: Meter, mesh: jax.sharding.Mesh, num_params: int, num_trainable: int
+    folder: Path | None,
+    status: str,
+    steps: int,
+    meter: Meter,
+    mesh: jax.sharding.Mesh,
+    num_params: int,
+    num_trainable: int,
 ) -> dict[str, Any]:
     summary = {
         "status": status,
@@ -301,7 +325,8 @@ def _summarise(
         "num_devices": mesh.size,
         "versions": versions(),
     }
-    write_summary(folder / "summary.json", summary)
+    if folder is not None:
+        write_summary(folder / "summary.json", summary)
     return summary
 
 
@@ -316,10 +341,3 @@ def _count(params: tree.Tree) -> int:
     """Parameters; an adapter's fixed scale is a setting, not a parameter."""
     leaves = tree.flatten(params).items()
     return sum(codec.num_params(path, x) for path, x in leaves if not path.endswith(".lora_scale"))
-
-
-def _printer() -> Callable[[str], None]:
-    from rich.console import Console
-
-    console = Console()
-    return lambda text: console.print(text, highlight=False, soft_wrap=True)

@@ -1,16 +1,21 @@
 """The run's folder: claimed by one run, resumed or replaced only when asked, with room for what will be written."""
 
 import os
+import secrets
 import shutil
+import time
 from pathlib import Path
 
 import yaml
 
 from jaxlean import config as settings
-from jaxlean.config import RunConfig
+from jaxlean.config import DistributedSection, RunConfig
 from jaxlean.errors import RunError
+from jaxlean.run.peers import Peers
 
 _CONFIG = "config.yaml"
+# Network file systems remember for a while that a file was not there.
+_SEEN_SECONDS = 30.0
 # What a run writes beside it; `--overwrite` removes these and nothing else.
 _RESULTS = ("metrics.jsonl", "summary.json", "checkpoints", "adapter", "model", "tensorboard", "wandb_id")
 
@@ -59,10 +64,37 @@ def claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool, dry
         folder.mkdir(parents=True, exist_ok=True)
         # The last to change and never half there: a process killed at any moment leaves a folder that is some run's.
         partial = folder / f"{_CONFIG}.tmp"
-        partial.write_text(settings.dump(config), encoding="utf-8")
+        # Where this process stood among others is not of the run.
+        plain = config.model_copy(update={"distributed": DistributedSection()})
+        partial.write_text(settings.dump(plain), encoding="utf-8")
         os.replace(partial, folder / _CONFIG)
     except OSError as error:
         raise RunError("the output folder cannot be written", where=folder, got=error) from error
+
+
+def check_shared(folder: Path, peers: Peers) -> None:
+    """Fail now, not when the run is resumed: every process must see the folder that the first one writes.
+
+    Raises:
+        RunError: in a process that does not.
+    """
+    if peers.num == 1:
+        return
+    mark = folder / f".seen-{secrets.token_hex(8)}"
+    if peers.is_first:
+        mark.touch()
+    mark, end = folder / peers.share(mark.name), time.monotonic() + _SEEN_SECONDS
+    while not mark.exists():
+        if time.monotonic() > end:
+            raise RunError(
+                "a process does not see the output folder that the first one made",
+                where=f"process {peers.index}: {folder.absolute()}",
+                fix="let output_dir=... name a folder on a file system that all share (NFS, a mounted bucket)",
+            )
+        time.sleep(0.2)
+    peers.barrier()
+    if peers.is_first:
+        mark.unlink()
 
 
 def check_space(folder: Path, state_bytes: int, keep: int) -> None:
@@ -138,8 +170,10 @@ def _check_same_run(folder: Path, config: RunConfig) -> None:
         before = settings.build(yaml.safe_load(file.read_text(encoding="utf-8")), where=file)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RunError("the config of the run cannot be read", where=file, got=error) from error
-    free = {"output_dir", "report", "cost", "compilation_cache"}
+    # On other devices it is the same run while a step takes the same rows, which the place in the data checks.
+    free = {"output_dir", "report", "cost", "compilation_cache", "mesh", "distributed"}
     free_in_train = {"logging_steps", "save_steps", "save_total_limit", "learning_rate"}
+    free_in_train |= {"per_device_train_batch_size", "gradient_accumulation_steps"}
     old, new = before.model_dump(), config.model_dump()
     for section in old:
         if section in free or old[section] == new[section]:

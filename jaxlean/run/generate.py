@@ -21,6 +21,7 @@ from jaxlean.errors import ConfigError, DataError
 from jaxlean.hub.files import read_json
 from jaxlean.hub.load import Model
 from jaxlean.models.decoder import Cache
+from jaxlean.xla.spread import fetch
 
 # Prompts are padded to a multiple of this, so that few lengths are compiled.
 _BUCKET = 32
@@ -115,7 +116,7 @@ def generate(
             model.graph, model.params, model.dtype, max_new_tokens, how, jnp.asarray(tokens), jnp.asarray(segments),
             stops, jax.vmap(partial(jax.random.fold_in, key))(numbers),
         )  # fmt: skip
-        for row, i in zip(np.asarray(new), chosen, strict=False):
+        for row, i in zip(fetch(new), chosen, strict=False):
             ended = np.flatnonzero(np.isin(row, np.asarray(stops)) | (row < 0))
             outputs[i] = row[: ended[0] if len(ended) else None].tolist()
     return outputs

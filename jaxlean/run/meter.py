@@ -7,7 +7,7 @@ import contextlib
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +20,7 @@ from jaxlean.errors import RunError
 from jaxlean.run.summary import Evaluation
 from jaxlean.train.step import StepMetrics, over_replicas
 from jaxlean.xla.compile import Compilations
+from jaxlean.xla.spread import fetch
 
 # Steps that may be under way on the device while the host goes on.
 _AHEAD = 2
@@ -134,8 +135,9 @@ class Meter:
             self._refuse_broken(measured)
 
     def _line(self, step: int) -> dict[str, Any]:
-        found = jax.device_get([measured for number, measured in self._waiting if number <= step])
-        chosen = [over_replicas(measured) for measured in found]
+        # every process is here at the same step: replicas of others may be asked for
+        found = [measured for number, measured in self._waiting if number <= step]
+        chosen = [over_replicas(measured) for measured in jax.tree.map(fetch, found)]
         self._waiting = [(number, measured) for number, measured in self._waiting if number > step]
         for measured in chosen:
             self._refuse_broken(measured)
@@ -159,7 +161,8 @@ class Meter:
         }
 
     def _refuse_broken(self, measured: StepMetrics) -> None:
-        self.broken_at = self.broken_at or min((int(at) for at in np.ravel(measured.broken_at) if at), default=0)
+        # of this process's own replicas: the others' know by themselves
+        self.broken_at = self.broken_at or min((int(at) for at in _own(measured.broken_at) if at), default=0)
         if self.broken_at:
             raise RunError(
                 f"the loss or its gradient is not a number at step {self.broken_at}",
@@ -184,7 +187,7 @@ class Meter:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must know; JSON. Waits for the steps under way."""
-        tokens, total_tokens = self._counted()
+        tokens, total_tokens = self._counted(fetch)
         return {
             "tokens": tokens,
             "total_tokens": total_tokens,
@@ -204,7 +207,7 @@ class Meter:
 
     def totals(self) -> dict[str, Any]:
         """The meter's part of the summary. Waits for the steps under way."""
-        tokens, total_tokens = self._counted()
+        tokens, total_tokens = self._counted(_own)
         train_seconds, seconds = self.train_seconds, self.seconds
         steps = [after - before for before, after in pairwise(self._times)]
         return {
@@ -225,11 +228,23 @@ class Meter:
             "usd": self._price.usd(seconds),
         }
 
-    def _counted(self) -> tuple[int, int]:
-        """Tokens with loss and in all, those of steps that no line has told of yet included."""
-        waiting = jax.device_get([measured for _, measured in self._waiting])
+    def _counted(self, read: Callable[[jax.Array], np.ndarray]) -> tuple[int, int]:
+        """Tokens with loss and in all, those of steps that no line has told of yet included.
+
+        Args:
+            read: what a process reads arrays by: `fetch` where all are at the same step.
+        """
+        waiting = [jax.tree.map(read, measured) for _, measured in self._waiting]
         pending = [m for m in map(over_replicas, waiting) if not m.broken_at]
         return (
             self.tokens + sum(int(m.tokens) for m in pending),
             self.total_tokens + sum(int(m.total_tokens) for m in pending),
         )
+
+
+def _own(x: jax.Array) -> np.ndarray:
+    """Of an array that is spread over processes, what this one holds; of any other, all."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    parts = {str(shard.index): np.asarray(shard.data) for shard in x.addressable_shards}
+    return np.concatenate(list(parts.values()))

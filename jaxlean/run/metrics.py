@@ -55,7 +55,7 @@ class Metrics:
     """Where the numbers of a run go.
 
     Args:
-        output_dir: the run's folder: metrics.jsonl, tensorboard/.
+        output_dir: the run's folder: metrics.jsonl, tensorboard/. None: nothing is written (another process does).
         report: what else is written.
         resume_step: the step a resumed run goes on from: later lines, which it will write again, are dropped, and so
             is a line that a killed process left unfinished. None: a new run, the file starts empty.
@@ -68,14 +68,18 @@ class Metrics:
 
     def __init__(
         self,
-        output_dir: Path,
+        output_dir: Path | None,
         report: ReportSection,
         *,
         resume_step: int | None = None,
         config: Mapping[str, Any] | None = None,
     ):
         check_installed(report)
-        output_dir = Path(output_dir)
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        self._out: TextIO | None = None
+        if output_dir is None:
+            return
         self._file = output_dir / "metrics.jsonl"
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
@@ -83,11 +87,9 @@ class Metrics:
             partial = self._file.with_suffix(".jsonl.tmp")
             partial.write_text("".join(kept), encoding="utf-8")
             os.replace(partial, self._file)
-            self._out: TextIO = self._file.open("a", encoding="utf-8")
+            self._out = self._file.open("a", encoding="utf-8")
         except OSError as error:
             raise RunError("metrics cannot be written", where=self._file, got=error) from error
-        self._tensorboard: Any = None
-        self._wandb: Any = None
         if report.tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -118,6 +120,8 @@ class Metrics:
         Raises:
             RunError: metrics.jsonl cannot be written, as on a full disk.
         """
+        if self._out is None:
+            return
         plain = {name: to_json(value) for name, value in values.items() if name != "step"}
         try:
             self._out.write(json.dumps({"step": step, **plain}) + "\n")
@@ -133,7 +137,8 @@ class Metrics:
 
     def close(self) -> None:
         """Flush and close everything; a second call does nothing."""
-        self._out.close()
+        if self._out is not None:
+            self._out.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:

@@ -80,9 +80,9 @@ def split_host(num: int) -> None:
     os.environ.setdefault("NPROC", str(max((os.cpu_count() or 1) // num, 1)))
     try:
         jax.config.update("jax_num_cpu_devices", num)
-        found = jax.devices()
+        found = jax.local_devices()
     except RuntimeError:  # it has counted, or XLA_FLAGS says a number too
-        found = jax.devices()
+        found = jax.local_devices()
     if found[0].platform != "cpu" or len(found) != num:
         raise ConfigError(
             "mesh.host_devices cannot be had",

@@ -170,3 +170,24 @@ def test_an_unknown_key_is_an_error_that_knows_better(path: str) -> None:
         ConfigError, match=f"unknown key: .*{wrong}\n  where:  here.yaml\n  fix:    did you mean '{name}'"
     ):
         config.build(values, where="here.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["distributed.num_processes=2"], "num_processes without coordinator_address and process_id"),
+        (["distributed.coordinator_address=a:1", "distributed.process_id=0"], "without num_processes"),
+        (
+            ["distributed.coordinator_address=a:1", "distributed.process_id=2", "distributed.num_processes=2"],
+            "process_id 2 of 2 processes: they count from 0",
+        ),
+        (
+            ["distributed.coordinator_address=host", "distributed.process_id=0", "distributed.num_processes=2"],
+            "coordinator_address is host:port, not 'host'",
+        ),
+    ],
+)
+def test_processes_that_cannot_be(overrides, words):
+    with pytest.raises(ConfigError, match="distributed") as raised:
+        config.load(None, overrides)
+    assert words in str(raised.value)

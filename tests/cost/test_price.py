@@ -36,6 +36,7 @@ def test_the_price_is_for_all_devices_and_seconds_become_dollars():
 def test_a_cpu_is_priced_by_its_processors_however_many_devices_xla_shows(monkeypatch):
     monkeypatch.setattr(price, "num_vcpus", lambda: 4)
     assert lookup("cpu", 1, NONE).usd_per_hour == lookup("cpu", 8, NONE).usd_per_hour == pytest.approx(0.16)
+    assert lookup("cpu", 8, NONE, num_hosts=3).usd_per_hour == pytest.approx(0.48)
     assert "edit me" in lookup("cpu", 1, NONE).source
     monkeypatch.undo()
     assert price.num_vcpus() >= 1

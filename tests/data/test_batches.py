@@ -109,3 +109,12 @@ def test_arrays_need_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_arrays_that_cannot_be_trained_on(examples: list[Tokens], message: str) -> None:
     with pytest.raises(DataError, match=message):
         arrays(examples, rows_per_step=1, length=8)
+
+
+def test_of_a_stream_a_process_hands_out_its_rows():
+    source = [{"tokens": np.arange(12).reshape(4, 3) + 100 * step} for step in range(2)]
+    about = {"num_steps": 2, "length": 3, "stats": Stats(Counts()), "fingerprint": "stream"}
+    whole = [batch["tokens"] for batch in Batches(source, **about)]
+    part = [batch["tokens"] for batch in Batches(source, **about, held=[1, 3])]
+    for found, wanted in zip(part, whole, strict=True):
+        np.testing.assert_array_equal(found, wanted[[1, 3]])

@@ -125,3 +125,15 @@ def test_no_such_step() -> None:
     steps = Steps(ragged([3]), Mix([1], None, 0, True), rows=1, length=8, packing=True)
     with pytest.raises(IndexError):
         steps[1]
+
+
+@given(held=st.sets(st.integers(0, 4), min_size=1), packing=st.booleans())
+def test_the_rows_of_a_process_are_those_of_the_whole_batch(held: set[int], packing: bool) -> None:
+    examples, own = ragged([3, 7, 2, 8, 5, 1, 6, 4, 8, 8, 2]), sorted(held)
+    mix = Mix([11], None, 3, shuffle=True)
+    whole = Steps(examples, mix, rows=5, length=8, packing=packing, num_epochs=2)
+    part = Steps(examples, mix, rows=5, length=8, packing=packing, num_epochs=2, held=own)
+    assert len(part) == len(whole)
+    for step in range(len(whole)):
+        for name, value in whole[step].items():
+            np.testing.assert_array_equal(part[step][name], value[own])

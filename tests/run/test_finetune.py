@@ -18,6 +18,7 @@ from jaxlean.errors import ConfigError, DataError, RunError, UserError
 from jaxlean.hub.load import load as load_model
 from jaxlean.hub.load import load_tokenizer
 from jaxlean.run import finetune as module
+from jaxlean.run import job as jobs
 from jaxlean.run.evaluate import evaluate
 from jaxlean.run.finetune import finetune
 from jaxlean.train.optimizer import schedule
@@ -260,14 +261,14 @@ def test_a_share_of_the_rows_is_held_out(tiny_run):
 
 def test_the_step_compiles_once(tiny_run, monkeypatch):
     compiled = []
-    make_step = module.make_step
+    make_step = jobs.make_step
 
     def counting(*args, **options):
         step = make_step(*args, **options)
         compiled.append(step)
         return step
 
-    monkeypatch.setattr(module, "make_step", counting)
+    monkeypatch.setattr(jobs, "make_step", counting)
     finetune(tiny_run("eval.eval_steps=1"))
     (step,) = compiled
     assert step._cache_size() == 0, "compiled ahead, and called as compiled"

@@ -9,7 +9,8 @@ import pytest
 from jaxlean.config import build, load
 from jaxlean.errors import ConfigError, RunError
 from jaxlean.run import folder as module
-from jaxlean.run.folder import check_space, claim
+from jaxlean.run.folder import check_shared, check_space, claim
+from jaxlean.run.peers import Peers
 
 
 def config(**changes):
@@ -121,10 +122,15 @@ def test_resume_goes_on_and_takes_over_what_may_change(tmp_path):
         "train__logging_steps": 1,
         "report": {"wandb": False, "run_name": "again"},
         "cost__usd_per_hour": 2.0,
+        "mesh__fsdp": 2,
+        "train__per_device_train_batch_size": 4,
+        "distributed__enabled": False,
     }
     claim(folder, config(**changes), resume=True, overwrite=False)
     assert contents(folder) == before
-    assert load(folder / "config.yaml").train.save_steps == 3
+    found = load(folder / "config.yaml")
+    assert found.train.save_steps == 3
+    assert found.distributed.enabled, "not of the run, but of this process"
 
 
 def test_resume_of_nothing_is_a_new_run(tmp_path):
@@ -234,3 +240,25 @@ def test_space_for_the_checkpoints_kept_the_one_being_written_and_the_result(tmp
         check_space(tmp_path, 10 * 10**6 + 1, keep=2)
     for words in ("no disk space", str(tmp_path), "40 MB free", "4 x 10.0 MB", "train.save_total_limit"):
         assert words in str(raised.value)
+
+
+class Second(Peers):
+    """The second of two processes, which the first has told the name of its mark."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.index, self.num, self.name = 1, 2, name
+
+    def share(self, value=None):
+        return self.name
+
+
+def test_a_folder_that_not_every_process_sees(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_SEEN_SECONDS", 0.3)
+    with pytest.raises(RunError) as raised:
+        check_shared(tmp_path, Second(".seen-1"))
+    for words in ("does not see the output folder", f"process 1: {tmp_path}", "a file system that all share"):
+        assert words in str(raised.value)
+    (tmp_path / ".seen-1").touch()
+    check_shared(tmp_path, Second(".seen-1"))
+    check_shared(tmp_path / "alone", Peers())

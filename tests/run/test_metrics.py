@@ -129,3 +129,11 @@ def test_what_json_cannot_hold_is_refused():
     assert to_json({"a": [1, (2.0, float("inf"))], "b": np.float32(1)}) == {"a": [1, [2.0, None]], "b": 1.0}
     with pytest.raises(TypeError, match="object"):
         to_json(object())
+
+
+def test_a_process_that_does_not_write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = Metrics(None, ReportSection(tensorboard=True))
+    out.log(1, {"loss": 1.0})
+    out.close()
+    assert os.listdir(tmp_path) == []

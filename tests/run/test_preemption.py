@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from jaxlean.errors import Preempted
+from jaxlean.run.peers import Peers
 from jaxlean.run.preemption import SIGNALS, Preemption
 
 
@@ -122,3 +123,47 @@ def test_in_another_thread_the_signals_are_left_to_whoever_has_them():
     thread.start()
     thread.join()
     assert found == [before]
+
+
+class Two(Peers):
+    """As if there were another process: it agrees to stop after step 5."""
+
+    def __init__(self):
+        super().__init__()
+        self.num, self.asks = 2, 0
+
+    def ask_to_stop(self):
+        self._asked, self.asks = True, self.asks + 1
+
+    def stop_before(self, done):
+        return self._asked and done >= 5
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_of_several_processes_none_leaves_alone(number):
+    peers, steps = Two(), []
+    with pytest.raises(Preempted) as raised, Preemption(peers) as preemption, preemption.stepping():
+        for done in range(9):
+            preemption.check(done)
+            with preemption.deferred():
+                if done == 2:
+                    signal.raise_signal(number)
+                    signal.raise_signal(number)
+                steps.append(done)
+    assert steps == [0, 1, 2, 3, 4]
+    assert peers.asks == 2
+    assert raised.value.together
+
+
+def test_of_several_processes_outside_the_steps_at_once():
+    with pytest.raises(Preempted) as raised, Preemption(Two()):
+        signal.raise_signal(signal.SIGTERM)
+    assert not raised.value.together
+    reached = []
+    with pytest.raises(Preempted) as raised, Preemption(Two()) as preemption:
+        with preemption.stepping():
+            signal.raise_signal(signal.SIGTERM)
+            reached.append("the last step")
+        reached.append("what follows it")
+    assert reached == ["the last step"]
+    assert not raised.value.together
