@@ -108,7 +108,7 @@ class Meter:
         measured.broken_at.copy_to_host_async()
         self._waiting.append((step, measured))
         if len(self._waiting) > _AHEAD:
-            self._refuse_broken(self._waiting[-1 - _AHEAD][1])
+            self._refuse_broken(_own(self._waiting[-1 - _AHEAD][1].broken_at))
             self._times.append(time.perf_counter())
 
     def mark(self, step: int) -> None:
@@ -132,7 +132,7 @@ class Meter:
         """
         last = [measured for number, measured in self._waiting if number <= step][-1:]
         for measured in last:
-            self._refuse_broken(measured)
+            self._refuse_broken(_own(measured.broken_at))
 
     def _line(self, step: int) -> dict[str, Any]:
         # every process is here at the same step: replicas of others may be asked for
@@ -140,7 +140,7 @@ class Meter:
         chosen = [over_replicas(measured) for measured in jax.tree.map(fetch, found)]
         self._waiting = [(number, measured) for number, measured in self._waiting if number > step]
         for measured in chosen:
-            self._refuse_broken(measured)
+            self._refuse_broken(measured.broken_at)
         tokens = sum(int(m.tokens) for m in chosen)
         self.tokens += tokens
         self.total_tokens += sum(int(m.total_tokens) for m in chosen)
@@ -160,9 +160,9 @@ class Meter:
             "usd": self._price.usd(seconds),
         }
 
-    def _refuse_broken(self, measured: StepMetrics) -> None:
-        # of this process's own replicas: the others' know by themselves
-        self.broken_at = self.broken_at or min((int(at) for at in _own(measured.broken_at) if at), default=0)
+    def _refuse_broken(self, broken_at: Any) -> None:
+        """Of one step or of each of its replicas; those of other processes are these processes' to refuse."""
+        self.broken_at = self.broken_at or min((int(at) for at in np.ravel(broken_at) if at), default=0)
         if self.broken_at:
             raise RunError(
                 f"the loss or its gradient is not a number at step {self.broken_at}",

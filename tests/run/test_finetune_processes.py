@@ -170,6 +170,19 @@ def test_a_whole_model_split_across_processes(config, compiled_dir, tmp_path):
     assert finetune(load(config, resumed), resume=True)["status"] == "completed"
 
 
+def test_replicas_in_two_processes_exchange_what_they_would_in_one(config, compiled_dir, tmp_path):
+    rounds = ("mesh.data=8", "train.sync=diloco", "train.diloco.every=3", "train.max_steps=8", "eval.eval_steps=null")
+    arguments = [*RUN, *rounds, "train.save_steps=4"]
+    pair = Pair(config, compiled_dir, *arguments, f"output_dir={tmp_path / 'pair'}")
+    summary = finetune(load(config, [*arguments, f"output_dir={tmp_path / 'alone'}"]))
+    codes, _, errors = pair.end()
+    assert codes == [0, 0], errors
+    np.testing.assert_allclose(losses(tmp_path / "pair"), losses(tmp_path / "alone"), rtol=1e-5)
+    measured = json.loads((tmp_path / "pair" / "summary.json").read_text())
+    assert measured["tokens"] == summary["tokens"], "of all replicas, also of the other process's"
+    assert measured["eval_after"]["loss"] == pytest.approx(summary["eval_after"]["loss"], rel=1e-5)
+
+
 def test_an_error_of_one_is_the_error_of_all(config, compiled_dir, tmp_path):
     missing = tmp_path / "missing.jsonl"
     run = tmp_path / "run"
