@@ -41,20 +41,19 @@ def finetune(
     plan: Annotated[Path | None, typer.Option(help="Run as the winner of this plan (jaxlean plan --json).")] = None,
 ) -> None:
     """Fine-tune a model (LoRA by default) and measure what it gained and cost."""
-    settings = _load(config, overrides)
-    if plan is not None:
-        from jaxlean.plan.plan import apply
-
-        settings = apply(settings, plan)
-    _finetune(settings, resume, overwrite)
+    _finetune(_load(config, overrides), resume, overwrite, plan)
 
 
-def _finetune(settings: "RunConfig", resume: bool, overwrite: bool) -> None:
+def _finetune(settings: "RunConfig", resume: bool, overwrite: bool, plan: Path | None = None) -> None:
     from jaxlean.run.finetune import finetune
     from jaxlean.run.peers import join
 
-    with join(settings.distributed):
-        if settings.mesh.auto:
+    with join(settings.distributed):  # before anything looks at the devices
+        if plan is not None:
+            from jaxlean.plan.plan import apply
+
+            settings = apply(settings, plan)
+        elif settings.mesh.auto:
             from jaxlean.plan.local import choose_mesh
 
             settings = choose_mesh(settings)
