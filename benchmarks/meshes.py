@@ -2,7 +2,7 @@
 
     python benchmarks/meshes.py [--quick] [--out DIR] [--devices 8] [--steps 8] [--only NAME]
 
-Five jobs (LoRA, all weights, int8 and NF4 bases, long sequences; packed, accumulated) run by `finetune` on one device
+Five jobs (LoRA, all weights, int8 and NF4 bases, long sequences; all packed, one accumulated) run by `finetune` on one device
 and on every mesh of so many that divides them, over the same sequences a step. A row says how far its losses are from
 those of one device, what a step took and what was predicted. Then `mesh: auto` chooses, and the table says at which
 place its mesh came in. On CPU the devices are the host's cores, split; on accelerators those that are there.
@@ -20,20 +20,21 @@ from typing import Any
 from report import median, publish
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6}
-LARGE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6}
+SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4}
+LARGE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4}
 # name -> (shape, what the config says, sequences of a step)
 JOBS: dict[str, tuple[dict[str, int], dict[str, Any], int]] = {
-    "lora": (SMALL, {"lora": {"r": 16}, "data": {"max_length": 256}}, 16),
-    "full": (SMALL, {"lora": None, "data": {"max_length": 256}}, 16),
-    "int8": (LARGE, {"lora": {"r": 16}, "data": {"max_length": 256}, "model": {"quantization": "int8"}}, 16),
+    "lora": (SMALL, {"lora": {"r": 16}, "data": {"max_length": 128}}, 16),
+    "full": (SMALL, {"lora": None, "data": {"max_length": 128}}, 16),
+    "int8": (LARGE, {"lora": {"r": 16}, "data": {"max_length": 128}, "model": {"quantization": "int8"}}, 16),
     "nf4, accumulated": (
         SMALL,
-        {"lora": {"r": 16}, "data": {"max_length": 256}, "model": {"quantization": "nf4"},
+        {"lora": {"r": 16}, "data": {"max_length": 128}, "model": {"quantization": "nf4"},
          "train": {"gradient_accumulation_steps": 2}},
         32,
     ),
-    "long": (SMALL, {"lora": {"r": 16}, "data": {"max_length": 1024}, "train": {"remat": "full"}}, 8),
+    # fewer sequences than devices: these or the matrices must be split
+    "long": (SMALL, {"lora": {"r": 16}, "data": {"max_length": 1024}, "train": {"remat": "full"}}, 2),
 }  # fmt: skip
 COLUMNS = {
     "job": "", "mesh": "", "loss": ".6f", "loss_difference": ".1e", "step_seconds": ".3f", "predicted_seconds": ".3f",
@@ -58,7 +59,7 @@ def base(shape: dict[str, int], folder: Path) -> None:
     from jaxlean.hub.write import write_model
 
     architecture = {
-        "model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 8192,
+        "model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 4096,
         "max_position_embeddings": 4096, "tie_word_embeddings": True, **shape,
     }  # fmt: skip
     model = initial(architecture, "float32", tokenizer=str(CONFIGS / "quickstart" / "base"))
