@@ -2,10 +2,10 @@
 
     python benchmarks/meshes.py [--quick] [--out DIR] [--devices 8] [--steps 8] [--only NAME]
 
-Five jobs (LoRA, all weights, int8 and NF4 bases, long sequences; all packed, one accumulated) run by `finetune` on one device
-and on every mesh of so many that divides them, over the same sequences a step. A row says how far its losses are from
-those of one device, what a step took and what was predicted. Then `mesh: auto` chooses, and the table says at which
-place its mesh came in. On CPU the devices are the host's cores, split; on accelerators those that are there.
+Five jobs (LoRA, all weights, int8 and NF4 bases, long sequences; all packed, one accumulated) run by `finetune` on one
+device and on every mesh of so many that divides them, over the same sequences a step. A row says how far its losses are
+from those of one device, what a step took and what was predicted. Then `mesh: auto` chooses, and the table says at
+which place its mesh came in. On CPU the devices are the host's cores, split; on accelerators those that are there.
 """
 
 import argparse
