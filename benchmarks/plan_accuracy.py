@@ -190,6 +190,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     ran = [row for row in rows if row["ran"]]
     figure, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
@@ -200,6 +201,10 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
         ends = [min(r[f"measured_{what}"] for r in ran), max(r[f"measured_{what}"] for r in ran)]
         axis.plot(ends, ends, color="gray", linewidth=1)
         axis.set(xscale="log", yscale="log", xlabel=f"measured {unit}", ylabel=f"predicted {unit}")
+        for along in (axis.xaxis, axis.yaxis):
+            along.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            along.set_major_formatter("{x:g}")
+            along.set_minor_formatter(NullFormatter())
         axis.legend()
     figure.savefig(file, dpi=120)
 
