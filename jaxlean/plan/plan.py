@@ -216,7 +216,6 @@ def apply(config: RunConfig, file: Path) -> RunConfig:
             "in this plan nothing won: no target runs the job", where=file, fix="other targets, or a smaller job"
         )
     changed = config.model_dump(mode="json")
-    _check_same_job(changed, values.get("config"), file)
     changed["mesh"]["auto"] = False
     try:
         for key, value in settings.items():
@@ -227,16 +226,18 @@ def apply(config: RunConfig, file: Path) -> RunConfig:
     except (AttributeError, KeyError, TypeError) as error:
         raise ConfigError("not a plan", where=file, got=f"{type(error).__name__}: {error}") from None
     planned = build(changed, where=file)
+    _check_same_job(config.model_dump(mode="json"), values.get("config"), file)
     _check_devices(planned, target, file)
     return planned
 
 
 def _check_same_job(now: dict[str, Any], planned: Any, file: Path) -> None:
     """What a plan says holds for the job it was made for: what decides memory and time is as it was."""
-    if not isinstance(planned, dict):
-        raise ConfigError("not a plan", where=file, wanted="the config that it was made for")
+    planned = planned if isinstance(planned, dict) else {}  # a plan made by hand may leave it out
     for section in ("model", "data", "lora", "train"):
-        old, new = planned.get(section), now[section]
+        if section not in planned:
+            continue
+        old, new = planned[section], now[section]
         pairs = [("", old, new)]
         if isinstance(old, dict) and isinstance(new, dict):
             pairs = [(f".{key}", old.get(key), new[key]) for key in new]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from jaxlean import config
 from jaxlean.config import RunConfig
+from jaxlean.config.read import told
 from jaxlean.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
@@ -212,3 +213,18 @@ def test_training_data_on_the_command_line_does_not_keep_the_files_held_out_rows
     both = config.load(file, ["data.train=mine.jsonl", "data.eval=mine_heldout.jsonl"])
     assert (both.data.eval[0].path, both.data.eval_fraction) == ("mine_heldout.jsonl", 0.0)
     assert config.load(file).data.eval[0].path == "theirs_heldout.jsonl"
+
+
+def test_what_was_told_is_what_was_set_and_builds_the_same():
+    loaded = config.load(None, ["lora=null", "train.remat=none", "data.train=rows.jsonl", "mesh.fsdp=2"])
+    values = told(loaded)
+    assert values == {
+        "lora": None,
+        "train": {"remat": "none"},
+        "data": {"train": values["data"]["train"]},
+        "mesh": {"fsdp": 2},
+    }
+    assert config.build(values) == loaded
+    loaded.cost.usd_per_hour = 2.0  # in a section that was not set
+    assert told(loaded)["cost"] == {"usd_per_hour": 2.0}
+    assert told(config.build({})) == {}

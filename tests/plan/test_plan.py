@@ -118,6 +118,20 @@ def test_a_plan_for_other_devices(tiny_run, rows, tmp_path, capsys):
         assert words in str(caught.value)
 
 
+def test_a_plan_of_another_job_is_refused(tiny_run, rows, tmp_path):
+    file = tmp_path / "plan.json"
+    rows[:] = [row("cpu:8", EIGHT)]
+    write(plan(tiny_run(), ["cpu:8"]), file)
+    for change, was in (
+        ("data.max_length=128", "64"), ("train.max_steps=7", "6"), ("lora=null", "{"), ("train.remat=mlp", "none"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError) as caught:
+            apply(tiny_run(change), file)
+        assert f"the plan is of another job: {change.split('=')[0]}" in str(caught.value)
+        assert f"wanted: {was}" in str(caught.value)
+    assert apply(tiny_run("train.learning_rate=1e-3", "train.save_steps=3"), file).mesh.fsdp == 4
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -179,8 +193,9 @@ def test_a_link_stays_one_and_a_pipe_is_written_to(tiny_run, rows, tmp_path):
 @pytest.mark.usefixtures("small_machine")
 def test_finetune_runs_the_winner(tiny_run, rows, tmp_path, capsys):
     file = tmp_path / "plan.json"
-    write(plan(tiny_run(), ["cpu"]), file)
-    config = apply(tiny_run("data.eval=null", "train.max_steps=2", "train.per_device_train_batch_size=8"), file)
+    job = ("data.eval=null", "train.max_steps=2")
+    write(plan(tiny_run(*job), ["cpu"]), file)
+    config = apply(tiny_run(*job), file)
     summary = finetune(config)
     out = capsys.readouterr().out
     assert "2 of 2 x 64 tokens" in out, "a row at a time, and two of them a step"

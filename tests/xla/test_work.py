@@ -15,7 +15,7 @@ from jaxlean.models.cpu import hold
 from jaxlean.models.decoder import ACTIVATIONS, DecoderConfig, abstract
 from jaxlean.xla.precision import parameter_dtype
 from jaxlean.xla.remat import scan_layers
-from jaxlean.xla.work import Recomputation, count, kept_bytes, largest_result
+from jaxlean.xla.work import Recomputation, as_one_kernel, count, kept_bytes, largest_result
 
 LAYERS, ROWS, LENGTH, RANK = 3, 2, 16, 4
 SIZES = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 48, "num_layers": LAYERS, "num_heads": 4,
@@ -199,3 +199,21 @@ def test_largest_result(full):
     layer_inputs = 4 * LAYERS * ROWS * LENGTH * CONFIG.hidden_size
     gradients = 4 * LAYERS * CONFIG.hidden_size * CONFIG.intermediate_size
     assert largest_result(full) == max(layer_inputs, gradients, 4 * ROWS * LENGTH * CONFIG.intermediate_size)
+
+
+def test_a_stand_in_counts_as_the_kernel_that_it_stands_for():
+    def step(x):
+        with jax.named_scope("stand_in"):
+            x = jnp.tanh(x @ x)
+        return jnp.sin(x)
+
+    def counted():
+        return count(jax.make_jaxpr(step)(jnp.ones((8, 8))).jaxpr)
+
+    whole = counted()
+    with as_one_kernel("stand_in"):
+        kernel = counted()
+    assert kernel.total_flops == whole.total_flops == 2 * 8**3
+    outside = count(jax.make_jaxpr(jnp.sin)(jnp.ones((8, 8))).jaxpr)
+    assert kernel.elements == outside.elements < whole.elements
+    assert kernel.product_bytes < whole.product_bytes
