@@ -48,8 +48,8 @@ def rows_of_text(file: Path, number: int, seed: int = 0) -> None:
     words = [f"{a}{b}" for a in ("re", "un", "in", "con", "dis") for b in ("port", "form", "tract", "sent", "vert")]
     with file.open("w") as out:
         for _ in range(number):
-            said = " ".join(draw.choices(words, k=draw.randint(4, 60)))
-            told = " ".join(draw.choices(words, k=draw.randint(2, 30)))
+            said = " ".join(draw.choices(words, k=draw.randint(2, 14)))
+            told = " ".join(draw.choices(words, k=draw.randint(1, 12)))
             out.write(json.dumps({"prompt": said, "completion": told}) + "\n")
 
 

@@ -23,9 +23,10 @@ from jaxlean.platform import written_for
 from jaxlean.xla.precision import compute_dtype
 from jaxlean.xla.work import as_one_kernel
 
-# Compilations for a target, at most; and how much faster by estimate another must be than what fits to be worth one.
+# Compilations for a target, at most; and what another may take by estimate, of what fits, to be worth one: estimates
+# tell ways to use a mesh apart better than meshes.
 MOST = 4
-_WORTH = 0.97
+_WORTH, _WORTH_ANOTHER_MESH = 0.97, 1.1
 # Of the capacity: what is estimated below it fits, and needs no compiler to say so.
 _SURELY = 0.7
 
@@ -174,12 +175,15 @@ def _compile_foremost(
     capacity = target.capacity
     correction, speed, done, best = 1.0, 1.0, 0, None
     tried: set[str] = set(skip)
+    meshes: set[tuple[int, ...]] = set()
     while done < most:
         open_ = [g for g in guesses if str(g.candidate) not in tried]
         if capacity is not None:
             open_ = [g for g in open_ if g.bound <= capacity and g.memory * correction <= capacity]
         if best is not None:
-            open_ = [g for g in open_ if g.seconds * speed < best * _WORTH]
+            worth = {g.candidate.mesh: best * (_WORTH if g.candidate.mesh in meshes else _WORTH_ANOTHER_MESH)
+                     for g in open_}  # fmt: skip
+            open_ = [g for g in open_ if g.seconds * speed < worth[g.candidate.mesh]]
         guess = next(iter(open_), None)
         if guess is None and best is None:
             # by estimate nothing fits (any more): the smallest has the last word
@@ -188,6 +192,7 @@ def _compile_foremost(
         if guess is None:
             return
         tried.add(str(guess.candidate))
+        meshes.add(guess.candidate.mesh)
         done += 1
         starting(guess.candidate)
         try:
