@@ -19,12 +19,13 @@ from jaxlean.plan.target import Target
 from jaxlean.run import predict
 from jaxlean.run.job import Outline, outline
 from jaxlean.train.loss import chunk_budget
+from jaxlean.train.step import UPDATE
 from jaxlean.xla import remat_auto
 from jaxlean.xla.groups import along, ring_bytes, split
 from jaxlean.xla.mesh import make_mesh, num_parts
 from jaxlean.xla.precision import compute_dtype
 from jaxlean.xla.remat_auto import candidates
-from jaxlean.xla.work import Recomputation, count, kept_bytes
+from jaxlean.xla.work import Recomputation, count, kept_bytes, repeated
 
 _TRACED = ("full", "none", "dots", "dots_no_batch")
 
@@ -77,6 +78,11 @@ class Analysis:
             own = self.outline.build(policy).trace(*arguments).jaxpr.jaxpr
             work, kept = count(own), kept_bytes(own)
             self._policies = [remat_auto.Candidate(policy, kept, self._rates.seconds(work, kept), work.total_flops)]
+        # what is done once a step, however many sequences it has
+        alone = traces["full"]
+        with repeated(UPDATE, 0.0):
+            without = count(alone)
+        self._update = self._rates.seconds(count(alone), 0) - self._rates.seconds(without, 0)
         # of one layer: what a backward pass that computes everything again holds while it is in it
         sizes = Recomputation(traces["full"]).without(())[1]
         self._layer = sum(sizes.values()) / self.outline.model.config.num_layers
@@ -151,11 +157,15 @@ class Analysis:
         weights = 3 * kernels / rates.product_bytes  # read forward, backward, and once more for the gradient
         parts = candidate.accumulation
         num = self._target.num_devices
-        computing = max(policy.seconds - weights, 0.2 * policy.seconds) * rows
-        if self._target.platform == "cpu":
-            computing += weights * parts * num
+        of_rows = policy.seconds - self._update
+        computing = max(of_rows - weights, 0.2 * of_rows) * rows
+        trained = sum(size for _, size in self._trainable.values()) or 1.0
+        held = sum(size / (num_parts(p, shape, axes) or 1) for p, (shape, size) in self._trainable.items())
+        update = self._update * held / trained  # on each device
+        if self._target.platform == "cpu":  # whose devices share its cores
+            computing += (weights * parts + update) * num
         else:
-            computing = computing / num + weights * parts / axes["tensor"]
+            computing = computing / num + weights * parts / axes["tensor"] + update
         machine, each = self._target.machine, []
 
         def exchange(kind: str, names: tuple[str, ...], size: float, times: float) -> None:
@@ -168,13 +178,13 @@ class Analysis:
         # between replicas that step by themselves next to nothing is sent
         copies = ("expert", "context") if self._config.train.sync == "diloco" else ("data", "expert", "context")
         # gradients: to the device of `fsdp` that holds the parameter, then to its copies; of small ones all are copies
-        held, whole = 0.0, 0.0
+        split_up, whole = 0.0, 0.0
         for path, (shape, size) in self._trainable.items():
             local = size / (num_parts(path, shape, axes) or 1)
             gathered = size / (num_parts(path, shape, {**axes, "fsdp": 1}) or 1)
-            held, whole = (held + local, whole) if local < gathered else (held, whole + local)
-        exchange("reduce-scatter", ("fsdp",), held / model.num_layers, layers)
-        exchange("all-reduce", copies, held / model.num_layers, layers)
+            split_up, whole = (split_up + local, whole) if local < gathered else (split_up, whole + local)
+        exchange("reduce-scatter", ("fsdp",), split_up / model.num_layers, layers)
+        exchange("all-reduce", copies, split_up / model.num_layers, layers)
         exchange("all-reduce", ("fsdp", *copies), whole / model.num_layers, layers)
         again = 3 if policy.policy in ("full", "nested", "mlp") else 2
         exchange("all-gather", ("fsdp",), kernels / axes["tensor"] / model.num_layers / 7, 7 * again * layers)

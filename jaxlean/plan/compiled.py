@@ -19,13 +19,14 @@ from jaxlean.cost.price import num_vcpus
 from jaxlean.plan.candidate import Candidate
 from jaxlean.plan.target import Target
 from jaxlean.run import predict
-from jaxlean.run.job import Outline, outline, tokens_at_a_time
+from jaxlean.run.job import Outline, copies, outline, tokens_at_a_time
 from jaxlean.run.rounds import Rounds
+from jaxlean.train.step import UPDATE
 from jaxlean.xla import hlo
 from jaxlean.xla.compile import user_cache_folder
 from jaxlean.xla.mesh import check_axes, make_mesh
 from jaxlean.xla.remat_auto import compile_within
-from jaxlean.xla.work import count, kept_bytes, scope_of_kernel
+from jaxlean.xla.work import count, kept_bytes, repeated, scope_of_kernel
 
 # What a compiled program is a function of beside the job: their releases, and our own code.
 _COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
@@ -95,7 +96,8 @@ def compile_candidate(
     more = predict.workspace(target.platform, made.model.config.hidden_size, tokens=tokens)
     program, memory = compile_within(traced, (target.capacity or 2**62) - more)
     memory += more
-    work, kept = count(traced.jaxpr.jaxpr), kept_bytes(traced.jaxpr.jaxpr)
+    with repeated(UPDATE, copies(made.state, mesh)):
+        work, kept = count(traced.jaxpr.jaxpr), kept_bytes(traced.jaxpr.jaxpr)
     read = hlo.Program()
     if program is not None:
         # the loss goes through its chunks in a loop that ends where no token carries loss: here, never early

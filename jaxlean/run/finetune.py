@@ -34,6 +34,7 @@ from jaxlean.run.job import (
     builder,
     check_rounds,
     compile_step,
+    copies,
     first_state,
     is_pissa,
     loss_of,
@@ -209,7 +210,8 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
         at_a_time = tokens_at_a_time(config, rows, batches.length, mesh)
         more = workspace(machine.platform, model.config.hidden_size, tokens=at_a_time)
         meter.predicted_memory_bytes = max(needed_bytes(compiled) + more, rounds.memory_bytes)
-        meter.predicted_step_seconds = step_seconds(compiled, jaxpr, machine).total + rounds.seconds(machine).total
+        took = step_seconds(compiled, jaxpr, machine, copies=copies(state, mesh))
+        meter.predicted_step_seconds = took.total + rounds.seconds(machine).total
         jaxpr = None
         peers.barrier()
         meter.start_training(argument_bytes(compiled), len(mesh.local_devices))

@@ -4,6 +4,7 @@
 may not be here: what it compiles to is what the run would take.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -322,6 +323,13 @@ def rows_of_step(config: RunConfig, mesh: jax.sharding.Mesh) -> int:
     """Sequences of one step, over all devices and microbatches."""
     train = config.train
     return train.per_device_train_batch_size * train.gradient_accumulation_steps * num_batch_shards(mesh)
+
+
+def copies(state: State, mesh: jax.sharding.Mesh) -> float:
+    """How many devices hold, and update, each trained number, on average."""
+    leaves = jax.tree.leaves(state.trainable)
+    local = sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
+    return mesh.size * local / max(sum(math.prod(x.shape) for x in leaves), 1)
 
 
 def tokens_at_a_time(config: RunConfig, rows: int, length: int, mesh: jax.sharding.Mesh) -> int:

@@ -23,11 +23,12 @@ import jax
 
 from jaxlean.cost.hardware import Device, Platform, of_kind
 from jaxlean.cost.price import num_vcpus
+from jaxlean.train.step import UPDATE
 from jaxlean.xla import hlo
 from jaxlean.xla.groups import Sent
 from jaxlean.xla.hlo import Program
 from jaxlean.xla.remat_auto import RATES, Rates
-from jaxlean.xla.work import Work, count, kept_bytes
+from jaxlean.xla.work import Work, count, kept_bytes, repeated
 
 # Of the peak: what large products reach, and what everything else reaches of the memory's bandwidth. H100: 8192^3 in
 # bfloat16 at 798 of 989 TFLOP/s, a copy at 3.0 of 3.35 TB/s (measured); a model's own products are smaller.
@@ -208,6 +209,12 @@ def workspace(platform: str, hidden: int, *, tokens: int) -> int:
     return _CPU_WORKSPACE * 4 * hidden * tokens if platform == "cpu" else 0
 
 
-def step_seconds(compiled: jax.stages.Compiled, jaxpr: Any, machine: Machine) -> Seconds:
-    """The time of one compiled step, from the jaxpr that it was compiled from."""
-    return of_program(machine, count(jaxpr), kept_bytes(jaxpr), hlo.read(compiled.as_text() or ""), None)
+def step_seconds(compiled: jax.stages.Compiled, jaxpr: Any, machine: Machine, *, copies: float = 1.0) -> Seconds:
+    """The time of one compiled step, from the jaxpr that it was compiled from.
+
+    Args:
+        copies: devices that hold, and update, each trained number (`job.copies`).
+    """
+    with repeated(UPDATE, copies):
+        work = count(jaxpr)
+    return of_program(machine, work, kept_bytes(jaxpr), hlo.read(compiled.as_text() or ""), None)

@@ -15,6 +15,9 @@ import optax
 from jaxlean import tree
 from jaxlean.train.objective import Batch, Loss
 
+# The name scope of what is done once a step, whatever the batch: each device does it to all parameters that it holds.
+UPDATE = "update_parameters"
+
 
 class TrainState(NamedTuple):
     """Everything that changes from step to step, but the place in the data."""
@@ -132,8 +135,9 @@ def make_update(loss: Loss, transform: optax.GradientTransformation) -> Update:
         broken_at = jnp.where((state.broken_at == 0) & ~finite, number, state.broken_at)
 
         def moved(state: TrainState, grads: tree.Tree) -> TrainState:
-            updates, optimizer = transform.update(grads, state.optimizer, state.trainable)
-            return TrainState(optax.apply_updates(state.trainable, updates), optimizer, number, broken_at)
+            with jax.named_scope(UPDATE):
+                updates, optimizer = transform.update(grads, state.optimizer, state.trainable)
+                return TrainState(optax.apply_updates(state.trainable, updates), optimizer, number, broken_at)
 
         def kept(state: TrainState, grads: tree.Tree) -> TrainState:
             return state._replace(broken_at=broken_at)

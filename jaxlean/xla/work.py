@@ -84,6 +84,22 @@ def as_one_kernel(scope: str) -> Iterator[None]:
         _FUSED.reset(token)
 
 
+_REPEATED: ContextVar[tuple[str, float] | None] = ContextVar("repeated", default=None)
+
+
+@contextmanager
+def repeated(scope: str, times: float) -> Iterator[None]:
+    """Within this block, what was traced under a name scope counts so many times.
+
+    For what several devices do alike: an update of parameters of which each of them has a copy.
+    """
+    token = _REPEATED.set((scope, times))
+    try:
+        yield
+    finally:
+        _REPEATED.reset(token)
+
+
 def scope_of_kernel() -> str | None:
     """The scope that counts as one kernel now."""
     return _FUSED.get()
@@ -91,6 +107,15 @@ def scope_of_kernel() -> str | None:
 
 def work_of(eqn: Any) -> Work:
     """What one equation does, with everything inside it."""
+    again = _REPEATED.get()
+    if again is not None and again[0] in str(eqn.source_info.name_stack):
+        token = _REPEATED.set(None)  # once, however deep it goes from here
+        try:
+            once, found = work_of(eqn), Work()
+        finally:
+            _REPEATED.reset(token)
+        found.add(once, again[1])
+        return found
     found = _work_of(eqn)
     scope = _FUSED.get()
     if scope is not None and scope in str(eqn.source_info.name_stack):

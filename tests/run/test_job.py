@@ -104,3 +104,24 @@ def test_from_zero(tiny_run, tiny_base):
     config.lora = tiny_run().lora
     with pytest.raises(ConfigError, match="starts from zero"):
         job.base(config, make_mesh(config.mesh), shapes=True)
+
+
+@pytest.mark.parametrize(
+    ("how", "copies"),
+    [
+        (["mesh.data=8"], 8.0),
+        (["lora=null", "mesh.data=8"], 8.0),
+        (["mesh.fsdp=8", "mesh.data=1"], 8.0),  # adapters are whole everywhere
+        (["train.sync=diloco", "train.diloco.every=2", "mesh.data=8"], 1.0),  # a replica's own are no copies
+    ],
+)
+def test_devices_that_update_the_same_number(tiny_run, how, copies):
+    config = tiny_run(*how)
+    mesh = make_mesh(config.mesh)
+    assert job.copies(outline(config, mesh, length=64).state, mesh) == copies
+
+
+def test_of_a_model_split_by_fsdp_nearly_each_number_is_updated_once(tiny_run):
+    config = tiny_run("lora=null", "mesh.fsdp=4", "mesh.data=2")
+    mesh = make_mesh(config.mesh)
+    assert 2.0 < job.copies(outline(config, mesh, length=64).state, mesh) < 2.1, "two copies; norms on all eight"

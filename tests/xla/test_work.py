@@ -15,7 +15,7 @@ from jaxlean.models.cpu import hold
 from jaxlean.models.decoder import ACTIVATIONS, DecoderConfig, abstract
 from jaxlean.xla.precision import parameter_dtype
 from jaxlean.xla.remat import scan_layers
-from jaxlean.xla.work import Recomputation, as_one_kernel, count, kept_bytes, largest_result
+from jaxlean.xla.work import Recomputation, as_one_kernel, count, kept_bytes, largest_result, repeated
 
 LAYERS, ROWS, LENGTH, RANK = 3, 2, 16, 4
 SIZES = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 48, "num_layers": LAYERS, "num_heads": 4,
@@ -217,3 +217,24 @@ def test_a_stand_in_counts_as_the_kernel_that_it_stands_for():
     outside = count(jax.make_jaxpr(jnp.sin)(jnp.ones((8, 8))).jaxpr)
     assert kernel.elements == outside.elements < whole.elements
     assert kernel.product_bytes < whole.product_bytes
+
+
+def test_what_several_devices_do_alike_counts_as_often():
+    def step(x):
+        def update(x):
+            with jax.named_scope("update"):
+                return jax.jit(lambda x: jnp.where(x > 0, x * 2.0, x) @ x)(x)
+
+        return jax.lax.cond(x.sum() > 0, update, lambda x: x, jnp.sin(x @ x))
+
+    def counted():
+        return count(jax.make_jaxpr(step)(jnp.ones((8, 8))).jaxpr)
+
+    once = counted()
+    with repeated("update", 0.0):
+        without = counted()
+    with repeated("update", 5.0):
+        five = counted()
+    assert once.total_flops == 2 * without.total_flops == 2 * (2 * 8**3)
+    assert five.total_flops == without.total_flops + 5 * (2 * 8**3), "once, also where it is a function of its own"
+    assert five.elements - without.elements == 5 * (once.elements - without.elements) > 0
