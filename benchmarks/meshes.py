@@ -144,9 +144,9 @@ def spread(name: str, folder: Path, steps: int, devices: int) -> list[dict[str, 
         except ConfigError as error:
             rows.append({"job": name, "mesh": name_of(mesh), "refused": error.what})
         print(rows[-1], flush=True)
-    told = config_of(name, folder, steps, {"data": devices}, devices)
+    told = config_of(name, folder, steps, {}, devices)
     told["mesh"] = {"auto": True, "host_devices": devices}
-    chosen = choose_mesh(build(told)).mesh
+    chosen = choose_mesh(build(told), rows=JOBS[name][2]).mesh
     wanted = name_of({axis: getattr(chosen, axis) for axis in ("data", "fsdp", "context", "tensor")})
     ran = sorted((row for row in rows if "losses" in row), key=lambda row: row["step_seconds"])
     for place, row in enumerate(ran, 1):

@@ -83,8 +83,8 @@ def rows_per_step(config: RunConfig, num_devices: int = 1) -> int:
     """Sequences of one step, which a plan holds constant.
 
     Args:
-        num_devices: what an axis of -1 stands for: one device in a plan, for which other hardware is no other job; all
-            that are there, where a mesh is only to be chosen for them.
+        num_devices: of which an axis of -1 takes what is left: one device in a plan, for which other hardware is no
+            other job; all that are there, where a mesh is only to be chosen for them.
 
     Raises:
         ConfigError: `train.sync: diloco` without a number of replicas, on which what is learned depends.
@@ -93,7 +93,9 @@ def rows_per_step(config: RunConfig, num_devices: int = 1) -> int:
         raise ConfigError(
             "train.sync: diloco in a plan: how many replicas?", got=f"mesh.data={config.mesh.data}", fix="mesh.data=N"
         )
-    shards = math.prod(num_devices if (size := getattr(config.mesh, axis)) == -1 else size for axis in ROWS)
+    sizes = {axis: getattr(config.mesh, axis) for axis in AXES}
+    left = max(num_devices // math.prod(size for size in sizes.values() if size > 0), 1)
+    shards = math.prod(left if sizes[axis] == -1 else sizes[axis] for axis in ROWS)
     return config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps * shards
 
 

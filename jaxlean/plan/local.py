@@ -5,7 +5,7 @@ from functools import partial
 
 import jax
 
-from jaxlean.config import MeshSection, RunConfig, build
+from jaxlean.config import RunConfig, build
 from jaxlean.cost.hardware import Device, of_kind
 from jaxlean.errors import RunError
 from jaxlean.plan.candidate import rows_per_step
@@ -17,33 +17,32 @@ from jaxlean.xla.compile import use_cache
 from jaxlean.xla.mesh import split_host
 
 
-def choose_mesh(config: RunConfig, *, most: int = 4) -> RunConfig:
+def choose_mesh(config: RunConfig, *, rows: int | None = None, most: int = 4) -> RunConfig:
     """The config with a mesh for these devices, and with the microbatch and (`remat: auto`) the policy that go with it.
 
-    The sequences of a step stay what `per_device_train_batch_size` and the number of devices make them.
-
     Args:
-        config: with `mesh: auto`.
+        config: with `mesh: auto`; an axis that it sets as well stays as it is.
+        rows: sequences of a step; default: what `per_device_train_batch_size` and the number of devices make them.
         most: meshes to compile.
 
     Raises:
         RunError: nothing fits.
     """
     with join(config.distributed) as peers:
-        return _choose(config, most, peers)
+        return _choose(config, rows, most, peers)
 
 
-def _choose(config: RunConfig, most: int, peers: Peers) -> RunConfig:
+def _choose(config: RunConfig, rows: int | None, most: int, peers: Peers) -> RunConfig:
     split_host(config.mesh.host_devices)
     use_cache(config.compilation_cache)
     say = partial(peers.console().print, highlight=False, soft_wrap=True)
     devices = jax.devices()
     open_ = config.model_copy(deep=True)
-    open_.mesh = MeshSection(host_devices=config.mesh.host_devices)
+    open_.mesh.auto = False
     if len(devices) == 1:
         return open_
     target = here(config)
-    rows = rows_per_step(open_, len(devices))
+    rows = rows if rows is not None else rows_per_step(open_, len(devices))
     length = describe(open_, rows=rows).length
     say(f"mesh: auto, {target.name}: {rows} sequences a step of {length:,} tokens")
     found = list(search(open_, target, length=length, rows=rows, devices=devices, vary_base=False, most=most))

@@ -95,6 +95,8 @@ def test_the_config_as_written_is_a_candidate_where_it_is_the_same_job():
         ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}, {}, 1, 12),
         ({"per_device_train_batch_size": 4}, {}, 8, 32),
         ({"per_device_train_batch_size": 4}, {"data": 2, "fsdp": 3, "tensor": 5}, 1, 24),
+        ({"per_device_train_batch_size": 4}, {"context": 4}, 8, 8),
+        ({"per_device_train_batch_size": 4}, {"context": 4}, 1, 4),
     ],
 )
 def test_sequences_of_a_step(train, mesh, devices, rows):
