@@ -15,7 +15,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 # The axes that rows are split over, and those of rows whose sequences are split too.
 ROWS = ("data", "fsdp", "expert")
-FOLDED = (*ROWS, "context")
+# (part by part: the rows of one part lie together, as `Layout.fold` puts them)
+FOLDED = ("context", *ROWS)
 _HEADS = PartitionSpec(FOLDED, None, "tensor", None)
 _WIDE = PartitionSpec(FOLDED, None, "tensor")
 _NARROW = PartitionSpec(FOLDED, None, None)
@@ -50,6 +51,15 @@ class Layout:
         if self.mesh is None:
             return x
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, self.spec(*SPECS[name])))
+
+    def whole(self, x: jax.Array) -> jax.Array:
+        """[batch, length], told that no device of `context` has only a part of it.
+
+        For what shifts along a sequence: XLA of jaxlib 0.10 gets that wrong inside of a loop where it is split.
+        """
+        if self.mesh is None or self.parts == 1:
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, self.spec(ROWS, None)))
 
     def spec(self, *axes: Any) -> PartitionSpec:
         """A spec of the mesh, without the axes that the code around has taken for itself."""
@@ -114,18 +124,23 @@ class Layout:
         return self.on_each_device(local, specs, PartitionSpec(FOLDED, None, None))(table, tokens)
 
     def fold(self, x: jax.Array) -> jax.Array:
-        """[batch, length, ...] -> [batch * parts, length / parts, ...]: nothing moves between devices."""
+        """[batch, length, ...] -> [parts * batch, length / parts, ...], first the first parts of all rows.
+
+        In this order nothing moves between devices, however many rows each has.
+        """
         if self.parts == 1:
             return x
         batch, length, *rest = x.shape
-        return x.reshape(batch * self.parts, length // self.parts, *rest)
+        parted = x.reshape(batch, self.parts, length // self.parts, *rest)
+        return parted.swapaxes(0, 1).reshape(self.parts * batch, length // self.parts, *rest)
 
     def unfold(self, x: jax.Array) -> jax.Array:
         """The inverse of `fold`."""
         if self.parts == 1:
             return x
-        batch, length, *rest = x.shape
-        return x.reshape(batch // self.parts, length * self.parts, *rest)
+        rows, length, *rest = x.shape
+        parted = x.reshape(self.parts, rows // self.parts, length, *rest)
+        return parted.swapaxes(0, 1).reshape(rows // self.parts, self.parts * length, *rest)
 
 
 ALONE = Layout()

@@ -60,7 +60,8 @@ def objective(
             return nnx.merge(graph, {**params, part: own[part]}).logits(x, drop)
 
         # the targets of whole sequences, then the parts of them as rows of their own
-        hidden, targets, counts = map(layout.fold, (hidden, *shifted(tokens, mask)))
+        targets, counts = map(layout.whole, shifted(layout.whole(tokens), layout.whole(mask)))
+        hidden, targets, counts = map(layout.fold, (hidden, targets, counts))
         hidden = layout.constrain(hidden, "layer_in")
         rows, length = targets.shape
         chunk = chunk_length(length, row_bytes=4 * rows * config.vocab_size, budget=logits_bytes)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlean import codec
 from jaxlean.config import MeshSection
@@ -61,21 +62,30 @@ def test_folded_and_back(context, rest):
     folded = on.fold(x)
     assert folded.shape == (2 * context, 8 // context, *rest)
     for row in range(2):
-        for part in range(context):  # a row's parts stand below each other, in order
+        for part in range(context):  # the first parts of all rows, then the second ones
             np.testing.assert_array_equal(
-                folded[row * context + part], x[row, part * 8 // context : (part + 1) * 8 // context]
+                folded[part * 2 + row], x[row, part * 8 // context : (part + 1) * 8 // context]
             )
     np.testing.assert_array_equal(on.unfold(folded), x)
 
 
-def test_to_fold_a_batch_moves_nothing_between_devices():
-    """Of a batch each device has whole sequences."""
+def test_folding_moves_nothing_between_devices():
+    """Neither a batch, of which each device has whole sequences, nor activations there and back: two rows a device."""
     on = layout(data=2, context=4)
     x = jax.device_put(jnp.ones((4, 16, 12)), batch_sharding(on.mesh))
-    folded = jax.jit(lambda x: on.constrain(on.fold(x), "layer_in")).lower(x).compile()
-    assert {piece.data.shape for piece in folded(x).addressable_shards} == {(2, 4, 12)}
-    for word in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
-        assert word not in folded.as_text()
+    to_parts = jax.jit(lambda x: on.constrain(on.fold(x), "layer_in"))
+    assert {piece.data.shape for piece in to_parts(x).addressable_shards} == {(2, 4, 12)}
+
+    def there_and_back(x):
+        whole = on.unfold(on.constrain(x * 2.0, "layer_in"))
+        halved = jax.lax.with_sharding_constraint(whole, NamedSharding(on.mesh, PartitionSpec(ROWS, "context"))) / 2.0
+        return on.constrain(on.fold(halved), "layer_in")
+
+    parts = to_parts(x)
+    for function, given in ((to_parts, x), (jax.jit(there_and_back), parts)):
+        text = function.lower(given).compile().as_text()
+        for word in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
+            assert word not in text
 
 
 def test_one_device_needs_no_layout():
