@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,10 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def run(case: tuple[str, str, int, str], length: int, steps: int) -> dict[str, Any]:
-    """Predict, then train."""
+def run(
+    case: tuple[str, str, int, str], length: int, steps: int, said: Callable[[Any], None] = lambda fits: None
+) -> dict[str, Any]:
+    """Predict, say whether it fits, then train."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -80,6 +83,7 @@ def run(case: tuple[str, str, int, str], length: int, steps: int) -> dict[str, A
     predicted = needed_bytes(compiled) + workspace(jax.default_backend(), hidden, tokens=tokens)
     took = step_seconds(compiled, traced.jaxpr.jaxpr, here(list(mesh.devices.flat)))
     fits = predicted <= device_budget(mesh.devices.flat)
+    said(fits)  # before it may fail
     del traced
 
     on_cpu = jax.default_backend() == "cpu"
@@ -146,7 +150,7 @@ def forget_peak() -> None:
 
 
 def work(case: tuple[str, str, int, str], length: int, steps: int, result: Any) -> None:
-    result.put(run(case, length, steps))
+    result.put(run(case, length, steps, said=result.put))
 
 
 def main() -> None:
@@ -165,8 +169,9 @@ def main() -> None:
         process.start()
         process.join()
         name, remat, number, kind = case
+        fits = None if result.empty() else result.get()
         if process.exitcode:
-            rows.append({"model": name, "kind": kind, "remat": remat, "rows": number, "fits": None, "ran": False})
+            rows.append({"model": name, "kind": kind, "remat": remat, "rows": number, "fits": fits, "ran": False})
             continue
         rows.append(result.get())
         print(

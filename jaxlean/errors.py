@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Iterable
 
 EXIT_USER_ERROR = 2
+# A process of several that failed for no reason that another start would mend.
+EXIT_FAILED = 1
 # sysexits.h EX_TEMPFAIL: "try again". Schedulers (SLURM, Kubernetes pod failure policies) can tell it from a failure.
 EXIT_PREEMPTED = 75
 # sysexits.h EX_UNAVAILABLE: another process of the same run is gone; worth starting all of them again, with --resume.

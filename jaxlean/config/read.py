@@ -6,7 +6,7 @@ from typing import Any, get_origin
 import yaml
 from pydantic import AliasChoices, ValidationError
 
-from jaxlean.config.sections import RunConfig, Section
+from jaxlean.config.sections import MeshSection, RunConfig, Section
 from jaxlean.errors import ConfigError, did_you_mean
 
 
@@ -115,6 +115,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
             annotation = field.annotation if field is not None else None
             section = _section_of(annotation)
         keys.append(key)
+    if section is MeshSection and text == "auto":  # beside what is said of the mesh otherwise
+        keys, section, text = [*keys, "auto"], None, "true"
+        annotation = bool
     value = _parse(text, annotation)
     if section is not None:
         value = _canonical(value, section, override)

@@ -300,6 +300,13 @@ class MeshSection(Section):
         "core waits for another inside a step.",
     )
 
+    @field_validator("data", "fsdp", "expert", "context", "tensor")
+    @classmethod
+    def _axes_have_devices(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("an axis has 1 device or more, or -1: what is left")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _auto_is_a_word(cls, values: Any) -> Any:

@@ -17,6 +17,7 @@ from jaxlean.errors import ConfigError, did_you_mean
 
 Platform = Literal["cpu", "gpu", "tpu"]
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def _compiles(pattern: str) -> str:
@@ -61,10 +62,10 @@ class Device(_Entry):
     usd_per_hour_spot: Number | None = None
     per: Literal["device", "vcpu"] = "device"
     source: str | None = None
-    memory_gb: Number | None = None
-    tflops: dict[Literal["bfloat16", "float32", "int8", "float8"], Number] = Field(default_factory=dict)
-    memory_gb_per_second: Number | None = None
-    link_gb_per_second: Number | None = None
+    memory_gb: Rate | None = None
+    tflops: dict[Literal["bfloat16", "float32", "int8", "float8"], Rate] = Field(default_factory=dict)
+    memory_gb_per_second: Rate | None = None
+    link_gb_per_second: Rate | None = None
     network_gb_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     network_microseconds: Number | None = None
     network_source: str | None = None

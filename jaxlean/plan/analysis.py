@@ -98,7 +98,10 @@ class Analysis:
         if any(number is None for number in parts.values()):
             return []
         local = {path: size / parts[path] for path, (_, size) in (self._trainable | self._frozen).items()}  # type: ignore[operator]
-        if any(size > 1 and axis in ("fsdp", "tensor") and not self._works(axis, axes) for axis, size in axes.items()):
+        if any(
+            size > 1 and axis in ("fsdp", "expert", "tensor") and not self._works(axis, axes)
+            for axis, size in axes.items()
+        ):
             return []
         trainable = sum(local[path] for path in self._trainable)
         frozen = sum(local[path] for path in self._frozen)

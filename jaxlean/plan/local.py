@@ -1,6 +1,7 @@
 """`mesh: auto`: the planner's search over the devices that are here."""
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -15,10 +16,11 @@ from jaxlean.plan.target import Target
 from jaxlean.run.peers import Peers, join
 from jaxlean.xla.compile import use_cache
 from jaxlean.xla.mesh import split_host
+from jaxlean.xla.remat_auto import device_budget
 
 
 def choose_mesh(config: RunConfig, *, rows: int | None = None, most: int = 4) -> RunConfig:
-    """The config with a mesh for these devices, and with the microbatch and (`remat: auto`) the policy that go with it.
+    """The config with a mesh for these devices, and the microbatch and (where none is set) the policy that go with it.
 
     Args:
         config: with `mesh: auto`; an axis that it sets as well stays as it is.
@@ -42,6 +44,9 @@ def _choose(config: RunConfig, rows: int | None, most: int, peers: Peers) -> Run
     if len(devices) == 1:
         return open_
     target = here(config)
+    budget = config.train.memory_budget
+    if budget is not None or target.capacity is None:
+        target = replace(target, limit=budget if budget is not None else device_budget(devices))
     rows = rows if rows is not None else rows_per_step(open_, len(devices))
     length = describe(open_, rows=rows).length
     say(f"mesh: auto, {target.name}: {rows} sequences a step of {length:,} tokens")

@@ -138,6 +138,8 @@ def ranked(
             return f"{found.hours - deadline_hours:.2g} h over the deadline"
         if max_usd is not None and found.usd is not None and found.usd > max_usd:
             return f"${found.usd - max_usd:.2f} over the limit"
+        if max_usd is not None and found.usd is None:
+            return "no price: whether it is within the limit is not known"
         return ""
 
     reasons = [refused(found) for found in offers]

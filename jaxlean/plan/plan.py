@@ -137,7 +137,9 @@ def describe(config: RunConfig, *, rows: int | None = None) -> Work:
     path = config.model.tokenizer or config.model.path
     if path is None:
         raise ConfigError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
-    tokenizer = load_tokenizer(str(locate(path, weights=False)))
+    # a tokenizer of its own has revisions of its own
+    revision = config.model.revision if config.model.tokenizer is None else None
+    tokenizer = load_tokenizer(str(locate(path, revision=revision, weights=False)))
     template = chat_template(config.model)
     if template is not None:
         tokenizer.chat_template = template

@@ -124,8 +124,8 @@ def summary(plan: Plan) -> str:
     nothing = [] if plan.winner is not None else ["no target runs the job as asked: the last column says why"]
     lines = [
         *nothing,
-        f"{work.num_steps:,} steps of {work.rows} x {work.length:,} tokens; "
-        f"of an epoch's tokens {show_count(work.tokens)} carry loss",
+        f"{work.num_steps:,} steps of {work.rows} x {work.length:,} tokens"
+        + (f"; of an epoch's tokens {show_count(work.tokens)} carry loss" if work.tokens else ""),
         *(mark + note for note, mark in sorted(notes.items()) if note),
         *(f"price of {name}: {source}" for name, source in sources.items()),
     ]

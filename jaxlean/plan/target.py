@@ -38,11 +38,13 @@ class Target:
         name: as it was asked for.
         device: what the table knows of one.
         shape: devices along each axis of the slice; one number for cards and CPUs.
+        limit: bytes that a program may take, where that is known better than from the table.
     """
 
     name: str
     device: Device
     shape: tuple[int, ...]
+    limit: int | None = None
 
     @property
     def num_devices(self) -> int:
@@ -79,6 +81,8 @@ class Target:
     @property
     def capacity(self) -> int | None:
         """Bytes that a program may take on one device; None where the table does not know its memory."""
+        if self.limit is not None:
+            return self.limit
         memory = self.device.memory_bytes
         if self.platform == "cpu" and memory is None:
             return host_budget() // self.num_devices

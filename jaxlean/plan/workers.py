@@ -139,7 +139,7 @@ class _Processes:
 
 def _run_one(job: Job, limit: float, watch: Callable[[str, str], None], processes: _Processes) -> Iterator[Row]:
     skip: list[str] = []
-    known: set[Candidate] = set()
+    known: set[str] = set()
     for _ in range(_TRIES):
         failed = yield from _attempt(job, skip, known, limit, watch, processes)
         if failed is None:
@@ -150,7 +150,7 @@ def _run_one(job: Job, limit: float, watch: Callable[[str, str], None], processe
 def _attempt(
     job: Job,
     skip: list[str],
-    known: set[Candidate],
+    known: set[str],
     limit: float,
     watch: Callable[[str, str], None],
     processes: _Processes,
@@ -183,10 +183,10 @@ def _attempt(
                 found = json.loads(line)
                 if "row" in found:
                     row, current = Row.from_dict(found["row"]), None
-                    if row.candidate is None or row.candidate not in known:
+                    if row.candidate is None or str(row.candidate) not in known:
                         yield row
                     if row.candidate is not None:
-                        known.add(row.candidate)
+                        known.add(str(row.candidate))
                 elif "starting" in found:
                     current = Candidate.from_dict(found["starting"])
                     watch(job.target, f"compiling {current.mesh_name}, {current.microbatch} rows")

@@ -124,7 +124,8 @@ def evaluate(config: RunConfig, *, adapter: Path | None = None, answers: Path | 
         raise RunError(f"the file for the answers {what}", where=answers, fix="--answers names a file to write")
     split_host(config.mesh.host_devices)
     use_cache(config.compilation_cache)
-    mesh = make_mesh(config.mesh)
+    # to measure once is not worth a search for a mesh: all copies, unless an axis is set
+    mesh = make_mesh(config.mesh.model_copy(update={"auto": False}))
     named = config.model
     model = load(
         config.model.path, named.dtype, mesh, revision=named.revision, tokenizer=named.tokenizer,

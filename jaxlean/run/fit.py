@@ -55,7 +55,14 @@ def fit(
         short = needed - budget
         return say_cuts(cuts(config, mesh.size, needed - common, short, **sizes), short)
 
-    return choose(build, (*held, shapes), budget, ACTIVATIONS, shards=num_batch_shards(mesh), advice=advice)
+    return choose(
+        build,
+        (*held, shapes),
+        budget,
+        ACTIVATIONS,
+        shards=num_batch_shards(mesh) * mesh.shape["context"],
+        advice=advice,
+    )
 
 
 def cuts(

@@ -62,6 +62,9 @@ class Meter:
     def start_training(self, arguments: int = 0, num_devices: int = 1) -> None:
         """The steps begin; `arguments` are bytes of theirs on one of this process's devices."""
         self._memory.begin(arguments, num_devices)
+        self._go_on()
+
+    def _go_on(self) -> None:
         self._training_since = time.perf_counter()
 
     def stop_training(self) -> None:
@@ -76,7 +79,7 @@ class Meter:
         try:
             yield
         finally:
-            self.start_training()
+            self._go_on()
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from jaxlean.config import DistributedSection
-from jaxlean.errors import EXIT_PEER_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, RunError, UserError
+from jaxlean.errors import EXIT_FAILED, EXIT_PEER_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, RunError, UserError
 from jaxlean.run.watch import Line, Meeting, Message, connect
 from jaxlean.tree import Tree
 from jaxlean.xla.distributed import Standing, initialize
@@ -178,8 +178,11 @@ class Peers:
             self._line.say({"kind": "bye"})
             self._line.all_parted(within=_GRACE_SECONDS)
         else:
-            self._over.set()
             code, text = _last_words(self, error)
+            if code == EXIT_FAILED:
+                # what came out of a collective may be another process's death, which the line tells of in a moment
+                time.sleep(_GRACE_SECONDS)
+            self._over.set()
             self._line.say({"kind": "end", "code": code, "text": text})
             # jax's service, which lives in the first process, takes down those that outlive it
             self._line.all_parted(within=3 * _GRACE_SECONDS if self.is_first else 0)
@@ -298,7 +301,7 @@ def _last_words(peers: Peers, error: BaseException) -> tuple[int, str]:
     if isinstance(error, Preempted):
         return EXIT_PREEMPTED, f"preempted: {who} was told to leave ({error}); {_AGAIN}"
     first = (str(error).strip() or "-").splitlines()[0]
-    return EXIT_PEER_LOST, f"{who} failed: {type(error).__name__}: {first}\n  fix:    see its output"
+    return EXIT_FAILED, f"{who} failed: {type(error).__name__}: {first}\n  fix:    see its output"
 
 
 def _leave(code: int) -> None:

@@ -118,7 +118,7 @@ def _wanted(section: DistributedSection, environment: Mapping[str, str]) -> dict
             "process_id": section.process_id,
             "local_device_ids": devices or [],
         }
-    for launcher in (_slurm, _open_mpi, _tpu, _kubernetes):
+    for launcher in (_open_mpi, _slurm, _tpu, _kubernetes):  # as jax: mpirun may have been started by srun
         found = launcher(environment)
         if found is not None:
             return found if devices is None else found | {"local_device_ids": devices}

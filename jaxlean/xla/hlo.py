@@ -139,7 +139,7 @@ def _walk(
         kind = opcode.removesuffix("-start")
         program.started += times * (counting and (opcode in _STARTED or kind in KINDS))
         if kind in KINDS:
-            size, groups = _nbytes(shape, started=opcode.endswith("-start")), read_groups(line)
+            size, groups = _nbytes(shape, started=opcode.endswith("-start") and kind != "all-reduce"), read_groups(line)
             group = len(groups[0]) if groups and kind != "collective-permute" else 1
             if group > 1 or kind == "collective-permute":
                 # what a TPU's compiler spreads over several operations (begun, carried on, done) stands in each of them

@@ -46,15 +46,20 @@ def make_mesh(section: MeshSection | None = None, devices: list[jax.Device] | No
     """A mesh of all devices (or of those given).
 
     Raises:
-        ConfigError: more than one axis is -1, or the axes do not multiply to the number of devices.
+        ConfigError: more than one axis is -1, the axes do not multiply to the number of devices, or they are still to
+            be chosen (`auto`).
     """
     devices = devices if devices is not None else jax.devices()
     section = section if section is not None else MeshSection()
-    assert not section.auto, "mesh: auto is decided (jaxlean.plan.local) before there is a mesh"
+    if section.auto:
+        raise ConfigError(
+            "mesh: auto is chosen before a run",
+            fix="jaxlean finetune does it; in Python, jaxlean.plan.local.choose_mesh",
+        )
     sizes = [getattr(section, axis) for axis in AXES]
     known = int(np.prod([size for size in sizes if size > 0]))
-    if 0 in sizes or sizes.count(-1) > 1:
-        raise ConfigError("mesh: at most one axis is -1, and none is 0", got=dict(zip(AXES, sizes, strict=True)))
+    if sizes.count(-1) > 1:
+        raise ConfigError("mesh: at most one axis is -1", got=dict(zip(AXES, sizes, strict=True)))
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if int(np.prod(sizes)) != len(devices):

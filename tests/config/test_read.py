@@ -228,3 +228,14 @@ def test_what_was_told_is_what_was_set_and_builds_the_same():
     loaded.cost.usd_per_hour = 2.0  # in a section that was not set
     assert told(loaded)["cost"] == {"usd_per_hour": 2.0}
     assert told(config.build({})) == {}
+
+
+@pytest.mark.parametrize("order", [("mesh=auto", "mesh.host_devices=4"), ("mesh.host_devices=4", "mesh=auto")])
+def test_auto_stands_beside_what_else_is_said_of_the_mesh(order):
+    mesh = config.load(None, [*order, "mesh.context=2"]).mesh
+    assert (mesh.auto, mesh.host_devices, mesh.context) == (True, 4, 2)
+
+
+def test_an_axis_without_devices():
+    with pytest.raises(ConfigError, match="1 device or more"):
+        config.load(None, ["mesh.data=0"])

@@ -23,7 +23,7 @@ from jaxlean.errors import ConfigError
         ("TPU v5 lite", "TPU v5e"),
         ("TPU v5", "TPU v5p"),
         ("TPU v6 lite", "TPU v6e"),
-        ("TPU7x", "TPU v7x"),
+        ("TPU7x", "TPU v7x, one of a chip's two"),
     ],
 )
 def test_device_kinds_as_jax_says_them(kind, name):
@@ -57,7 +57,9 @@ def test_every_accelerator_says_what_a_plan_needs():
         assert entry.platform is not None
         if entry.platform == "cpu":
             continue
-        for field in ("memory_gb", "memory_gb_per_second", "link_gb_per_second", "watts", entry.platform):
+        # a v4 is planned by a bound: XLA's compiler describes it otherwise than it runs
+        described = [] if entry.target == "v4" else [entry.platform]
+        for field in ("memory_gb", "memory_gb_per_second", "link_gb_per_second", "watts", *described):
             assert getattr(entry, field) is not None, (entry.target, field)
         assert {"bfloat16", "float32"} <= entry.tflops.keys()
         if entry.gpu is not None:

@@ -45,3 +45,9 @@ def test_where_nothing_fits_it_says_so(config, tmp_path):
     config.cost.hardware = str(table)
     with pytest.raises(RunError, match="no mesh that the job fits on"):
         choose_mesh(config, most=1)
+
+
+def test_it_keeps_to_the_memory_of_the_config(config):
+    config.train.memory_budget = 10**5
+    with pytest.raises(RunError, match="no mesh that the job fits on"):
+        choose_mesh(config, most=1)

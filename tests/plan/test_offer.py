@@ -7,7 +7,7 @@ import pytest
 from jaxlean.cost import skypilot
 from jaxlean.plan import offer as module
 from jaxlean.plan.candidate import Candidate
-from jaxlean.plan.offer import Work, offer, price_of, ranked
+from jaxlean.plan.offer import Offer, Work, offer, price_of, ranked
 from jaxlean.plan.search import Row
 from jaxlean.plan.target import parse
 
@@ -86,3 +86,18 @@ def test_whose_price(tmp_path, monkeypatch):
     table.write_text("devices:\n- {match: NVIDIA L4, target: l4, usd_per_hour: 0.5, source: our contract}\n")
     assert price_of(parse("l4:2", str(table)), str(table)) == (1.0, 0.64, "our contract")
     assert price_of(parse("h100-80gb", str(table)), str(table))[2] == "catalog of H100"
+
+
+def test_what_has_no_price_is_not_within_a_limit():
+    known, unknown = made("l4", 1.0, usd=5.0), made("v7x:2x2x1", 0.5, usd=None)
+    assert [found.row.target for found in ranked([unknown, known])] == ["l4", "v7x:2x2x1"]
+    first, second = ranked([unknown, known], max_usd=9.0)
+    assert (first.row.target, first.why) == ("l4", "")
+    assert "no price" in second.why
+    (alone,) = ranked([unknown], max_usd=9.0)
+    assert alone.why, "nothing wins"
+
+
+def made(target, hours, usd):
+    row = Row(target, "fits", Candidate((1, 1, 1, 1, 1), 1, 1, "bfloat16", "none", "none"), 1e9, 10**10, 1.0)
+    return Offer(row, 1, 100.0, hours, usd, None, None, "")

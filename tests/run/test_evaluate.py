@@ -187,3 +187,7 @@ def test_answers_that_cannot_be_written_are_told_before_anything_is_loaded(tiny_
 def test_an_adapter_of_another_base(tiny_run, tmp_path, adapter):
     with pytest.raises(ModelError, match="no such adapter folder"):
         evaluate(tiny_run(), adapter=tmp_path / "none")
+
+
+def test_a_mesh_that_is_to_be_chosen_is_all_copies(tiny_run):
+    assert evaluate(tiny_run("mesh=auto"))["loss"] == pytest.approx(evaluate(tiny_run())["loss"])

@@ -205,3 +205,13 @@ def test_what_the_bar_shows(clock):
     shown = Meter.shown(line)
     assert set(shown) == {"step", "loss", "tokens_per_second", "memory_bytes", "usd"}
     assert (shown["step"], shown["loss"], shown["memory_bytes"]) == (1, 1.5, line["peak_memory_bytes"])
+
+
+def test_a_pause_does_not_begin_the_memory_anew(monkeypatch):
+    meter, begun = Meter(Price(None, ""), clock_start=0.0), []
+    monkeypatch.setattr(meter._memory, "begin", lambda *told: begun.append(told))
+    meter.start_training(5, 4)
+    with meter.paused():
+        assert meter._training_since is None
+    assert meter._training_since is not None
+    assert begun == [(5, 4)]

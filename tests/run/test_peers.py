@@ -8,7 +8,7 @@ import time
 import pytest
 
 from jaxlean.config import DistributedSection
-from jaxlean.errors import EXIT_PEER_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, RunError
+from jaxlean.errors import EXIT_FAILED, EXIT_PEER_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, RunError
 from jaxlean.run import peers as module
 from jaxlean.run import watch
 from jaxlean.run.peers import Peers, join
@@ -162,7 +162,7 @@ def test_an_error_of_one_is_told_in_its_words(ends, capsys):
     [
         (RunError("wrong"), EXIT_USER_ERROR, "ended: wrong"),
         (Preempted("SIGTERM"), EXIT_PREEMPTED, "was told to leave (SIGTERM); start all processes again with --resume"),
-        (KeyError("x"), EXIT_PEER_LOST, "failed: KeyError: 'x'"),
+        (KeyError("x"), EXIT_FAILED, "failed: KeyError: 'x'"),
     ],
 )
 def test_the_exit_code_says_what_to_do(ends, capsys, error, code, words):

@@ -157,3 +157,11 @@ def test_what_is_started_is_counted_with_its_trips_and_not_what_is_fused():
     # in each trip the product and what follows it, perhaps as one; the counter, the copies of what is carried
     assert 7 <= found <= 7 * 6 + 6
     assert read(text.replace('"n":"7"', '"n":"70"')).started >= 10 * 7
+
+
+def test_what_begins_an_all_reduce_names_its_results_alone():
+    pair = "(f32[50]{0}, f32[50]{0})"
+    line = "  %r = {} {}(%a, %b), channel_id=1, replica_groups={{{{0,1}}}}, to_apply=%add"
+    program = "HloModule m\n\nENTRY %main (a: f32[50], b: f32[50]) -> f32[50] {{\n{}\n}}\n"
+    begun, at_once = (read(program.format(line.format(pair, name))) for name in ("all-reduce-start", "all-reduce"))
+    assert begun.bytes == at_once.bytes == 2 * 400 / 2

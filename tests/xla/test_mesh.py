@@ -65,7 +65,6 @@ def test_no_section_is_all_devices_and_some_can_be_given():
     ("axes", "says"),
     [
         ({"fsdp": -1}, "at most one axis is -1"),
-        ({"tensor": 0}, "none is 0"),
         ({"fsdp": 3}, "do not multiply to the number of devices"),
         ({"data": 4, "fsdp": 4}, "8 devices in all"),
         ({"data": 1}, "set one axis to -1"),
