@@ -8,9 +8,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+_BY_CORES = {"tpu-v2", "tpu-v3", "tpu-v4", "tpu-v5p"}
+
 
 @dataclass(frozen=True)
-class Offer:
+class Listing:
     """The cheapest offers of a card.
 
     Args:
@@ -24,7 +26,7 @@ class Offer:
     source: str
 
 
-def cheapest(accelerator: str, folder: Path | None = None) -> Offer | None:
+def cheapest(accelerator: str, folder: Path | None = None) -> Listing | None:
     """The cheapest price of one device over all clouds and regions of the catalog; None where it lists none.
 
     Args:
@@ -48,7 +50,7 @@ def cheapest(accelerator: str, folder: Path | None = None) -> Offer | None:
         return None
     best, best_spot = min(on_demand, default=None), min(spot, default=None)
     said = [f"{name}: {found[1]}" for name, found in (("on demand", best), ("spot", best_spot)) if found is not None]
-    return Offer(
+    return Listing(
         best[0] if best is not None else None,
         best_spot[0] if best_spot is not None else None,
         f"SkyPilot catalog, {', '.join(said)}",
@@ -67,9 +69,13 @@ def _devices(row: dict[str, str], accelerator: str) -> float | None:
     """How many devices a row's machine has, where it is of this kind."""
     name, count = row.get("AcceleratorName") or "", _number(row.get("AcceleratorCount"))
     if name.lower() == accelerator.lower() and count:
-        return count
-    chips = re.fullmatch(rf"{re.escape(accelerator)}-(\d+)", name, re.IGNORECASE) if "tpu" in accelerator else None
-    return float(chips[1]) if chips is not None else None
+        # a row without a machine is the price of a card that is put into one, which costs as well
+        return count if row.get("InstanceType") else None
+    slice_ = re.fullmatch(rf"{re.escape(accelerator)}-(\d+)", name, re.IGNORECASE) if "tpu" in accelerator else None
+    if slice_ is None:
+        return None
+    # of these generations a slice's name counts cores, two a chip
+    return float(slice_[1]) / (2 if accelerator.lower() in _BY_CORES else 1)
 
 
 def _number(text: str | None) -> float | None:

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxlean import tree
 from jaxlean.models.attention import Backend, Slots, attention
 from jaxlean.models.cpu import from_bits, frozen_bits, keep
-from jaxlean.models.layout import ALONE, Layout, Place
+from jaxlean.models.layout import ALONE, KernelPlace, Layout
 from jaxlean.models.linear import Dropout, Linear, dot_wide, normal
 from jaxlean.models.norm import RMSNorm
 from jaxlean.models.projection import LORA_LOW, project
@@ -254,7 +254,7 @@ class Decoder(nnx.Module):
             if hasattr(module, "layout"):
                 module.layout = layout
             if isinstance(module, Linear):
-                module.place = Place(layout, str(path[-1]))
+                module.place = KernelPlace(layout, str(path[-1]))
         return self
 
     def without_kernels(self) -> "Decoder":

@@ -149,7 +149,7 @@ _BACK = ("out", "down")
 
 
 @dataclass(frozen=True)
-class Place:
+class KernelPlace:
     """Where a linear layer's kernel lies.
 
     Args:
@@ -181,7 +181,7 @@ class Place:
         }
 
 
-NOWHERE = Place()
+NOWHERE = KernelPlace()
 
 
 def layout_on(mesh: Mesh) -> Layout:

@@ -12,7 +12,7 @@ from jaxlean import codec
 from jaxlean.errors import ModelError
 from jaxlean.models import quantized
 from jaxlean.models.cpu import transpose
-from jaxlean.models.layout import NOWHERE, Place
+from jaxlean.models.layout import NOWHERE, KernelPlace
 from jaxlean.models.quantized import Matmul
 
 # What may stand beside a kernel in the parameter tree.
@@ -103,7 +103,7 @@ def _dot_wide_backward(
 dot_wide.defvjp(_dot_wide_forward, _dot_wide_backward)
 
 
-def product(x: jax.Array, leaves: codec.Leaves, matmul: Matmul = "default", place: Place = NOWHERE) -> jax.Array:
+def product(x: jax.Array, leaves: codec.Leaves, matmul: Matmul = "default", place: KernelPlace = NOWHERE) -> jax.Array:
     """`x @ kernel` with the kernel in whatever form it is held, in the dtype of `x`: the one place where layers do it.
 
     Args:
@@ -145,7 +145,7 @@ class Linear(nnx.Module):
         self.lora_magnitude: nnx.Param | None = nnx.data(None)
         self.dtype = dtype
         self.matmul: Matmul = "default"
-        self.place: Place = NOWHERE
+        self.place: KernelPlace = NOWHERE
 
     def attach(self, leaves: Mapping[str, Any], *, where: str = "a linear layer") -> None:
         """Declare what stands in the tree: adapter leaves, and the kernel in the form that it has there.

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxlean import codec
 from jaxlean.models.cpu import concatenate, named, transpose
-from jaxlean.models.layout import Place
+from jaxlean.models.layout import KernelPlace
 from jaxlean.models.linear import Dropout, Linear
 
 # An activation that a remat policy can keep: the adapters' inner products, which are small and cost a pass over x.
@@ -65,14 +65,14 @@ Adapter = tuple[jax.Array, jax.Array, jax.Array]  # lora_a [in, r], lora_b [r, o
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _adapted(
-    x: jax.Array, frozen: tuple[codec.Leaves, ...], adapters: tuple[Adapter, ...], places: tuple[Place, ...]
+    x: jax.Array, frozen: tuple[codec.Leaves, ...], adapters: tuple[Adapter, ...], places: tuple[KernelPlace, ...]
 ) -> tuple[jax.Array, ...]:
     """x [tokens, in] -> `x @ kernel + scale * (x @ a) @ b` for each."""
     return _forward(x, frozen, adapters, places)[0]
 
 
 def _forward(
-    x: jax.Array, frozen: tuple[codec.Leaves, ...], adapters: tuple[Adapter, ...], places: tuple[Place, ...]
+    x: jax.Array, frozen: tuple[codec.Leaves, ...], adapters: tuple[Adapter, ...], places: tuple[KernelPlace, ...]
 ) -> tuple[Any, Any]:
     low = named(_product(x, _first(adapters, x.dtype)).astype(x.dtype), LORA_LOW)
     outputs, at = [], 0
@@ -84,7 +84,7 @@ def _forward(
     return tuple(outputs), (x, low, frozen, adapters)
 
 
-def _backward(places: tuple[Place, ...], saved: Any, grads: tuple[jax.Array, ...]) -> tuple[Any, ...]:
+def _backward(places: tuple[KernelPlace, ...], saved: Any, grads: tuple[jax.Array, ...]) -> tuple[Any, ...]:
     x, low, frozen, adapters = saved
     turned, at = transpose(low), 0
     grad_x, grad_low, grad_b = jnp.zeros((), jnp.float32), [], []

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from jaxlean import codec
 from jaxlean.codec import Leaves, Narrow
-from jaxlean.models.layout import NOWHERE, Place
+from jaxlean.models.layout import NOWHERE, KernelPlace
 
 Matmul = Literal["default", "int8", "fp8"]
 # What the kernel and x are rounded to, and what the gradient is.
@@ -36,7 +36,7 @@ _NARROW: dict[str, tuple[Any, Any]] = {
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def dot(x: jax.Array, leaves: Leaves, matmul: Matmul = "default", place: Place = NOWHERE) -> jax.Array:
+def dot(x: jax.Array, leaves: Leaves, matmul: Matmul = "default", place: KernelPlace = NOWHERE) -> jax.Array:
     """`x @ kernel` in the dtype of `x`, added up in float32 or int32.
 
     Args:
@@ -55,13 +55,13 @@ def dot(x: jax.Array, leaves: Leaves, matmul: Matmul = "default", place: Place =
     return _scaled(_product(tokens.values, values, -1, 0), tokens.scale[..., None], scale).astype(x.dtype)
 
 
-def _forward(x: jax.Array, leaves: Leaves, matmul: Matmul, place: Place) -> tuple[jax.Array, Any]:
+def _forward(x: jax.Array, leaves: Leaves, matmul: Matmul, place: KernelPlace) -> tuple[jax.Array, Any]:
     # x itself is only needed where the kernel may train
     return dot(x, leaves, matmul, place), (x if "kernel" in leaves else None, leaves)
 
 
 def _backward(
-    matmul: Matmul, place: Place, saved: tuple[jax.Array | None, Leaves], grad: jax.Array
+    matmul: Matmul, place: KernelPlace, saved: tuple[jax.Array | None, Leaves], grad: jax.Array
 ) -> tuple[jax.Array, Any]:
     x, leaves = saved
     values, scale = _kernel(place.gathered(leaves), matmul, grad.dtype)

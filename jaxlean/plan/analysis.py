@@ -72,12 +72,12 @@ class Analysis:
         traced = _TRACED if free else _TRACED[:1]
         traces = {policy: self.outline.build(policy).trace(*arguments).jaxpr.jaxpr for policy in traced}
         if free:
-            self._policies: list[remat_auto.Candidate] = candidates(traces, ACTIVATIONS, self._rates)
+            self._policies: list[remat_auto.PolicyCost] = candidates(traces, ACTIVATIONS, self._rates)
         else:
             policy = tuple(wanted) if isinstance(wanted, list) else wanted
             own = self.outline.build(policy).trace(*arguments).jaxpr.jaxpr
             work, kept = count(own), kept_bytes(own)
-            self._policies = [remat_auto.Candidate(policy, kept, self._rates.seconds(work, kept), work.total_flops)]
+            self._policies = [remat_auto.PolicyCost(policy, kept, self._rates.seconds(work, kept), work.total_flops)]
         # what is done once a step, however many sequences it has
         alone = traces["full"]
         with repeated(UPDATE, 0.0):
@@ -151,7 +151,7 @@ class Analysis:
                 rest = max(rest, size)
         return 2 * layers + rest
 
-    def _seconds(self, candidate: Candidate, policy: remat_auto.Candidate) -> float:
+    def _seconds(self, candidate: Candidate, policy: remat_auto.PolicyCost) -> float:
         axes, rates, model = candidate.axes, self._rates, self.outline.model.config
         rows = self._rows
         tokens = candidate.microbatch * self._length / axes["context"]

@@ -1,18 +1,17 @@
 """`mesh: auto`: the planner's search over the devices that are here."""
 
-import re
 from dataclasses import replace
 from functools import partial
 
 import jax
 
 from jaxlean.config import RunConfig, build
-from jaxlean.cost.hardware import Device, of_kind
 from jaxlean.errors import RunError
 from jaxlean.plan.candidate import rows_per_step
 from jaxlean.plan.plan import describe
 from jaxlean.plan.search import Row, search
 from jaxlean.plan.target import Target
+from jaxlean.run import predict
 from jaxlean.run.peers import Peers, join
 from jaxlean.xla.compile import use_cache
 from jaxlean.xla.mesh import split_host
@@ -58,16 +57,17 @@ def _choose(config: RunConfig, rows: int | None, most: int, peers: Peers) -> Run
         raise RunError("mesh: auto found no mesh that the job fits on", got=found[-1].note if found else None)
     best = min(fitting, key=_seconds).candidate
     assert best is not None
+    chosen = best.apply(open_)
+    # no choice of this search: written into the run's config they would bind the next start
+    chosen.model.dtype, chosen.model.quantization = config.model.dtype, config.model.quantization
     # what each process found is the same where their machines are
-    return build(peers.share(best.apply(open_).model_dump(mode="json")))
+    return build(peers.share(chosen.model_dump(mode="json")))
 
 
 def here(config: RunConfig) -> Target:
     """The devices of this process's jax as a target."""
-    devices = jax.devices()
-    kind, platform = devices[0].device_kind, devices[0].platform
-    known = of_kind(kind, config.cost.hardware) or Device(match=re.escape(kind), name=kind, platform=platform)
-    return Target(f"{known.target or kind}:{len(devices)}", known, (len(devices),))
+    found = predict.here(jax.devices(), config.cost.hardware)
+    return Target(f"{found.device.target or found.device.name}:{found.num_devices}", found.device, (found.num_devices,))
 
 
 def _seconds(row: Row) -> float:

@@ -13,7 +13,7 @@ from jaxlean.xla.remat_auto import say_bytes
 
 
 @dataclass(frozen=True)
-class Work:
+class JobSize:
     """What a job is, whatever it runs on.
 
     Args:
@@ -94,7 +94,7 @@ def price_of(target: Target, file: str | None) -> tuple[float | None, float | No
     )
 
 
-def offer(row: Row, target: Target, work: Work, file: str | None) -> Offer:
+def offer(row: Row, target: Target, work: JobSize, file: str | None) -> Offer:
     """A row with what its job costs there, and a note where it is several machines."""
     row = replace(row, note="\n".join(filter(None, (row.note, target.note))))
     if row.step_seconds is None or row.step_seconds <= 0:

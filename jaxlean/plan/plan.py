@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxlean.config import RunConfig, build
+from jaxlean.config import MeshSection, RunConfig, build
 from jaxlean.config.read import told
 from jaxlean.data.loader import train_batches
 from jaxlean.errors import ConfigError
 from jaxlean.plan.candidate import rows_per_step
-from jaxlean.plan.offer import Offer, Work, offer, ranked
+from jaxlean.plan.offer import JobSize, Offer, offer, ranked
 from jaxlean.plan.search import MOST
 from jaxlean.plan.target import DEFAULT, Target, parse
 from jaxlean.plan.workers import Job, run
@@ -44,7 +44,7 @@ class Plan:
         config: of the job.
     """
 
-    work: Work
+    work: JobSize
     offers: list[Offer]
     config: RunConfig
 
@@ -107,6 +107,7 @@ def plan(
     config = config.model_copy(deep=True)
     config.mesh.auto = False  # what it would choose for the devices here is chosen for each target
     work = describe(config)
+    _check_job(config, work.length)
     cores = os.cpu_count() or 1
     jobs = [
         Job(name, told(config), work.length, file, most,
@@ -120,7 +121,29 @@ def plan(
     return Plan(work, ranked(offers, deadline_hours=deadline_hours, max_usd=max_usd), config)
 
 
-def describe(config: RunConfig, *, rows: int | None = None) -> Work:
+def _check_job(config: RunConfig, length: int) -> None:
+    """What is wrong with a job on every target, said once, with its fix; the step is made of shapes, for one device.
+
+    Raises:
+        UserError: as `finetune` before it trains.
+    """
+    import jax
+
+    from jaxlean.models.decoder import ACTIVATIONS
+    from jaxlean.run.job import outline
+    from jaxlean.xla.mesh import make_mesh
+    from jaxlean.xla.remat import check
+
+    check(config.train.remat, ACTIVATIONS)
+    one = config.model_copy(deep=True)
+    one.mesh = MeshSection(data=1)
+    one.train.sync = "step"
+    # what only some hardware has is for its own row to tell
+    one.model.attention, one.model.matmul = "auto", "default"
+    outline(one, make_mesh(one.mesh, jax.devices("cpu")[:1]), length=length)
+
+
+def describe(config: RunConfig, *, rows: int | None = None) -> JobSize:
     """What a job is, from its data: steps, and tokens.
 
     Args:
@@ -147,7 +170,7 @@ def describe(config: RunConfig, *, rows: int | None = None) -> Work:
     batches = train_batches(config, tokenizer, rows_per_step=rows)
     try:
         tokens = batches.stats.tokens
-        return Work(batches.num_steps, rows, batches.length, tokens)
+        return JobSize(batches.num_steps, rows, batches.length, tokens)
     finally:
         batches.close()
 

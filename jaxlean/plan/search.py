@@ -99,7 +99,7 @@ def search(
         starting: called before each compilation, so that who waits knows what for.
     """
     lacking = missing(target)
-    job, note = _for_platform(config, target)
+    job, note = _for_platform(config, target, bounded=lacking is not None)
     with written_for(target.platform), as_one_kernel(SCOPE) if note else nullcontext():
         # a bound needs no compiler: the host's device stands for the target's
         if devices is None:
@@ -263,9 +263,18 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _for_platform(config: RunConfig, target: Target) -> tuple[RunConfig, str]:
-    """The config as the target runs it, and what had to be changed only for the plan."""
+def _for_platform(config: RunConfig, target: Target, *, bounded: bool) -> tuple[RunConfig, str]:
+    """The config as the target runs it, and what had to be changed only for the plan.
+
+    Args:
+        bounded: nothing is compiled; the host's device, which stands for the target's, has none of its kernels.
+    """
     job = config.model_copy(deep=True)
+    if bounded:
+        if job.model.attention in ("auto", "cudnn", "splash"):
+            job.model.attention = "block"
+        job.model.matmul = "default"
+        return job, "attention: block stands in"
     if target.platform == "gpu" and job.model.attention in ("auto", "cudnn") and not _cudnn_here():
         job.model.attention = "block"
         return job, "attention: block stands in for cudnn, which is not installed here"

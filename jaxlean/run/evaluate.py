@@ -17,7 +17,7 @@ from jaxlean.hub.load import Model, load
 from jaxlean.models.layout import layout_on
 from jaxlean.run.generate import chat_template, generate, stop_ids
 from jaxlean.run.merge import load_adapted
-from jaxlean.run.rows import Rows
+from jaxlean.run.rows import OwnRows
 from jaxlean.run.summary import Evaluation
 from jaxlean.train.loss import chunk_budget
 from jaxlean.train.objective import Loss, objective
@@ -42,7 +42,7 @@ class Evaluator:
     def __init__(self, config: RunConfig, tokenizer: Any, loss: Loss, mesh: jax.sharding.Mesh, *, vocab_size: int):
         self._config, self._tokenizer = config, tokenizer
         rows = config.eval.per_device_eval_batch_size * num_batch_shards(mesh)
-        self._rows = Rows(mesh, rows)
+        self._rows = OwnRows(mesh, rows)
         self._batches: EvalBatches = eval_batches(
             config, tokenizer, rows=rows, vocab_size=vocab_size, held=self._rows.held
         )

@@ -49,7 +49,7 @@ from jaxlean.run.predict import here, step_seconds, workspace
 from jaxlean.run.preemption import Preemption
 from jaxlean.run.progress import Progress
 from jaxlean.run.rounds import Rounds, fixed
-from jaxlean.run.rows import Rows
+from jaxlean.run.rows import OwnRows
 from jaxlean.run.summary import final_table, write_summary
 from jaxlean.train.optimizer import optimizer, schedule
 from jaxlean.xla.compile import Compilations, use_cache
@@ -107,7 +107,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
 
     # ---- data
     rows = rows_of_step(config, mesh)
-    own = Rows(mesh, rows, config.train.gradient_accumulation_steps)
+    own = OwnRows(mesh, rows, config.train.gradient_accumulation_steps)
     batches = train_batches(config, tokenizer, rows_per_step=rows, vocab_size=model.config.vocab_size, held=own.held)
     num_steps = batches.num_steps
     check_rounds(config, mesh, num_steps)

@@ -7,7 +7,7 @@ from jaxlean.data.epochs import Batch
 from jaxlean.xla.mesh import batch_sharding
 
 
-class Rows:
+class OwnRows:
     """The part of each batch of [microbatches, rows / microbatches, length] that lies on this process's devices.
 
     Args:

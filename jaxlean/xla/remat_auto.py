@@ -71,7 +71,7 @@ RATES = {
 
 
 @dataclass(frozen=True)
-class Candidate:
+class PolicyCost:
     """A policy and what is known of it before it is compiled.
 
     Args:
@@ -150,10 +150,10 @@ def choose(
     found = candidates({policy: traced.jaxpr.jaxpr for policy, traced in traces.items()}, names, rates)
     least = count(traces["none"].jaxpr.jaxpr).total_flops
     rest = _rest(traces["full"], arguments, shards)
-    needed: dict[Candidate, int] = {}
-    best: tuple[Candidate, jax.stages.Compiled, Any] | None = None
+    needed: dict[PolicyCost, int] = {}
+    best: tuple[PolicyCost, jax.stages.Compiled, Any] | None = None
 
-    def attempt(candidate: Candidate) -> tuple[Candidate, jax.stages.Compiled, Any] | None:
+    def attempt(candidate: PolicyCost) -> tuple[PolicyCost, jax.stages.Compiled, Any] | None:
         policy = candidate.policy
         traced = traces[policy] if isinstance(policy, str) and policy in traces else build(policy).trace(*arguments)
         compiled, needed[candidate] = compile_within(traced, budget)
@@ -161,7 +161,7 @@ def choose(
             return None
         return candidate, compiled, traced.jaxpr.jaxpr
 
-    def estimate(candidate: Candidate) -> float:
+    def estimate(candidate: PolicyCost) -> float:
         return rest + candidate.spread * candidate.kept / shards
 
     full = next(c for c in found if c.policy == "full")
@@ -178,7 +178,7 @@ def choose(
         best = fitting or best
     if best is None:
         work = count(build("nested").trace(*arguments).jaxpr.jaxpr)
-        for candidate in (full, Candidate("nested", 0, rates.seconds(work, 0), work.total_flops)):
+        for candidate in (full, PolicyCost("nested", 0, rates.seconds(work, 0), work.total_flops)):
             if candidate in needed:
                 continue
             best = attempt(candidate)
@@ -200,7 +200,7 @@ def choose(
     return Choice(chosen.policy, compiled, jaxpr, needed[chosen], budget, share, tried, time.perf_counter() - start)
 
 
-def candidates(traces: Mapping[str, Any], names: Collection[str], rates: Rates) -> list[Candidate]:
+def candidates(traces: Mapping[str, Any], names: Collection[str], rates: Rates) -> list[PolicyCost]:
     """Every policy that is worth a thought, the fastest first: none other is both faster and smaller.
 
     Args:
@@ -213,11 +213,11 @@ def candidates(traces: Mapping[str, Any], names: Collection[str], rates: Rates) 
     for policy, jaxpr in traces.items():
         work, kept = count(jaxpr), kept_bytes(jaxpr)
         spread = 1.0 if policy == "full" else _SPREAD
-        found.append(Candidate(policy, kept, rates.seconds(work, kept), work.total_flops, spread))
+        found.append(PolicyCost(policy, kept, rates.seconds(work, kept), work.total_flops, spread))
     full = next(candidate for candidate in found if candidate.policy == "full")
     found += _sets_of_names(Recomputation(traces["full"]), names, full, rates)
     found.sort(key=lambda c: (c.seconds, c.kept, str(c.policy)))
-    front: list[Candidate] = []
+    front: list[PolicyCost] = []
     for candidate in found:
         held = candidate.kept * candidate.spread
         if candidate.policy == "full" or all(held < other.kept * other.spread for other in front):
@@ -225,7 +225,7 @@ def candidates(traces: Mapping[str, Any], names: Collection[str], rates: Rates) 
     return front
 
 
-def _sets_of_names(graph: Recomputation, names: Collection[str], full: Candidate, rates: Rates) -> list[Candidate]:
+def _sets_of_names(graph: Recomputation, names: Collection[str], full: PolicyCost, rates: Rates) -> list[PolicyCost]:
     """The sets that no other set beats in both time and bytes, found among all of them at once."""
     there = set(graph.names)
     read = [name for name in names if name in there]
@@ -240,7 +240,7 @@ def _sets_of_names(graph: Recomputation, names: Collection[str], full: Candidate
     least = np.minimum.accumulate(held[order])
     best = [at for rank, at in enumerate(order) if sound[at] and (rank == 0 or held[at] < least[rank - 1])]
     return [
-        Candidate(
+        PolicyCost(
             tuple(name for name in read if kept[name][at]),
             full.kept + int(held[at]),
             full.seconds + float(seconds[at] - seconds[0]),

@@ -16,7 +16,10 @@ def catalog(tmp_path):
 
     write("aws", "p5.48xlarge,H100,8.0,192,2048,55.04,26.0,us-east-1", "g6.xlarge,L4,1.0,4,16,0.8,,us-east-1")
     write("lambda", "gpu_1x,H100,1,26,200,2.49,,eu", "broken,H100,one,,,x,y,", "other,,,8,32,0.4,0.1,eu")
-    write("gcp", "TPU-VM,tpu-v5litepod-8,1,,,9.6,4.8,us-west4")
+    write(
+        "gcp", "TPU-VM,tpu-v5litepod-8,1,,,9.6,4.8,us-west4", "TPU-VM,tpu-v4-8,1,,,12.8,5.2,us-central2",
+        ",L4,1.0,,,0.1,0.05,us-east1",
+    )  # fmt: skip
     return tmp_path
 
 
@@ -33,6 +36,14 @@ def test_without_a_spot_price(catalog):
 def test_a_tpu_is_counted_in_chips(catalog):
     found = cheapest("tpu-v5litepod", catalog)
     assert (found.usd_per_hour, found.usd_per_hour_spot) == (1.2, 0.6)
+
+
+def test_the_slices_of_some_generations_are_named_by_their_cores(catalog):
+    assert cheapest("tpu-v4", catalog).usd_per_hour == 3.2
+
+
+def test_a_card_without_its_machine_is_no_offer(catalog):
+    assert cheapest("L4", catalog).usd_per_hour == 0.8
 
 
 def test_nothing_known(catalog, tmp_path):

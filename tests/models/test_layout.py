@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxlean import codec
 from jaxlean.config import MeshSection
 from jaxlean.models import quantized
-from jaxlean.models.layout import ALONE, FOLDED, ROWS, SPECS, Layout, Place, layout_on
+from jaxlean.models.layout import ALONE, FOLDED, ROWS, SPECS, KernelPlace, Layout, layout_on
 from jaxlean.xla import mesh as meshes
 from jaxlean.xla.mesh import batch_sharding, make_mesh, place
 
@@ -119,6 +119,24 @@ def test_a_lookup_finds_the_rows_and_its_gradient_the_places(axes, vocab):
 
 
 @pytest.mark.parametrize("form", ["int8", "nf4"])
+@pytest.mark.parametrize("layer", ["query", "key", "value", "out", "gate", "up", "down"])
+def test_gathered_a_kernel_lies_as_the_rules_say_but_for_fsdp(form, layer):
+    on = layout(fsdp=4, tensor=2)
+    held = codec.shapes((128, 512), form)
+    placed = {
+        name: jax.device_put(
+            jnp.zeros((1, *leaf.shape), leaf.dtype), place(on.mesh)(f"layers.x.{layer}.{name}", (1, *leaf.shape))
+        )
+        for name, leaf in held.items()
+    }
+    whole = jax.jit(lambda leaves: KernelPlace(on, layer).gathered({n: x[0] for n, x in leaves.items()}))(placed)
+    for name, leaf in whole.items():
+        rule = place(on.mesh)(f"layers.x.{layer}.{name}", (1, *leaf.shape)).spec[1:]
+        wanted = NamedSharding(on.mesh, PartitionSpec(*(None if axis == "fsdp" else axis for axis in rule)))
+        assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim), name
+
+
+@pytest.mark.parametrize("form", ["int8", "nf4"])
 @pytest.mark.parametrize("layer", ["gate", "down"])
 def test_a_quantized_kernel_is_sent_as_it_is_held(form, layer):
     on = layout(fsdp=4, tensor=2)
@@ -138,8 +156,8 @@ def test_a_quantized_kernel_is_sent_as_it_is_held(form, layer):
         return (quantized.dot(x, one, "default", place) ** 2).sum()
 
     step = jax.jit(jax.value_and_grad(total), static_argnums=2)
-    value, grad = step(rows, placed, Place(on, layer))
-    alone_value, alone_grad = jax.value_and_grad(total)(x, {n: leaf[None] for n, leaf in leaves.items()}, Place())
+    value, grad = step(rows, placed, KernelPlace(on, layer))
+    alone_value, alone_grad = jax.value_and_grad(total)(x, {n: leaf[None] for n, leaf in leaves.items()}, KernelPlace())
     np.testing.assert_allclose(value, alone_value, rtol=1e-5)
     np.testing.assert_allclose(grad, alone_grad, rtol=1e-4, atol=1e-3)
 
@@ -153,7 +171,7 @@ def test_a_quantized_kernel_is_sent_as_it_is_held(form, layer):
         return found
 
     whole, code = kernel.size // 2, "s8" if form == "int8" else "u8"
-    as_held = gathered(Place(on, layer))
+    as_held = gathered(KernelPlace(on, layer))
     assert as_held[code] == (whole if form == "int8" else whole // 2)
     assert as_held.get("f32", 0) < whole
-    assert code not in gathered(Place()), "what XLA would do by itself"
+    assert code not in gathered(KernelPlace()), "what XLA would do by itself"

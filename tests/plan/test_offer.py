@@ -7,11 +7,11 @@ import pytest
 from jaxlean.cost import skypilot
 from jaxlean.plan import offer as module
 from jaxlean.plan.candidate import Candidate
-from jaxlean.plan.offer import Offer, Work, offer, price_of, ranked
+from jaxlean.plan.offer import JobSize, Offer, offer, price_of, ranked
 from jaxlean.plan.search import Row
 from jaxlean.plan.target import parse
 
-WORK = Work(num_steps=1800, rows=8, length=1000, tokens=10**6)
+WORK = JobSize(num_steps=1800, rows=8, length=1000, tokens=10**6)
 CANDIDATE = Candidate((1, 1, 1, 1, 1), 8, 1, "bfloat16", "none", "full")
 
 

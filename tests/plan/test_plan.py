@@ -8,7 +8,7 @@ import pytest
 from jaxlean.errors import ConfigError, UserError
 from jaxlean.plan import plan as module
 from jaxlean.plan.candidate import Candidate
-from jaxlean.plan.offer import Work
+from jaxlean.plan.offer import JobSize
 from jaxlean.plan.plan import apply, best_of_each, check_writable, describe, plan, write
 from jaxlean.plan.search import Row
 from jaxlean.plan.target import parse
@@ -81,13 +81,26 @@ def test_a_target_that_is_none_is_told_before_anything_else(tiny_run, rows):
         plan(tiny_run("model.path=null"), ["h1000"])
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["lora=null", "train.trainable=[nothing]"], "train.trainable"),
+        (["train.remat=[qeury]"], "did you mean"),
+        (["lora=null", "model.quantization=int8"], "a quantized matrix cannot train"),
+    ],
+)
+def test_what_is_wrong_on_every_target_is_said_once(tiny_run, rows, change, words):
+    with pytest.raises(UserError, match=words):
+        plan(tiny_run(*change), ["l4", "cpu"])
+
+
 def test_it_goes_into_a_file_and_a_config(tiny_run, rows, tmp_path):
     rows[:] = [row("cpu:8", EIGHT)]
     file = tmp_path / "plan.json"
     write(plan(tiny_run(), ["cpu:8"]), file)
     values = json.loads(file.read_text())
     assert (values["format"], values["target"]) == (1, "cpu:8")
-    assert Work(**values["work"]) == describe(tiny_run())
+    assert JobSize(**values["work"]) == describe(tiny_run())
     assert values["offers"][0]["row"]["candidate"] == EIGHT.as_dict()
     assert values["config"]["train"]["max_steps"] == 6
     assert [entry.name for entry in tmp_path.iterdir() if "plan.json" in entry.name] == ["plan.json"]

@@ -12,13 +12,13 @@ from jaxlean.config import load
 from jaxlean.errors import ConfigError
 from jaxlean.plan import show as module
 from jaxlean.plan.candidate import Candidate
-from jaxlean.plan.offer import Work, offer, ranked
+from jaxlean.plan.offer import JobSize, offer, ranked
 from jaxlean.plan.plan import Plan
 from jaxlean.plan.search import Row
 from jaxlean.plan.show import plan_and_print, summary, table
 from jaxlean.plan.target import parse
 
-WORK = Work(num_steps=1800, rows=8, length=1000, tokens=123_456)
+WORK = JobSize(num_steps=1800, rows=8, length=1000, tokens=123_456)
 ONE = Candidate((1, 1, 1, 1, 1), 8, 1, "bfloat16", "none", "full")
 HEAD = ["target", "mesh", "base", "remat", "rows", "memory, GB", "s/step", "tokens/s", "hours", "USD", "spot", "kWh"]
 BOUND = "bound only: libtpu is not installed (pip install 'jaxlean[plan]')"

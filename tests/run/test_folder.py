@@ -124,6 +124,7 @@ def test_resume_goes_on_and_takes_over_what_may_change(tmp_path):
         "cost__usd_per_hour": 2.0,
         "mesh__fsdp": 2,
         "train__per_device_train_batch_size": 4,
+        "train__remat": "full",
         "distributed__enabled": False,
     }
     claim(folder, config(**changes), resume=True, overwrite=False)

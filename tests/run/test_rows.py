@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import Mesh
 
 from jaxlean.config import MeshSection
-from jaxlean.run.rows import Rows
+from jaxlean.run.rows import OwnRows
 from jaxlean.xla.mesh import batch_sharding, make_mesh
 
 WHOLE = {"tokens": np.arange(16 * 3).reshape(16, 3)}
@@ -13,7 +13,7 @@ WHOLE = {"tokens": np.arange(16 * 3).reshape(16, 3)}
 @pytest.mark.parametrize("microbatches", [None, 1, 2])
 def test_a_process_alone_holds_every_row(microbatches):
     mesh = make_mesh(MeshSection(fsdp=4))
-    rows = Rows(mesh, 16, microbatches)
+    rows = OwnRows(mesh, 16, microbatches)
     assert rows.held is None
     found = rows.on_devices(WHOLE)["tokens"]
     lead = () if microbatches is None else (microbatches,)
@@ -37,7 +37,7 @@ class Half:
 @pytest.mark.parametrize("microbatches", [None, 1, 2])
 def test_two_processes_put_the_batch_that_one_would(axes, microbatches, monkeypatch):
     mesh: Mesh = make_mesh(MeshSection(**axes))
-    whole = Rows(mesh, 16, microbatches).on_devices(WHOLE)["tokens"]
+    whole = OwnRows(mesh, 16, microbatches).on_devices(WHOLE)["tokens"]
     put = {}
     for devices in (jax.devices()[:4], jax.devices()[4:]):
         with monkeypatch.context() as patched:
@@ -51,7 +51,7 @@ def test_two_processes_put_the_batch_that_one_would(axes, microbatches, monkeypa
                     device: part(index) for device, index in half.addressable_devices_indices_map(shape).items()
                 },
             )  # fmt: skip
-            rows = Rows(mesh, 16, microbatches)
+            rows = OwnRows(mesh, 16, microbatches)
             held = {name: value if rows.held is None else value[rows.held] for name, value in WHOLE.items()}
             put |= rows.on_devices(held)["tokens"]
     split = mesh.shape["data"] * mesh.shape["fsdp"] > 1
