@@ -162,7 +162,11 @@ def plan(
     os.environ.update(JAX_PLATFORMS="cpu", TF_CPP_MIN_LOG_LEVEL="3")
     settings = _load(config, overrides)
     with _without_compilers_chatter():
+        import jax
+
         from jaxlean.plan.show import plan_and_print
+
+        jax.devices("cpu")
 
     names = targets.split(",") if targets is not None else None
     plan_and_print(
@@ -173,7 +177,7 @@ def plan(
 
 @contextmanager
 def _without_compilers_chatter() -> Iterator[None]:
-    """For `import jax`: the CUDA plugin tells stderr there, past all settings, that this machine has no GPU."""
+    """For the start of jax: the CUDA plugin tells stderr, past all settings, that this machine has no GPU."""
     kept = os.dup(2)
     try:
         with open(os.devnull, "wb") as nothing:
