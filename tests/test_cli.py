@@ -13,7 +13,7 @@ import pytest
 from jaxlean import __version__
 from jaxlean.cli import _without_compilers_chatter
 from jaxlean.errors import EXIT_USER_ERROR
-from jaxlean.plan.target import missing
+from jaxlean.plan.target import missing, parse
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"jax", "flax", "optax", "orbax", "transformers", "datasets", "grain", "pydantic", "numpy", "safetensors"}
@@ -113,7 +113,7 @@ def test_a_plan_is_made_and_run(cli, tiny_yaml, tmp_path):
     values = json.loads(file.read_text())
     found = {offer["row"]["target"]: offer["row"] for offer in values["offers"]}
     assert found["cpu"]["status"] == "fits"
-    assert found["l4"]["status"] == ("fits" if missing("gpu") is None else "bound")
+    assert found["l4"]["status"] == ("fits" if missing(parse("l4")) is None else "bound")
     assert (found["l4"]["status"] == "bound") == ("~ bound only: the CUDA plugin" in done.stdout)
     code, out, err = cli("finetune", tiny_yaml, *told, "--plan", file)
     assert code == 0, err

@@ -221,7 +221,7 @@ class Meter:
             "compile_seconds": self.compile_seconds,
             "compiled_from_cache": self.compiled_from_cache,
             "predicted_memory_bytes": self.predicted_memory_bytes,
-            "measured_memory_bytes": self._memory.held() if self._times else None,
+            "measured_memory_bytes": self._memory.held(),
             "predicted_step_seconds": self.predicted_step_seconds,
             "measured_step_seconds": statistics.median(steps) if steps else None,
             "tokens_per_second": total_tokens / train_seconds if train_seconds > 0 else None,
