@@ -85,7 +85,7 @@ def test_a_target_that_is_none_is_told_before_anything_else(tiny_run, rows):
     ("change", "words"),
     [
         (["lora=null", "train.trainable=[nothing]"], "train.trainable"),
-        (["train.remat=[qeury]"], "did you mean"),
+        (["train.remat=[qeury]"], "no such activation"),
         (["lora=null", "model.quantization=int8"], "a quantized matrix cannot train"),
     ],
 )
