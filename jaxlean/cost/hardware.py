@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from jaxlean.errors import ConfigError, did_you_mean
 
 Platform = Literal["cpu", "gpu", "tpu"]
+Format = Literal["bfloat16", "float32", "int8", "float8"]
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -63,7 +64,7 @@ class Device(_Entry):
     per: Literal["device", "vcpu"] = "device"
     source: str | None = None
     memory_gb: Rate | None = None
-    tflops: dict[Literal["bfloat16", "float32", "int8", "float8"], Rate] = Field(default_factory=dict)
+    tflops: dict[Format, Rate] = Field(default_factory=dict)
     memory_gb_per_second: Rate | None = None
     link_gb_per_second: Rate | None = None
     network_gb_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -81,9 +82,9 @@ class Device(_Entry):
         """Memory of one device."""
         return None if self.memory_gb is None else round(self.memory_gb * 1e9)
 
-    def flops_per_second(self, dtype: str) -> float | None:
+    def flops_per_second(self, dtype: Format) -> float | None:
         """Dense peak of one device for products of a dtype."""
-        peak = self.tflops.get(dtype)  # type: ignore[call-overload]
+        peak = self.tflops.get(dtype)
         return None if peak is None else peak * 1e12
 
 

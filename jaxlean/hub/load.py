@@ -223,6 +223,8 @@ def load_tokenizer(path_or_id: str) -> "PreTrainedTokenizerFast":
             wanted="tokenizer.json and tokenizer_config.json",
             fix="set model.tokenizer to a folder or id that has one",
         ) from error
+    # what is too long `data.max_length` cuts or refuses; transformers would warn of indexing errors
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
 
 

@@ -95,9 +95,10 @@ class Analysis:
         """The candidate with each policy that is worth a thought, fastest first; none where its mesh divides badly."""
         axes = candidate.axes
         parts = {path: num_parts(path, shape, axes) for path, (shape, _) in (self._trainable | self._frozen).items()}
-        if any(number is None for number in parts.values()):
+        sizes = {path: size for path, (_, size) in (self._trainable | self._frozen).items()}
+        local = {path: sizes[path] / number for path, number in parts.items() if number is not None}
+        if len(local) < len(parts):
             return []
-        local = {path: size / parts[path] for path, (_, size) in (self._trainable | self._frozen).items()}  # type: ignore[operator]
         if any(
             size > 1 and axis in ("fsdp", "expert", "tensor") and not self._works(axis, axes)
             for axis, size in axes.items()

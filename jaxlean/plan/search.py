@@ -234,8 +234,7 @@ def _guesses(
     analyses: dict[tuple[str, str], Analysis] = {}
     shape = None
     for dtype, form in bases:
-        own = job.model_copy(deep=True)
-        own.model.dtype, own.model.quantization = dtype, form  # type: ignore[assignment]
+        own = job.model_copy(update={"model": job.model.model_copy(update={"dtype": dtype, "quantization": form})})
         analyses[dtype, form] = Analysis(own, target, device, rows=rows, length=length)
         shape = analyses[dtype, form].outline.model.config
     assert shape is not None

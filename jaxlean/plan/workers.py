@@ -125,7 +125,8 @@ class _Processes:
             process.kill()
             process.wait()
             with suppress(BrokenPipeError):  # what it did not read any more
-                process.stdin.close()  # type: ignore[union-attr]
+                if process.stdin is not None:
+                    process.stdin.close()
             with self._lock:
                 self._running.discard(process)
 

@@ -47,7 +47,8 @@ class Meter:
         self.predicted_memory_bytes: int | None = None  # of the compiled step on one device
         self.predicted_step_seconds: float | None = None
         self._memory = StepMemory()
-        self._times: deque[float] = deque(maxlen=_TIMED)  # when each of the last steps was known to be done
+        # of the last steps known to be done: their number, and the training seconds at which that was known
+        self._done: deque[tuple[int, float]] = deque(maxlen=_TIMED)
         self.tokens = self.total_tokens = 0
         self.train_loss: float | None = None
         self.broken_at = 0  # the first step whose loss or gradient was not a number
@@ -111,8 +112,9 @@ class Meter:
         measured.broken_at.copy_to_host_async()
         self._waiting.append((step, measured))
         if len(self._waiting) > _AHEAD:
-            self._refuse_broken(_own(self._waiting[-1 - _AHEAD][1].broken_at))
-            self._times.append(time.perf_counter())
+            earlier, was = self._waiting[-1 - _AHEAD]
+            self._refuse_broken(_own(was.broken_at))
+            self._note(earlier)
 
     def mark(self, step: int) -> None:
         """A line of metrics is due at this step."""
@@ -133,9 +135,14 @@ class Meter:
         Raises:
             RunError: a step's loss or gradient was not a number.
         """
-        last = [measured for number, measured in self._waiting if number <= step][-1:]
-        for measured in last:
+        for number, measured in [(number, measured) for number, measured in self._waiting if number <= step][-1:]:
             self._refuse_broken(_own(measured.broken_at))
+            self._note(number)
+
+    def _note(self, step: int) -> None:
+        """This step and those before it are done."""
+        if not self._done or step > self._done[-1][0]:
+            self._done.append((step, self.train_seconds))
 
     def _line(self, step: int) -> dict[str, Any]:
         # every process is here at the same step: replicas of others may be asked for
@@ -144,6 +151,7 @@ class Meter:
         self._waiting = [(number, measured) for number, measured in self._waiting if number > step]
         for measured in chosen:
             self._refuse_broken(measured.broken_at)
+        self._note(step)
         tokens = sum(int(m.tokens) for m in chosen)
         self.tokens += tokens
         self.total_tokens += sum(int(m.total_tokens) for m in chosen)
@@ -212,7 +220,7 @@ class Meter:
         """The meter's part of the summary. Waits for the steps under way."""
         tokens, total_tokens = self._counted(_own)
         train_seconds, seconds = self.train_seconds, self.seconds
-        steps = [after - before for before, after in pairwise(self._times)]
+        steps = [(then - before) / (n - m) for (m, before), (n, then) in pairwise(self._done)]
         return {
             "tokens": tokens,
             "total_tokens": total_tokens,

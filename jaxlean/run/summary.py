@@ -39,7 +39,7 @@ class Summary(TypedDict, total=False):
     predicted_memory_bytes: int | None  # of a step on one device, by XLA's analysis: parameters, state, all between
     measured_memory_bytes: int | None  # of one device while it trained; on CPU what the process held beyond its start
     predicted_step_seconds: float | None  # from the work in the step and the hardware table (jaxlean.run.predict)
-    measured_step_seconds: float | None  # the median of this process's steps, read two steps later
+    measured_step_seconds: float | None  # the median of this process's steps
     peak_memory_bytes: int  # of one device, or of the process on CPU (jaxlean.cost.memory)
     num_params: int  # parameters of base and adapter
     num_trainable: int  # parameters that train

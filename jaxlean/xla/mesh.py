@@ -105,11 +105,11 @@ def place(mesh: Mesh | AbstractMesh) -> Callable[[str, tuple[int, ...]], NamedSh
     """
 
     def sharding(path: str, shape: tuple[int, ...]) -> NamedSharding:
-        specs = _specs(path)
-        for spec in specs:
-            if _uneven(mesh.shape, spec, shape) is None:
+        for spec in _specs(path):
+            uneven = _uneven(mesh.shape, spec, shape)
+            if uneven is None:
                 return NamedSharding(mesh, spec)
-        dim, axis = _uneven(mesh.shape, specs[-1], shape)  # type: ignore[misc]
+            dim, axis = uneven
         raise ConfigError(
             f"mesh: the {axis} axis does not divide dim {dim} of {path}",
             got=f"shape {shape}, {axis}={mesh.shape[axis]}",

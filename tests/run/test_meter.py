@@ -146,6 +146,23 @@ def test_a_restored_meter_goes_on(clock):
     assert second.totals()["compile_seconds"] == 8.0, "of both processes"
 
 
+@pytest.mark.parametrize("drained", ["never", "by a save", "by a line"])
+def test_a_step_is_timed_however_often_others_wait_for_it(clock, drained):
+    meter = make(clock)
+    meter.start_training()
+    for step in range(1, 10):
+        clock.now += 30 if step == 4 else 3
+        meter.add(step, measured(1.0, 10))
+        if drained == "by a save":
+            meter.check(step)
+        elif drained == "by a line":
+            meter.mark(step)
+            assert len(list(meter.ready(wait=True))) == 1
+        with meter.paused():
+            clock.now += 100
+    assert meter.totals()["measured_step_seconds"] == 3.0
+
+
 def broken(clock):
     meter = make(clock)
     for step in range(1, 4):

@@ -18,14 +18,12 @@ from jaxlean.xla.mesh import batch_sharding, make_mesh, place
 
 ROWS, LENGTH, VOCAB = 2, 10, 32
 THREE_POSITIONS = 4 * ROWS * VOCAB * 3
+SMALL = {"vocab_size": VOCAB, "intermediate_size": 12, "num_heads": 2, "num_kv_heads": 1, "head_dim": 4}
 
 
-def decoder(*, tied=False, adapted=None, dtype=jnp.float32):
+def decoder(*, tied=False, adapted=None, dtype=jnp.float32, **shape):
     """(graph, config, parameters) of a small decoder, perhaps with adapters that are not zero."""
-    config = DecoderConfig(
-        vocab_size=VOCAB, hidden_size=8, intermediate_size=12, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4,
-        initializer_range=0.5, tie_embeddings=tied,
-    )  # fmt: skip
+    config = DecoderConfig(hidden_size=8, num_layers=1, initializer_range=0.5, tie_embeddings=tied, **(SMALL | shape))
     params = nnx.to_pure_dict(nnx.split(Decoder(config, rngs=nnx.Rngs(0)))[1])
     if adapted is not None:
         params = lora.add(params, adapted, LoraSection(r=2), jax.random.key(1))
@@ -161,20 +159,9 @@ def test_on_a_mesh_the_head_is_gathered_and_its_gradient_summed_once_and_not_in_
         assert all(c.times == 1 for c in of_the_head)
 
 
-def wide_decoder(vocab, *, tied=False, adapted=None):
+def wide_decoder(vocab, **kind):
     """As `decoder`, with enough heads and columns for eight devices."""
-    config = DecoderConfig(
-        vocab_size=vocab, hidden_size=8, intermediate_size=16, num_layers=1, num_heads=8, num_kv_heads=8, head_dim=2,
-        initializer_range=0.5, tie_embeddings=tied,
-    )  # fmt: skip
-    params = nnx.to_pure_dict(nnx.split(Decoder(config, rngs=nnx.Rngs(0)))[1])
-    if adapted is not None:
-        params = lora.add(params, adapted, LoraSection(r=2), jax.random.key(1))
-        moved = jax.random.normal(jax.random.key(2), (64,))
-        params = tree.map_with_path(
-            lambda path, x: jnp.resize(moved, x.shape) if path.endswith("lora_b") else x, params
-        )
-    return abstract(config, params)[0], config, params
+    return decoder(vocab_size=vocab, intermediate_size=16, num_heads=8, num_kv_heads=8, head_dim=2, **kind)
 
 
 def wide_batch(vocab):
