@@ -141,6 +141,7 @@ def _work_of(eqn: Any) -> Work:
         times = params["length"] if name == "scan" else devices(eqn)
         if name == "pallas_call":
             times = int(np.prod([size for size in params["grid_mapping"].grid if isinstance(size, int)]))
+            inner = [Work(work.flops) for work in inner]  # all else stays in the core's own memory
         for work in inner:
             total.add(work, times)
         return total
