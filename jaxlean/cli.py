@@ -224,7 +224,11 @@ def _load(config: Path, overrides: list[str] | None) -> "RunConfig":
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 2 something the user can mend, 75 preempted (see `Preempted.saved`)."""
+    """Entry point.
+
+    Exit codes: 0 done, 2 something the user can mend, 69 another process of the run is lost (`run.watch`), 75 preempted
+    (see `Preempted.saved`).
+    """
     try:
         app()
     except UserError as error:

@@ -38,7 +38,8 @@ def objective(
         logits_bytes: the most that float32 logits may take at a time, over all devices (`loss.chunk_budget`); None
             holds those of the whole batch.
         terms: z-loss and label smoothing. The evaluation leaves them out, so that its loss is a cross entropy.
-        dropout_rate: of the adapters.
+        dropout_rate: of the adapters. The mask of an adapted head depends on the mesh and on `logits_bytes`, as no
+            other does: its tokens are cut into chunks first.
         scan: runs the layers (a remat policy).
         layout: over several devices, whose axes must divide the batch.
     """
