@@ -48,14 +48,18 @@ def _finetune(settings: "RunConfig", resume: bool, overwrite: bool, plan: Path |
     from jaxlean.run.finetune import finetune
     from jaxlean.run.peers import join
 
-    with join(settings.distributed):  # before anything looks at the devices
+    with join(settings.distributed) as peers:  # before anything looks at the devices
         if plan is not None:
             from jaxlean.plan.plan import apply
 
             settings = apply(settings, plan)
         elif settings.mesh.auto:
             from jaxlean.plan.local import choose_mesh
+            from jaxlean.run.folder import claim
 
+            if not resume:  # now, not after minutes of compiling
+                folder = Path(settings.output_dir)
+                peers.first(lambda: claim(folder, settings, resume=False, overwrite=overwrite, dry=True))
             settings = choose_mesh(settings)
         finetune(settings, resume=resume, overwrite=overwrite)
 

@@ -102,6 +102,18 @@ def test_what_is_said_at_the_import_of_jax_reaches_nobody_and_later_words_do(cap
 
 
 @pytest.mark.slow
+def test_a_mesh_is_chosen_only_for_a_run_that_has_a_folder(cli, tiny_yaml, tmp_path, monkeypatch):
+    def chosen(config):
+        raise AssertionError("minutes of compiling")
+
+    monkeypatch.setattr("jaxlean.plan.local.choose_mesh", chosen)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("{}")
+    code, _, err = cli("finetune", tiny_yaml, "mesh=auto")
+    assert code == EXIT_USER_ERROR
+    assert "already holds a run" in err
+
+
 def test_a_plan_is_made_and_run(cli, tiny_yaml, tmp_path):
     """The whole way, with the compilers that are here: that of the CPU, say."""
     told = ["model.quantization=int8", "train.remat=full", "data.eval=null", "train.max_steps=2"]
