@@ -7,6 +7,7 @@ in the order of its estimated time, and each compilation corrects the estimates 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 import jax
@@ -230,16 +231,21 @@ def _guesses(
     job: RunConfig, target: Target, device: Any, bases: list[tuple[str, str]], *, rows: int, length: int
 ) -> list[Guess]:
     """Every candidate with the policies worth a thought, the fastest first."""
+
+    @cache
+    def analysis(dtype: str, form: str, attention: str) -> Analysis:
+        changed = {"dtype": dtype, "quantization": form, "attention": attention}
+        own = job.model_copy(update={"model": job.model.model_copy(update=changed)})
+        return Analysis(own, target, device, rows=rows, length=length)
+
+    wanted = str(job.model.attention)
+    # the kernel for TPUs takes whole sequences (`models.attention`)
+    split = "block" if target.platform == "tpu" and wanted in ("auto", "splash") else wanted
+    shape = analysis(*bases[0], wanted).outline.model.config
     found: list[Guess] = []
-    analyses: dict[tuple[str, str], Analysis] = {}
-    shape = None
-    for dtype, form in bases:
-        own = job.model_copy(update={"model": job.model.model_copy(update={"dtype": dtype, "quantization": form})})
-        analyses[dtype, form] = Analysis(own, target, device, rows=rows, length=length)
-        shape = analyses[dtype, form].outline.model.config
-    assert shape is not None
     for candidate in enumerate_candidates(job, shape, target.num_devices, rows=rows, length=length, bases=bases):
-        found += analyses[candidate.dtype, candidate.quantization].guesses(candidate)
+        attention = split if candidate.axes["context"] > 1 else wanted
+        found += analysis(candidate.dtype, candidate.quantization, attention).guesses(candidate)
     return sorted(found, key=lambda guess: guess.seconds)
 
 

@@ -107,6 +107,32 @@ def test_a_job_that_cannot_be_is_a_row(job):
     assert row.note == "no such model folder"
 
 
+@pytest.mark.parametrize(("target", "wanted", "split"), [
+    ("v5e:2x4", "auto", "block"), ("v5e:2x4", "splash", "block"), ("v5e:2x4", "plain", "plain"),
+    ("l4:2", "auto", "auto"),
+])  # fmt: skip
+def test_sequences_that_are_split_are_guessed_with_the_attention_that_they_will_have(
+    job, monkeypatch, target, wanted, split
+):
+    real, asked = module.Analysis, set()
+
+    class Analysis(real):
+        def __init__(self, config, *rest, **how):
+            self.attention = config.model.attention
+            changed = config.model_copy(update={"model": config.model.model_copy(update={"attention": "plain"})})
+            super().__init__(changed, *rest, **how)
+
+        def guesses(self, candidate):
+            asked.add((candidate.axes["context"] > 1, self.attention))
+            return super().guesses(candidate)
+
+    monkeypatch.setattr(module, "Analysis", Analysis)
+    target = parse(target)
+    config = job(model={"attention": wanted})
+    assert module._guesses(config, target, jax.devices()[0], [("bfloat16", "none")], rows=8, length=LENGTH)
+    assert asked == {(False, wanted), (True, split)}
+
+
 def test_which_base_is_open(job):
     free = job(model={})
     assert {form for _, form in module._bases(free, parse("l4:1"))} == {"none", "int8", "nf4"}
