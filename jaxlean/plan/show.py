@@ -22,8 +22,8 @@ _COLUMNS: dict[str, Literal["left", "right"]] = {
 }
 # What a narrow screen does without, in this order; and what the last column has at least.
 _LEAST_FIRST = ("kWh", "tokens/s", "spot", "rows", "base", "remat", "s/step", "mesh")
-_LEAST_WHY = 26
-_GAP = 2
+_LEAST_WHY, _MOST_WHY = 26, 42
+_GAP = 3  # between columns
 
 
 def plan_and_print(
@@ -92,7 +92,10 @@ def table(plan: Plan, *, every: bool = False, width: int | None = None) -> Any:
 
     rows = [_cells(each) for each in (plan.offers if every else best_of_each(plan.offers))]
     wide = {name: max(len(name), *(len(row[name]) for row in rows), 0) + _GAP for name in _COLUMNS} if rows else {}
-    wide[_WHY] = min(wide.get(_WHY, 0), _LEAST_WHY)  # it goes over several lines
+    # it goes over several lines, and a setting is to be copied: none is cut in two
+    words = [len(word) for row in rows for word in row[_WHY].split()]
+    least = min(max([_LEAST_WHY, *words]), _MOST_WHY)
+    wide[_WHY] = min(wide.get(_WHY, 0), least + _GAP)
     left_out: list[str] = []
     for name in _LEAST_FIRST:
         if width is not None and sum(size for column, size in wide.items() if column not in left_out) > width:
@@ -101,7 +104,10 @@ def table(plan: Plan, *, every: bool = False, width: int | None = None) -> Any:
     found = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     shown = [name for name in _COLUMNS if name not in left_out]
     for name in shown:
-        found.add_column(name, justify=_COLUMNS[name], no_wrap=name != _WHY, overflow="fold")
+        why = name == _WHY
+        found.add_column(
+            name, justify=_COLUMNS[name], no_wrap=not why, overflow="fold", min_width=least if why else None
+        )
     for row in rows:
         found.add_row(*(Text(row[name]) for name in shown))  # as it is: brackets are no markup
     return found

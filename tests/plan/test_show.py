@@ -98,6 +98,15 @@ def test_a_narrow_screen_leaves_columns_out_and_cuts_nothing(width):
         assert name in text
 
 
+@pytest.mark.parametrize("width", [90, 110, 130, 150])
+def test_a_setting_is_whole_on_its_line(width):
+    setting = "train.gradient_accumulation_steps=8"
+    large = replace(ROWS[3], as_written=True, remedy=f"{setting} does: 3.86 GB, 1.29 s a step")
+    text = printed(made([*ROWS, large]), width)
+    assert setting in text
+    assert max(map(len, text.splitlines())) <= width
+
+
 def test_a_wide_screen_has_them_all():
     assert "too narrow" not in printed(made(), 200)
     assert cells(printed(made(), 200))[0] == HEAD
