@@ -161,7 +161,12 @@ def _worse(found: Offer, best: Offer) -> str:
         parts.append("no price")
     elif best.usd:
         dearer = found.usd / best.usd
-        parts.append(f"{dearer:.2g}x dearer" if dearer > 1.05 else "as cheap")
+        parts.append(f"{_times(dearer)} dearer" if dearer > 1.05 else "as cheap")
     ratio = found.hours / best.hours
-    parts.append(f"{ratio:.2g}x slower" if ratio > 1.02 else f"{1 / ratio:.2g}x faster" if ratio < 0.98 else "as fast")
+    slower, faster = f"{_times(ratio)} slower", f"{_times(1 / ratio)} faster"
+    parts.append(slower if ratio > 1.02 else faster if ratio < 0.98 else "as fast")
     return ", ".join(parts)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2g}x" if ratio < 99.5 else f"{ratio:,.0f}x"

@@ -19,13 +19,14 @@ import jax
 
 from jaxlean.cost.hardware import Device, Gpu, of_target
 from jaxlean.errors import ConfigError
+from jaxlean.platform import GPU_SHARE
 from jaxlean.run.predict import Machine
 from jaxlean.xla.remat_auto import host_budget
 
 # A mix of both vendors, small and large: what `jaxlean plan` looks at when it is not told.
 DEFAULT = ("h100-80gb:1", "h100-80gb:8", "a100-80gb:1", "l4:1", "rtx4090:1", "v5e:1x1", "v5e:2x4", "v6e:2x2", "cpu")
-# What is left of a GPU when a framework and its libraries have taken their part. (Of a TPU, the table says what is.)
-_USABLE = {"gpu": 0.92, "tpu": 1.0, "cpu": 1.0}
+# Of a TPU, the table says what a program may have.
+_USABLE = {"gpu": GPU_SHARE, "tpu": 1.0, "cpu": 1.0}
 _MODULES = {"gpu": ("jax_plugins.xla_cuda12", "jax_cuda12_plugin"), "tpu": ("libtpu",)}
 _COMPILERS = {"gpu": "the CUDA plugin of jax", "tpu": "libtpu"}
 

@@ -30,6 +30,7 @@ import jax
 
 from jaxlean.config import DistributedSection
 from jaxlean.errors import EXIT_FAILED, EXIT_PEER_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, RunError, UserError
+from jaxlean.platform import claim_gpu_memory
 from jaxlean.run.watch import Line, Meeting, Message, connect
 from jaxlean.tree import Tree
 from jaxlean.xla.distributed import Standing, initialize
@@ -260,9 +261,12 @@ _abort_handler: Any = None
 def join(section: DistributedSection) -> Peers:
     """The processes of this run; while they are together, the same object for every caller.
 
+    The first thing that a run does with jax: what jax has to know before it looks for devices, it is told here.
+
     Raises:
         ConfigError, RunError: as `jaxlean.xla.distributed.initialize`.
     """
+    claim_gpu_memory()
     global _current, _meetings
     if _current is None:
         standing = initialize(section)

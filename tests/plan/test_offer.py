@@ -79,8 +79,19 @@ def test_ranking_changes_nothing_else():
     assert {replace(each, why="") for each in ranked(offers)} == set(offers)
 
 
+def test_how_much_worse_is_said_in_two_digits_or_whole():
+    best = offered("l4:1", 1.0)
+    for seconds, said in (
+        (1.25, "1.2x slower"),
+        (12.6, "13x slower"),
+        (99.6, "100x slower"),
+        (12345.6, "12,346x slower"),
+    ):
+        assert ranked([best, offered("h100-80gb:1", seconds)])[1].why.endswith(said)
+
+
 def test_whose_price(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "cheapest", lambda name: skypilot.Offer(1.0, 0.25, f"catalog of {name}"))
+    monkeypatch.setattr(module, "cheapest", lambda name: skypilot.Listing(1.0, 0.25, f"catalog of {name}"))
     assert price_of(parse("l4:8"), None) == (8.0, 2.0, "catalog of L4")
     table = tmp_path / "hardware.yaml"
     table.write_text("devices:\n- {match: NVIDIA L4, target: l4, usd_per_hour: 0.5, source: our contract}\n")
