@@ -4,8 +4,8 @@
 
 Five jobs (LoRA, all weights, int8 and NF4 bases, long sequences; all packed, one accumulated) run by `finetune` on one
 device and on every mesh of so many that divides them, over the same sequences a step. A row says how far its losses are
-from those of one device, what a step took and what was predicted. Then `mesh: auto` chooses, and the table says at
-which place its mesh came in. The fastest lie closer together than one run's steps: they, and the chosen one, run twice
+from those of one device, what a step took and what was predicted. Then `mesh: auto` chooses (by estimate, and by a few
+steps of those in front), and the table says at which place its mesh came in. The fastest lie closer together than one run's steps: they, and the chosen one, run twice
 more, in turn, and the median of a mesh's runs counts. On CPU the devices are the host's cores, split; on accelerators
 those that are there.
 """
@@ -220,9 +220,12 @@ def main() -> None:
         own = [row for row in rows if row["job"] == name and "losses" in row]
         chosen = next((row for row in own if row.get("chosen")), None)
         worst = max(row["loss_difference"] for row in own)
-        fastest = min((row for row in own if row.get("place")), key=lambda row: row["step_seconds"])
+        ran = [row for row in own if row.get("place")]
+        fastest = min(ran, key=lambda row: row["step_seconds"])
+        guessed = min(ran, key=lambda row: row["predicted_seconds"])
         print(f"{name}: losses differ by at most {worst:.1e} over {len(own) - 1} meshes; chosen: "
               + (f"{chosen['mesh']}, place {chosen['place']}" if chosen else "a mesh that did not run")
+              + f"; by the estimate of its compiled step alone: {guessed['mesh']}, place {guessed['place']}"
               + f"; the fastest: {fastest['mesh']}, median of all "
               + f"{median([row['step_seconds'] for row in own]):.3f} s")  # fmt: skip
     if out is not None:

@@ -1,7 +1,9 @@
-"""`mesh: auto`: the planner's search over the devices that are here."""
+"""`mesh: auto`: the planner's search over the devices that are here, and a few steps of those in front."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 
@@ -11,11 +13,15 @@ from jaxlean.plan.candidate import rows_per_step
 from jaxlean.plan.plan import describe
 from jaxlean.plan.search import Row, search
 from jaxlean.plan.target import Target
+from jaxlean.plan.trial import trial_seconds
 from jaxlean.run import predict
 from jaxlean.run.peers import Peers, join
 from jaxlean.xla.compile import use_cache
 from jaxlean.xla.mesh import split_host
 from jaxlean.xla.remat_auto import device_budget
+
+# What may be slower than the best by estimate, and still be the fastest: worth a few steps.
+_NEAR = 1.15
 
 
 def choose_mesh(config: RunConfig, *, rows: int | None = None, most: int = 4) -> RunConfig:
@@ -50,14 +56,22 @@ def _choose(config: RunConfig, rows: int | None, most: int, peers: Peers) -> Run
     length = describe(open_, rows=rows).length
     say(f"mesh: auto, {target.name}: {rows} sequences a step of {length:,} tokens")
     found = list(search(open_, target, length=length, rows=rows, devices=devices, vary_base=False, most=most))
-    fitting = [row for row in found if row.status == "fits"]
-    for row in found:
-        say(_line(row, chosen=bool(fitting) and row is min(fitting, key=_seconds)))
+    fitting = sorted((row for row in found if row.status == "fits"), key=_seconds)
     if not fitting:
+        for row in found:
+            say(_line(row))
         raise RunError("mesh: auto found no mesh that the job fits on", got=found[-1].note if found else None)
-    best = min(fitting, key=_seconds).candidate
-    assert best is not None
-    chosen = best.apply(open_)
+    # all processes run the same ones, in the same order
+    told = peers.share([row.as_dict() for row in fitting if _seconds(row) <= _NEAR * _seconds(fitting[0])])
+    near = [Row.from_dict(values) for values in told]
+    took = peers.share(_run(open_, near, devices, length, peers))
+    best = min(range(len(near)), key=took.__getitem__)
+    for row in found:
+        ran = took[near.index(row)] if row in near else None
+        say(_line(row, ran) + (", chosen" if row == near[best] else ""))
+    candidate = near[best].candidate
+    assert candidate is not None
+    chosen = candidate.apply(open_)
     # no choice of this search: written into the run's config they would bind the next start
     chosen.model.dtype, chosen.model.quantization = config.model.dtype, config.model.quantization
     # what each process found is the same where their machines are
@@ -74,9 +88,28 @@ def _seconds(row: Row) -> float:
     return row.step_seconds if row.step_seconds is not None else float("inf")
 
 
-def _line(row: Row, *, chosen: bool) -> str:
+def _run(config: RunConfig, rows: Sequence[Row], devices: Sequence[Any], length: int, peers: Peers) -> list[float]:
+    """Seconds of a step of each, run where there is a choice; infinite where it cannot be."""
+    if len(rows) == 1:
+        return [_seconds(rows[0])]
+    found = []
+    for row in rows:
+        assert row.candidate is not None
+        try:
+            found.append(trial_seconds(config, row.candidate, devices, length=length, together=peers.barrier))
+        except jax.errors.JaxRuntimeError:  # no room after all, say: the others are left
+            found.append(float("inf"))
+    return found if min(found) < float("inf") else [_seconds(row) for row in rows]
+
+
+def _line(row: Row, ran: float | None = None) -> str:
     name = row.candidate.mesh_name if row.candidate is not None else "-"
     if row.step_seconds is None:
         return f"  {name}: {row.note or row.status}"
     assert row.memory is not None
-    return f"  {name}: {row.step_seconds:.3f} s a step, {row.memory / 1e9:.2f} GB" + (", chosen" if chosen else "")
+    line = f"  {name}: {row.step_seconds:.3f} s a step, {row.memory / 1e9:.2f} GB"
+    return (
+        line
+        if ran in (None, row.step_seconds)
+        else line + (f"; run: {ran:.3f} s" if ran < float("inf") else "; run: failed")
+    )

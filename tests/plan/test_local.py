@@ -3,10 +3,12 @@
 import json
 import math
 
+import jax
 import pytest
 
 from jaxlean.config import build
 from jaxlean.errors import RunError
+from jaxlean.plan import local as module
 from jaxlean.plan.local import choose_mesh, here
 from jaxlean.run.finetune import finetune
 from jaxlean.xla.mesh import AXES
@@ -37,6 +39,42 @@ def test_it_chooses_among_all_meshes_and_the_run_says_what_was_predicted(config,
     train = chosen.train
     assert train.per_device_train_batch_size * train.gradient_accumulation_steps * shards == 16
     assert json.loads(json.dumps(summary))["predicted_step_seconds"] > 0
+
+
+def every_mesh_is_near(monkeypatch):
+    monkeypatch.setattr(module, "_NEAR", 1e9)
+    monkeypatch.setattr("jaxlean.plan.search._WORTH_ANOTHER_MESH", 1e9)
+
+
+def test_those_in_front_are_run_and_the_fastest_is_chosen(config, capsys, monkeypatch):
+    ran = []
+
+    def seconds(job, candidate, devices, *, length, together):
+        ran.append(candidate)
+        if len(ran) == 1:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
+        return 10.0 - len(ran)
+
+    monkeypatch.setattr(module, "trial_seconds", seconds)
+    every_mesh_is_near(monkeypatch)
+    chosen = choose_mesh(config, most=2)
+    assert len(ran) == len(set(ran)) == 2
+    last = ran[-1]
+    assert {axis: getattr(chosen.mesh, axis) for axis in AXES} == last.axes
+    assert chosen.train.per_device_train_batch_size == last.microbatch
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.endswith("run: 8.000 s, chosen"))
+    assert line.startswith(f"  {last.mesh_name}: ")
+    assert sum(line.endswith("run: failed") for line in lines) == 1
+
+
+def test_where_none_can_be_run_the_estimate_decides(config, monkeypatch):
+    def seconds(job, candidate, devices, *, length, together):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
+
+    monkeypatch.setattr(module, "trial_seconds", seconds)
+    every_mesh_is_near(monkeypatch)
+    assert math.prod(getattr(choose_mesh(config, most=2).mesh, axis) for axis in AXES) == 8
 
 
 def test_where_nothing_fits_it_says_so(config, tmp_path):
