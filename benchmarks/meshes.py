@@ -5,9 +5,9 @@
 Five jobs (LoRA, all weights, int8 and NF4 bases, long sequences; all packed, one accumulated) run by `finetune` on one
 device and on every mesh of so many that divides them, over the same sequences a step. A row says how far its losses are
 from those of one device, what a step took and what was predicted. Then `mesh: auto` chooses (by estimate, and by a few
-steps of those in front), and the table says at which place its mesh came in. The fastest lie closer together than one run's steps: they, and the chosen one, run twice
-more, in turn, and the median of a mesh's runs counts. On CPU the devices are the host's cores, split; on accelerators
-those that are there.
+steps of those in front), and the table says at which place its mesh came in. The fastest lie closer together than one
+run's steps: they, and the chosen one, run twice more, in turn, and the median of a mesh's runs counts. On CPU the
+devices are the host's cores, split; on accelerators those that are there.
 """
 
 import argparse
