@@ -421,7 +421,7 @@ def main() -> None:
         "--only", help="these cases anew (comma-separated parts of names); --out keeps what it has of others"
     )
     given = parser.parse_args()
-    lacking = missing("gpu")
+    lacking = missing(parse("h100-80gb:8"))
     if lacking is not None:
         parser.error(f"{lacking} is not installed: pip install 'jaxlean[plan]'")
     wanted = [""] if given.only is None else given.only.split(",")
