@@ -55,7 +55,8 @@ def write_checkpoint(folder: Path, hidden: int, layers: int, vocab: int, layers_
         "mlp.gate_proj": (3 * hidden, hidden), "mlp.up_proj": (3 * hidden, hidden),
         "mlp.down_proj": (hidden, 3 * hidden), "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
     }  # fmt: skip
-    weight_map, total = {}, 0
+    weight_map: dict[str, str] = {}
+    total = 0
     groups = [range(i, min(i + layers_per_file, layers)) for i in range(0, layers, layers_per_file)]
     for number, group in enumerate([None, *groups]):
         if group is None:

@@ -33,7 +33,7 @@ def main() -> None:
     from jaxlean.train.optimizer import optimizer
     from jaxlean.train.step import init_state, make_step
     from jaxlean.xla.mesh import batch_sharding, make_mesh, place, replicated, split_host
-    from jaxlean.xla.remat import scan_layers
+    from jaxlean.xla.remat import Policy, scan_layers
     from jaxlean.xla.remat_auto import choose, device_budget
 
     split_host(args.host_devices)
@@ -56,7 +56,7 @@ def main() -> None:
     budget = chunk_budget("auto", mesh.size)
     shardings = jax.tree.map(lambda x: x.sharding, state)
 
-    def build(policy):
+    def build(policy: Policy) -> jax.stages.Wrapped:
         scan = scan_layers(policy, ACTIVATIONS)
         return make_step(objective(graph, config, logits_bytes=budget, scan=scan), transform, shardings=shardings)
 
@@ -64,7 +64,7 @@ def main() -> None:
     steps, rows, length = tokens.shape
     sharding = batch_sharding(mesh, leading=1)
 
-    def batch(number):
+    def batch(number: int) -> dict[str, jax.Array]:
         numbers = {
             "tokens": tokens[number],
             "positions": np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)),
@@ -85,10 +85,11 @@ def main() -> None:
         state, measured = compiled(state, frozen, batch(number))
         losses.append(float(measured.loss))  # waits for the device
         ends.append(time.perf_counter())
+    analysis = compiled.memory_analysis()
     print(json.dumps({
         "losses": losses, "ends": [end - STARTED for end in ends], "peak_memory_bytes": peak_memory_bytes(),
         "device": mesh.devices.flat[0].device_kind, "remat": policy, "attention": backend, "num_devices": mesh.size,
-        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "temp_bytes": analysis.temp_size_in_bytes if analysis is not None else None,
     }))  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def write_base(folder: Path, shape: str, seed: int = 0) -> None:
     ]
     if shape not in _TIED:
         files.append({"lm_head.weight": matrix(vocab, hidden)})
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(len(files) + layers):
         layer = number - len(files)
         if layer < 0:

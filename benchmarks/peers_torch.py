@@ -5,6 +5,7 @@ import json
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 STARTED = time.perf_counter()
 
@@ -31,9 +32,9 @@ def main() -> None:
     if device == "cpu":
         torch.set_num_threads(job["threads"])
     dtype = getattr(torch, args.dtype)
-    model = AutoModelForCausalLM.from_pretrained(args.job / "base", dtype=dtype, attn_implementation="sdpa").to(device)
+    base: Any = AutoModelForCausalLM.from_pretrained(args.job / "base", dtype=dtype, attn_implementation="sdpa")
     model = PeftModel.from_pretrained(
-        model, args.job / "adapter", is_trainable=True, autocast_adapter_dtype=args.adapter_dtype == "float32"
+        base.to(device), args.job / "adapter", is_trainable=True, autocast_adapter_dtype=args.adapter_dtype == "float32"
     )
     model.train()
     model.config.use_cache = False
