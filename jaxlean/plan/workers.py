@@ -86,10 +86,10 @@ def run(
         rows.put(None)
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(max(1, min(parallel, len(jobs))))]
-    for thread in threads:
-        thread.start()
     left = len(threads)
     try:
+        for thread in threads:
+            thread.start()
         while left:
             row = rows.get()
             if row is None:
@@ -98,6 +98,9 @@ def run(
                 yield row
     finally:
         processes.end()  # who asked may have had enough: Ctrl-C
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(10)  # none is amid something when Python leaves
 
 
 class _Processes:
