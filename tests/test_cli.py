@@ -154,9 +154,11 @@ def test_ctrl_c_ends_a_plan_and_its_workers(tiny_yaml, tmp_path):
     wait_for(lambda: not Path(f"/proc/{worker}/cmdline").exists() or not Path(f"/proc/{worker}/cmdline").read_bytes())
 
 
-# The command line in a process whose workers write down who they are and wait, while their stdin lasts.
+# The command line in a process whose workers write down who they are and wait, while their stdin lasts. It listens to
+# Ctrl-C also where these tests run in the background, where shells have it ignored.
 PLAN_WITH_A_WORKER_THAT_WAITS = """#!/usr/bin/env python
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 file = sys.argv.pop(1)
 if __name__ == "__main__":
     with open(file + ".worker", "w") as script:
