@@ -111,7 +111,7 @@ CASES = [
          (({"fsdp": 32}, 1, "none"), ({"fsdp": 4, "tensor": 8}, 2, "none"), ({"data": 2, "fsdp": 16}, 1, "int8"),
           ({"data": 4, "fsdp": 8}, 1, "nf4")), INSIDE),
     Case("405B full, 256 H100", "405B", False, "h100-80gb:256", 1024, 2048,
-         (({"fsdp": 256}, 1, "none"), ({"fsdp": 32, "tensor": 8}, 2, "none")), (INSIDE[0], INSIDE[2])),
+         (({"fsdp": 256}, 1, "none"), ({"fsdp": 256}, 2, "none"), ({"fsdp": 32, "tensor": 8}, 2, "none")), INSIDE),
     Case("70B full, 64 A100", "70B", False, "a100-80gb:64", 256, 4096, FULL_70B[1:2], INSIDE),
 ]  # fmt: skip
 QUICK = [
