@@ -67,7 +67,7 @@ class Device(_Entry):
     tflops: dict[Format, Rate] = Field(default_factory=dict)
     memory_gb_per_second: Rate | None = None
     link_gb_per_second: Rate | None = None
-    network_gb_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    network_gb_per_second: Rate | None = None
     network_microseconds: Number | None = None
     network_source: str | None = None
     watts: Number | None = None

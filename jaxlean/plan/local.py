@@ -108,8 +108,6 @@ def _line(row: Row, ran: float | None = None) -> str:
         return f"  {name}: {row.note or row.status}"
     assert row.memory is not None
     line = f"  {name}: {row.step_seconds:.3f} s a step, {row.memory / 1e9:.2f} GB"
-    return (
-        line
-        if ran in (None, row.step_seconds)
-        else line + (f"; run: {ran:.3f} s" if ran < float("inf") else "; run: failed")
-    )
+    if ran is None or ran == row.step_seconds:
+        return line
+    return f"{line}; run: {ran:.3f} s" if ran < float("inf") else f"{line}; run: failed"
