@@ -129,9 +129,19 @@ class Linear(nnx.Module):
     multiplied in the compute dtype.
     """
 
-    def __init__(self, dim_in: int, dim_out: int, *, bias: bool, std: float = 0.02, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.kernel: nnx.Param | None = nnx.Param(normal(rngs, (dim_in, dim_out), std))
-        self.bias = nnx.Param(jnp.zeros((dim_out,), jnp.float32)) if bias else None
+    def __init__(
+        self,
+        dim_in: int,
+        dim_out: int,
+        *,
+        bias: bool,
+        std: float = 0.02,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        stack: tuple[int, ...] = (),
+    ):
+        self.kernel: nnx.Param | None = nnx.Param(normal(rngs, (*stack, dim_in, dim_out), std))
+        self.bias = nnx.Param(jnp.zeros((*stack, dim_out), jnp.float32)) if bias else None
         # nnx.data: a place for a parameter, also while nothing stands there
         self.kernel_int8: nnx.Param | None = nnx.data(None)
         self.kernel_scale: nnx.Param | None = nnx.data(None)

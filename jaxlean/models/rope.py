@@ -17,7 +17,12 @@ RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 
 @dataclass(frozen=True)
 class Rope:
-    """How positions become angles. Field names are those of Hugging Face's `rope_parameters`."""
+    """How positions become angles. Field names are those of Hugging Face's `rope_parameters`.
+
+    Args:
+        dim: how many features of each head turn, its first ones; 0: all.
+        interleaved: pairs are neighbours (2i, 2i + 1), as in the paper, and not halves (i, i + dim/2).
+    """
 
     rope_type: RopeType = "default"
     rope_theta: float = 10_000.0
@@ -33,6 +38,8 @@ class Rope:
     attention_factor: float = 1.0
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
+    dim: int = 0
+    interleaved: bool = False
 
     def cos_sin(self, positions: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
         """Cosines and sines of the angles.
@@ -42,9 +49,9 @@ class Rope:
             head_dim: features of one head.
 
         Returns:
-            two float32 [batch, length, head_dim / 2].
+            two float32 [batch, length, dim / 2].
         """
-        angles = positions[..., None].astype(jnp.float32) * self._inverse_frequencies(positions, head_dim)
+        angles = positions[..., None].astype(jnp.float32) * self._inverse_frequencies(positions, self.dim or head_dim)
         return jnp.cos(angles) * self.attention_factor, jnp.sin(angles) * self.attention_factor
 
     def _inverse_frequencies(self, positions: jax.Array, dim: int) -> jax.Array:
@@ -97,16 +104,25 @@ class Rope:
         return (plain / self.factor * ramp + plain * (1 - ramp)).astype(np.float32)
 
 
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turn each pair (i, i + head_dim/2) of features by its angle, in float32.
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, *, interleaved: bool = False) -> jax.Array:
+    """Turn each pair of features by its angle, in float32; those beyond the angles' stay as they are.
 
     Args:
         x: [batch, length, heads, head_dim].
-        cos, sin: float32 [batch, length, head_dim / 2].
+        cos, sin: float32 [batch, length, dim / 2].
+        interleaved: see `Rope`.
 
     Returns:
         [batch, length, heads, head_dim] in the dtype of `x`.
     """
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    dim = 2 * cos.shape[-1]
+    turning = x[..., :dim].astype(jnp.float32)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    if interleaved:
+        first, second = turning[..., 0::2], turning[..., 1::2]
+        pairs = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        turned = pairs.reshape(turning.shape).astype(x.dtype)
+    else:
+        first, second = jnp.split(turning, 2, axis=-1)
+        turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return turned if dim == x.shape[-1] else jnp.concatenate([turned, x[..., dim:]], axis=-1)

@@ -21,16 +21,16 @@ _MOST_BLOCKS = BY_PLATFORM["cpu"]
 def both(evaluate):
     """(case, ...) -> (the block back end's value and gradients, the plain one's)."""
 
-    def run(case, *, window=None, softcap=None, block=4, traced=False):
-        fixed, own = (None, jnp.int32(window)) if traced else (window, None)
+    def run(case, *, window=None, softcap=None, block=4, causal=True):
+        settings = Settings(window, softcap, SCALE, block, causal)
 
-        def ours(q, k, v, own):
-            return block_attention(Settings(fixed, softcap, SCALE, block), q, k, v, (case.segments, case.segments), own)
+        def ours(q, k, v):
+            return block_attention(settings, q, k, v, (case.segments, case.segments), None)
 
         def plain(q, k, v):
-            return attention(q, k, v, case.slots, window=window, softcap=softcap, scale=SCALE)
+            return attention(q, k, v, case.slots, window=window, causal=causal, softcap=softcap, scale=SCALE)
 
-        return evaluate(ours, case, own), evaluate(plain, case)
+        return evaluate(ours, case), evaluate(plain, case)
 
     return run
 
@@ -41,11 +41,32 @@ def test_it_is_the_plain_one(case, both, assert_near, heads, length):
     assert_near(*both(case(0, length, *heads)), 1e-5)
 
 
-@pytest.mark.parametrize("traced", [False, True])
-@pytest.mark.parametrize("window", [1, 4, 6, 99])
-def test_windows(case, both, assert_near, window, traced):
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [1, 4, 6, 99, None])
+def test_windows(case, both, assert_near, window, causal):
     # smaller than a block, a block, larger, and all there is
-    assert_near(*both(case(2, 15), window=window, traced=traced), 1e-5)
+    assert_near(*both(case(2, 15), window=window, causal=causal), 1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("heads", [(4, 2), (3, 1)])
+def test_sinks_and_their_gradient(case, assert_near, heads, causal):
+    drawn = case(3, 15, *heads)
+    sinks = jnp.linspace(-1.0, 2.0, heads[0])
+
+    def run(attend):
+        def loss(q, k, v, sinks):
+            return jnp.sum(jnp.sin(attend(q, k, v, sinks)))
+
+        value, grads = jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(*drawn[:3], sinks)
+        return dict(zip(("value", "query", "key", "value_", "sinks"), (value, *grads), strict=True))
+
+    settings = Settings(None, None, SCALE, 4, causal)
+    ours = run(lambda q, k, v, s: block_attention(settings, q, k, v, (drawn.segments, drawn.segments), s))
+    plain = run(lambda q, k, v, s: attention(q, k, v, drawn.slots, causal=causal, scale=SCALE, sinks=s))
+    assert np.abs(plain["sinks"]).max() > 1e-2
+    for name, want in plain.items():
+        np.testing.assert_allclose(ours[name], want, atol=2e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("softcap", [0.5, 3.0])
@@ -67,15 +88,14 @@ def test_bfloat16_is_as_near_to_float32_as_the_plain_one(case, both, error, wind
     block=st.integers(3, 9),
     heads=st.sampled_from([(2, 2), (4, 2), (3, 1)]),
     window=st.none() | st.integers(1, 22),
-    traced=st.booleans(),
+    causal=st.booleans(),
     softcap=st.none() | st.floats(0.3, 30.0),
     seed=st.integers(0, 2**16),
 )
 def test_whatever_the_lengths_blocks_and_windows(
-    case, both, assert_near, length, block, heads, window, traced, softcap, seed
+    case, both, assert_near, length, block, heads, window, causal, softcap, seed
 ):
-    traced = traced and window is not None
-    found = both(case(seed, length, *heads), window=window, traced=traced, softcap=softcap, block=block)
+    found = both(case(seed, length, *heads), window=window, causal=causal, softcap=softcap, block=block)
     assert_near(*found, 3e-5)
 
 

@@ -10,7 +10,8 @@ from flax import nnx
 
 from jaxlean import tree
 from jaxlean.models import cpu
-from jaxlean.models.decoder import DecoderConfig, abstract
+from jaxlean.models.build import abstract
+from jaxlean.models.decoder import DecoderConfig
 
 
 @pytest.fixture

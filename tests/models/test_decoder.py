@@ -16,22 +16,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlean import tree
-from jaxlean.models.decoder import ACTIVATIONS, LAYER_INPUT, Cache, Decoder, DecoderConfig, abstract
+from jaxlean.models.build import abstract
+from jaxlean.models.config import Kind
+from jaxlean.models.decoder import ACTIVATIONS, LAYER_INPUT, Cache, Decoder, DecoderConfig
 from jaxlean.models.kernel_attention import cudnn_attention, splash_attention
 from jaxlean.models.linear import Dropout
 from jaxlean.models.projection import LORA_LOW
 from jaxlean.models.rope import Rope
+from jaxlean.models.stack import stacks
 
 VOCAB, LENGTH = 64, 16
+
+
+def sliding(*windows):
+    return tuple(Kind(window=window) for window in windows)
+
+
 BASE = DecoderConfig(
     vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8
 )
 # Every switch of the config is on in one of these; windows are narrower than the segments they have to cut.
 FAMILIES = {
     "llama": replace(BASE, rope=Rope("llama3", factor=8.0, original_max_position_embeddings=8)),
-    "mistral": replace(BASE, windows=(3, 3, 3)),
-    "qwen2": replace(BASE, qkv_bias=True, tie_embeddings=True, windows=(None, None, 3), norm_eps=1e-2),
-    "qwen3": replace(BASE, qk_norm=True, out_bias=True, mlp_bias=True, windows=(3, None, 4), activation="gelu"),
+    "mistral": replace(BASE, kinds=sliding(3, 3, 3)),
+    "qwen2": replace(BASE, qkv_bias=True, tie_embeddings=True, kinds=sliding(None, None, 3), norm_eps=1e-2),
+    "qwen3": replace(
+        BASE, qk_norm="head", out_bias=True, mlp_bias=True, kinds=sliding(3, None, 4), activation="gelu_tanh"
+    ),
 }
 
 
@@ -143,7 +154,7 @@ def test_the_future_is_not_seen_and_the_past_is_as_far_as_the_windows_reach(run)
     changed[0, 8] = (changed[0, 8] + 1) % VOCAB
     moved = np.abs(run(tokens)[0] - run(changed)[0]).max(-1)
     # each layer hands on what it saw: one that sees `window` tokens reaches window - 1 further back
-    reach = sum(LENGTH if window is None else window - 1 for window in run.config.windows or (None,))
+    reach = sum(LENGTH if window is None else window - 1 for window in (kind.window for kind in run.config.all_kinds))
     assert not moved[:8].any()
     assert (moved[8 : 9 + reach] > 1e-4).all()
     assert not moved[9 + reach :].any()
@@ -166,7 +177,8 @@ def test_decoding_token_by_token_equals_the_forward_pass(run, padding):
         seen = np.s_[segments[:, cut] == 1]
         np.testing.assert_allclose(np.asarray(got)[seen], want[:, cut][seen], atol=2e-5, rtol=1e-5)
     assert int(cache.filled) == LENGTH
-    assert cache.key.shape == (3, 2, slots, 2, 8)
+    shapes = [(key.shape, value.shape) for key, value in cache.layers]
+    assert shapes == [((stack.num, 2, slots, 2, 8),) * 2 for stack in stacks(run.config.all_kinds)]
     np.testing.assert_array_equal(cache.segments, np.pad(segments, ((0, 0), (0, 3))))
     assert run.decode._cache_size() == 2  # one for the prompt, one for a token
 
@@ -191,7 +203,7 @@ def test_bfloat16_is_close_to_float32():
 
 
 def test_dropout_is_keyed_and_reaches_every_adapter():
-    run = Run(replace(FAMILIES["qwen3"], windows=()), lora=True)
+    run = Run(replace(FAMILIES["qwen3"], kinds=()), lora=True)
     tokens = draw_tokens(8, 1, LENGTH)
 
     def drop(seed):
@@ -291,7 +303,7 @@ def test_what_the_gradient_through_splash_names(names, anywhere):
 )
 @pytest.mark.parametrize("windows", [(), (3, 3, 3), (3, None, 4)])
 def test_every_back_end_gives_the_same_logits(anywhere, backend, head_dim, length, windows):
-    config = replace(BASE, head_dim=head_dim, windows=windows)
+    config = replace(BASE, head_dim=head_dim, kinds=sliding(*windows))
     params = randomise(abstract(config)[1])
     tokens = jnp.asarray(draw_tokens(9, 2, length), jnp.int32)
     segments = jnp.asarray(np.sort(np.random.default_rng(9).integers(0, 3, size=(2, length)))[:, ::-1], jnp.int32)
@@ -320,7 +332,7 @@ def test_a_bfloat16_stack_does_not_pretend_to_have_a_gradient():
 
 
 def test_parameters_lie_where_the_rules_look_for_them():
-    shapes = tree.flatten(abstract(FAMILIES["qwen3"])[1])
+    shapes = tree.flatten(abstract(replace(FAMILIES["qwen3"], kinds=()))[1])
     layer = "layers.attention_norm.scale layers.mlp_norm.scale"
     layer += " layers.attention.query_norm.scale layers.attention.key_norm.scale"
     for module in ("attention.query", "attention.key", "attention.value", "attention.out"):
@@ -334,19 +346,14 @@ def test_parameters_lie_where_the_rules_look_for_them():
     assert shapes["layers.mlp.down.kernel"].shape == (3, 24, 16)
     assert shapes["embed.embedding"].shape == shapes["head.kernel"].shape[::-1] == (VOCAB, 16)
     assert "head.kernel" not in tree.flatten(abstract(FAMILIES["qwen2"])[1])
-    assert {leaf.dtype for leaf in shapes.values()} == {jnp.dtype("float32")}
-
-
-def test_abstract_attaches_the_adapters_that_stand_in_the_tree():
-    shapes = abstract(BASE)[1]
-    adapted = with_lora(shapes)
-    declared = abstract(BASE, adapted)[1]
-    assert {p: x.shape for p, x in tree.flatten(declared).items()} == {
-        p: x.shape for p, x in tree.flatten(adapted).items()
+    # layers of several kinds: the same paths, behind the number of their stack
+    apart = tree.flatten(abstract(FAMILIES["qwen3"])[1])
+    assert {path: leaf.shape for path, leaf in apart.items() if path.startswith("layers.1.")} == {
+        path.replace("layers.", "layers.1."): (1, *leaf.shape[1:])
+        for path, leaf in shapes.items()
+        if path.startswith("layers.")
     }
-    some = {"layers": {"mlp": {"up": adapted["layers"]["mlp"]["up"]}}}
-    extra = set(tree.flatten(abstract(BASE, some)[1])) - set(tree.flatten(shapes))
-    assert extra == {f"layers.mlp.up.lora_{name}" for name in ("a", "b", "scale", "magnitude")}
+    assert {leaf.dtype for leaf in shapes.values()} == {jnp.dtype("float32")}
 
 
 def test_layers_are_drawn_apart_and_by_the_seed():

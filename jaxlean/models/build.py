@@ -1,0 +1,58 @@
+"""From a config to a module: its graph and the shapes of its parameters, without a byte of memory."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxlean import tree
+from jaxlean.models.attention import Backend
+from jaxlean.models.latent_attention import LatentAttention
+from jaxlean.models.linear import Linear
+from jaxlean.models.quantized import Matmul
+from jaxlean.models.self_attention import Attention
+
+
+class ModelConfig(Protocol):
+    """What every model's config can do."""
+
+    def build(self, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
+        """The module, its parameters drawn."""
+
+
+def abstract(
+    config: ModelConfig,
+    params: Mapping[str, Any] | None = None,
+    *,
+    dtype: Any = jnp.float32,
+    matmul: Matmul = "default",
+    attention: Backend = "plain",
+) -> tuple[nnx.GraphDef, tree.Tree]:
+    """The model's graph and its parameters' shapes.
+
+    Args:
+        config: the model's shape.
+        params: a parameter tree; the adapters that stand in it (`lora_a`, ...) and the forms that its kernels have are
+            attached to the linear layers at whose place they stand.
+        dtype: compute dtype.
+        matmul: how the kernels of all linear layers but the head are multiplied (`models.quantized`).
+        attention: the back end of attention (`models.attention.choose`).
+
+    Returns:
+        (graph for `nnx.merge(graph, params)`, nested dict of `jax.ShapeDtypeStruct`).
+    """
+    model = nnx.eval_shape(lambda: config.build(dtype=dtype, rngs=nnx.Rngs(0)))
+    for path, module in list(nnx.iter_modules(model)):
+        if isinstance(module, Attention | LatentAttention):
+            module.backend = attention
+        if isinstance(module, Linear):
+            if path[0] not in ("head", "classifier"):
+                module.matmul = matmul
+            if params is not None:
+                node: Any = params
+                for key in path:
+                    node = node.get(str(key), {}) if isinstance(node, Mapping) else {}
+                module.attach(node, where=".".join(map(str, path)))
+    graph, state = nnx.split(model)
+    return graph, nnx.to_pure_dict(state)
