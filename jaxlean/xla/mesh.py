@@ -27,15 +27,22 @@ ROWS = ("data", "fsdp", "expert")
 # The first pattern found in a path decides; of its specs, the first whose axes divide the dims. Where none does it is
 # an error. Stacked layers have a leading dim, which no axis splits.
 Specs = tuple[PartitionSpec, ...]
+# Layers whose columns `tensor` splits; of `out` and `down` it is the rows.
+_WIDE = r"\.(query|query_b|key|key_value_b|value|qkv|gate|up|gate_up)"
 RULES: tuple[tuple[str, Specs], ...] = (
     # A vocabulary is often a number that nothing divides: then each device of `tensor` holds all of it.
     (r"embed\.embedding$", (PartitionSpec("tensor", "fsdp"), PartitionSpec(None, "fsdp"))),
     (r"head\.kernel$", (PartitionSpec("fsdp", "tensor"), PartitionSpec("fsdp", None))),
+    (r"\.experts\.(gate|up|gate_up)\.kernel(_int8|_nf4)?$", (PartitionSpec(None, "expert", "fsdp", "tensor"),)),
+    (r"\.experts\.down\.kernel(_int8|_nf4)?$", (PartitionSpec(None, "expert", "tensor", "fsdp"),)),
+    (r"\.experts\.(gate|up|gate_up)\.kernel_absmax$", (PartitionSpec(None, "expert", None, "tensor"),)),
+    (r"\.experts\.down\.kernel_absmax$", (PartitionSpec(None, "expert", None, "fsdp"),)),
     # A kernel in fewer bits (`jaxlean.codec`) lies as the kernel does.
-    (r"\.(query|key|value|gate|up)\.kernel(_int8|_nf4)?$", (PartitionSpec(None, "fsdp", "tensor"),)),
+    (r"\.(query_a|key_value_a)\.kernel(_int8|_nf4)?$", (PartitionSpec(None, "fsdp", None),)),
+    (_WIDE + r"\.kernel(_int8|_nf4)?$", (PartitionSpec(None, "fsdp", "tensor"),)),
     (r"\.(out|down)\.kernel(_int8|_nf4)?$", (PartitionSpec(None, "tensor", "fsdp"),)),
     # A byte for 64 parameters, split along the columns only: the number of blocks seldom divides.
-    (r"\.(query|key|value|gate|up)\.kernel_absmax$", (PartitionSpec(None, None, "tensor"),)),
+    (_WIDE + r"\.kernel_absmax$", (PartitionSpec(None, None, "tensor"),)),
     (r"\.(out|down)\.kernel_absmax$", (PartitionSpec(None, None, "fsdp"),)),
     # Norms, biases, adapters and scales are small: a copy everywhere costs less than gathering them.
     (r".*", (PartitionSpec(),)),

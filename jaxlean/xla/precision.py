@@ -3,7 +3,7 @@
 What is held, `RULES`:
 
     matrices of the frozen base      the compute dtype, or fewer bits (`jaxlean.codec`)
-    norms, biases, scales            float32: they are small, and what they multiply or shift is many
+    norms, mean/var, biases, scales  float32: they are small, and what they multiply or shift is many
     what trains                      float32, cast where it is used, so that small updates are not lost
     optimizer, gradients' sums       float32, unless `train.optim` says 8 bits
 
@@ -26,7 +26,7 @@ from jaxlean.platform import platform
 
 # The first pattern found in a path decides. What trains is float32 before any rule.
 RULES: tuple[tuple[str, Literal["float32", "compute", "codes"]], ...] = (
-    (r"\.(scale|bias)$", "float32"),
+    (r"\.(scale|bias|mean|var)$", "float32"),
     (r"\.lora_\w+$", "float32"),
     (r"\.kernel_(scale|absmax_scale|absmax_offset)$", "float32"),
     (r"\.kernel_\w+$", "codes"),

@@ -30,9 +30,11 @@ POLICIES = {
 _SCORES = ("context", "attention_lse")  # what attention leaves for its backward pass, beside its inputs
 _INNER = ("gate", "up")
 _PLACES = ("save", "offload")
-# The model's name for a layer's input, which every policy keeps: by its name, so that on CPU it is kept as the model
-# holds it (`models/cpu.py`) and not once more in float32.
-_LAYER_INPUT = "layer_in"
+# What every policy keeps. A layer's input: by its name, so that on CPU it is kept as the model holds it
+# (`models/cpu.py`) and not once more in float32. And the experts that tokens go to: whole numbers, few, which computed
+# again might turn out otherwise where two experts are nearly as good.
+_ROUTING = "routing"
+_ALWAYS = ("layer_in", _ROUTING)
 
 
 def scan_layers(policy: Policy, names: Collection[str], *, platform: str | None = None) -> Scan:
@@ -59,10 +61,21 @@ def scan_layers(policy: Policy, names: Collection[str], *, platform: str | None 
     kept = _kept(policy, names)
 
     def scan(body: Body, carry: Any, xs: Any) -> tuple[Any, Any]:
-        # Inside a scan nothing can be merged across iterations, so the barrier against it would only cost.
-        return jax.lax.scan(jax.checkpoint(body, policy=kept, prevent_cse=False), carry, xs)
+        return jax.lax.scan(_checkpointed(body, kept, xs), carry, xs)
 
     return scan
+
+
+def _checkpointed(body: Body, kept: Callable[..., Any], xs: Any) -> Body:
+    """The body under a policy; one of several layers (`models.stack.Group`) layer by layer."""
+    # Inside of a loop nothing can be merged across iterations, so the barrier against it would only cost. A loop that
+    # runs once is none.
+    once = jax.tree.leaves(xs)[0].shape[0] == 1
+
+    def wrap(layer: Body) -> Body:
+        return jax.checkpoint(layer, policy=kept, prevent_cse=once)
+
+    return body.each(wrap) if hasattr(body, "each") else wrap(body)
 
 
 def check(policy: Policy, names: Collection[str], *, platform: str | None = None) -> None:
@@ -150,12 +163,12 @@ def _kept(policy: Policy, names: Collection[str]) -> Callable[..., Any]:
     offloaded = () if isinstance(policy, str) else _places(policy)[1]
     if offloaded:
         return policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[_LAYER_INPUT, *saved],
+            names_which_can_be_saved=[*_ALWAYS, *saved],
             names_which_can_be_offloaded=list(offloaded),
             offload_src="device",
             offload_dst="pinned_host",
         )
-    return policies.save_only_these_names(_LAYER_INPUT, *saved)
+    return policies.save_only_these_names(*_ALWAYS, *saved)
 
 
 def _scan_nested(body: Body, carry: Any, xs: Any) -> tuple[Any, Any]:
@@ -165,17 +178,18 @@ def _scan_nested(body: Body, carry: Any, xs: Any) -> tuple[Any, Any]:
     """
     num_layers = jax.tree.leaves(xs)[0].shape[0]
     groups, each = nested_groups(num_layers)
-    layer = jax.checkpoint(body, policy=_kept("full", ()), prevent_cse=False)
+    layer = _checkpointed(body, _kept("full", ()), xs)
 
     def group(carry: Any, xs: Any) -> tuple[Any, Any]:
         return jax.lax.scan(layer, carry, xs)
 
     whole = groups * each
     grouped = jax.tree.map(lambda x: x[:whole].reshape(groups, each, *x.shape[1:]), xs)
-    carry, ys = jax.lax.scan(jax.checkpoint(group, prevent_cse=False), carry, grouped)
+    routing = jax.checkpoint_policies.save_only_these_names(_ROUTING)
+    carry, ys = jax.lax.scan(jax.checkpoint(group, prevent_cse=False, policy=routing), carry, grouped)
     ys = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), ys)
     if whole < num_layers:
         # outside of the scan over groups, so here the barrier is needed
-        carry, rest = jax.checkpoint(group)(carry, jax.tree.map(lambda x: x[whole:], xs))
+        carry, rest = jax.checkpoint(group, policy=routing)(carry, jax.tree.map(lambda x: x[whole:], xs))
         ys = jax.tree.map(lambda y, r: jax.numpy.concatenate([y, r]), ys, rest)
     return carry, ys

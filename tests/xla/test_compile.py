@@ -27,6 +27,7 @@ def _as_before(monkeypatch):
     """jax as it starts, and afterwards as it was."""
     before = {name: jax.config.values[name] for name in NAMES}
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(module, "_turned_to", None)  # what an earlier test of this process has turned on
     jax.config.update("jax_compilation_cache_dir", None)
     reset_cache()
     yield

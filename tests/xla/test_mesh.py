@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import pytest
@@ -15,7 +16,9 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxlean import codec, tree
 from jaxlean.config import MeshSection
 from jaxlean.errors import ConfigError
-from jaxlean.models.decoder import DecoderConfig, abstract
+from jaxlean.models.build import abstract
+from jaxlean.models.config import Experts, Kind, Latent
+from jaxlean.models.decoder import DecoderConfig
 from jaxlean.xla.mesh import (
     AXES,
     RULES,
@@ -31,7 +34,7 @@ from jaxlean.xla.mesh import (
 
 CONFIG = DecoderConfig(
     vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,
-    qkv_bias=True, qk_norm=True,
+    qkv_bias=True, qk_norm="head",
 )  # fmt: skip
 
 
@@ -108,7 +111,12 @@ def test_a_kernel_in_fewer_bits_lies_as_the_kernel_does():
 
 
 def test_no_rule_is_dead():
-    plain = tree.flatten(abstract(CONFIG)[1])
+    experts = Experts(num=4, per_token=2, intermediate_size=8)
+    others = (
+        replace(CONFIG, kinds=(Kind(sparse=True),) * 3, experts=experts),
+        replace(CONFIG, num_kv_heads=4, latent=Latent(rank=8, query_rank=8, rope_dim=4, value_dim=8), qk_norm=None),
+    )
+    plain = {path: leaf for config in (CONFIG, *others) for path, leaf in tree.flatten(abstract(config)[1]).items()}
     quantized = {
         f"{module}.{name}": leaf
         for module, held in codec.kernels(plain).items()

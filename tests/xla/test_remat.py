@@ -13,7 +13,8 @@ from jaxlean import tree
 from jaxlean.adapt import lora
 from jaxlean.config import LoraSection, MeshSection
 from jaxlean.errors import ConfigError
-from jaxlean.models.decoder import ACTIVATIONS, Decoder, DecoderConfig, abstract
+from jaxlean.models.build import abstract
+from jaxlean.models.decoder import ACTIVATIONS, Decoder, DecoderConfig
 from jaxlean.models.linear import Dropout
 from jaxlean.xla.mesh import batch_sharding, make_mesh, place
 from jaxlean.xla.remat import POLICIES, check, kept_names, nested_groups, scan_layers

@@ -10,7 +10,8 @@ from flax import nnx
 
 from jaxlean.config import MeshSection
 from jaxlean.errors import RunError
-from jaxlean.models.decoder import ACTIVATIONS, DecoderConfig, abstract
+from jaxlean.models.build import abstract
+from jaxlean.models.decoder import ACTIVATIONS, DecoderConfig
 from jaxlean.xla import remat_auto
 from jaxlean.xla.mesh import batch_sharding, make_mesh, replicated
 from jaxlean.xla.remat import scan_layers

@@ -11,8 +11,9 @@ from jaxlean import tree
 from jaxlean.adapt import lora
 from jaxlean.config import LoraSection
 from jaxlean.cost.flops import Shape, training_step_flops
+from jaxlean.models.build import abstract
 from jaxlean.models.cpu import hold
-from jaxlean.models.decoder import ACTIVATIONS, DecoderConfig, abstract
+from jaxlean.models.decoder import ACTIVATIONS, DecoderConfig
 from jaxlean.xla.precision import parameter_dtype
 from jaxlean.xla.remat import scan_layers
 from jaxlean.xla.work import Recomputation, as_one_kernel, count, kept_bytes, largest_result, repeated
