@@ -32,7 +32,11 @@ def is_adapter(path: str) -> bool:
 
 
 def targets(
-    params: Mapping[str, Any], target_modules: str | Sequence[str], names: Mapping[str, str] | None = None
+    params: Mapping[str, Any],
+    target_modules: str | Sequence[str],
+    names: Mapping[str, str] | None = None,
+    *,
+    apart: Sequence[str] = (),
 ) -> list[str]:
     """The modules whose kernel gets an adapter.
 
@@ -40,6 +44,7 @@ def targets(
         params: the base.
         target_modules: `all-linear` (every kernel but the output head's), a list of names, or one regex.
         names: our module path -> its name elsewhere (`model.layers.{}.self_attn.q_proj`), which may be used as well.
+        apart: regexes of modules that `all-linear` leaves out.
 
     Returns:
         module paths, sorted.
@@ -50,7 +55,8 @@ def targets(
     names = names or {}
     modules = list(codec.kernels(tree.flatten(params)))
     if target_modules == "all-linear":
-        return [module for module in modules if module != "head"]
+        apart = (r"^head$", r"^classifier(\.|$)", *apart)
+        return [module for module in modules if not any(re.search(rule, module) for rule in apart)]
 
     def called(module: str) -> set[str]:
         known = (module, names.get(module, module))
@@ -108,6 +114,13 @@ def add(params: tree.Tree, modules: Sequence[str], config: LoraSection, key: jax
         if config.r > min(dim_in, dim_out):
             raise ConfigError(
                 "lora.r exceeds the matrix", where=module, got=config.r, wanted=f"at most {min(dim_in, dim_out)}"
+            )
+        if len(stack) > 1 and (config.use_dora or config.lora_dropout):
+            raise ConfigError(
+                "adapters of experts have neither magnitudes nor dropout, as in PEFT",
+                where=module,
+                got=f"use_dora={config.use_dora}, lora_dropout={config.lora_dropout}",
+                fix="set both off, or name other modules in lora.target_modules",
             )
         if config.init_lora_weights == "pissa":
             if "kernel" not in kernel:

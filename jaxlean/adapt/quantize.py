@@ -17,7 +17,7 @@ from jaxlean.codec import Format
 
 # The first pattern found in a path decides.
 RULES: tuple[tuple[str, bool], ...] = (
-    (r"^head\.", False),
+    (r"^(head|classifier)\.", False),
     (r"\.kernel$", True),
     (r".*", False),
 )

@@ -8,7 +8,7 @@ nothing. Format: github.com/huggingface/peft, docs/source/developer_guides/check
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from jaxlean import codec, tree
 from jaxlean.adapt.lora import beside, column_lengths
 from jaxlean.config import LoraSection
 from jaxlean.errors import ModelError
-from jaxlean.hub.family import Family
+from jaxlean.hub import expert_adapter
+from jaxlean.hub.family import LEAVES
 from jaxlean.hub.files import read_json
+from jaxlean.hub.head import PEFT_TASKS, saved_modules
+from jaxlean.hub.names import Index, Names
 
 _PREFIX = "base_model.model."
 _PEFT_ALPHA = 8  # PEFT's own default, for a file that does not state it
@@ -29,57 +32,91 @@ _PEFT_ALPHA = 8  # PEFT's own default, for a file that does not state it
 _SUFFIXES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "lora_magnitude": "lora_magnitude_vector"}
 
 
-def write_adapter(folder: Path, family: Family, adapter: Mapping[str, Any], config: LoraSection, *, base: str) -> None:
+def write_adapter(
+    folder: Path,
+    names: Names,
+    adapter: Mapping[str, Any],
+    config: LoraSection,
+    *,
+    base: str,
+    task: str = "generate",
+    settings: Mapping[str, Any] | None = None,
+) -> None:
     """Write adapter leaves, and read them back to be sure of what lies on the disk.
 
     Args:
         folder: replaced when everything is written.
-        family: gives the module names.
-        adapter: tree of `lora_a`, `lora_b`, `lora_scale` and perhaps `lora_magnitude` leaves.
+        names: of the base.
+        adapter: tree of `lora_a`, `lora_b`, `lora_scale` and perhaps `lora_magnitude` leaves; and what trained whole
+            beside them, such as a task's head (PEFT's `modules_to_save`).
         config: the variant that trained them.
         base: id or folder of the base model, for `base_model_name_or_path`.
+        task: what the model does, for `task_type`.
+        settings: a `config.json` to lie beside: where there are labels, it names them.
 
     Raises:
         ModelError: what was read back is not what was written.
     """
     from safetensors.numpy import save_file
 
-    leaves = {path: np.asarray(jax.device_get(leaf)) for path, leaf in tree.flatten(adapter).items()}
+    names = names.of_adapters
+    every = {path: np.asarray(jax.device_get(leaf)) for path, leaf in tree.flatten(adapter).items()}
+    leaves = {path: leaf for path, leaf in every.items() if ".lora_" in path}
+    whole = {path: leaf.astype(np.float32) for path, leaf in every.items() if path not in leaves}
     tensors: dict[str, np.ndarray] = {}
-    targets: set[str] = set()
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
+    routers: list[str] = []
     for path, leaf in leaves.items():
         module, name = path.rsplit(".", 1)
-        theirs = family.modules[module]
-        targets.add(theirs.rsplit(".", 1)[-1])
-        for i, row in enumerate(leaf if "{}" in theirs else leaf[None]):
+        if expert_adapter.is_of_experts(module):
+            continue
+        for index in np.ndindex(leaf.shape[: names.leading(f"{module}.kernel")]):
+            theirs, own = names.name(module, *index), leaf[index]
+            if module.endswith(".router"):  # to PEFT a parameter, not a module
+                routers.append(theirs)
             if name == "lora_scale":
-                rank = leaves[f"{module}.lora_a"].shape[-1]
-                ranks[theirs.format(i)] = rank
-                alphas[theirs.format(i)] = _alpha(float(row), rank, config.use_rslora)
+                ranks[theirs] = leaves[f"{module}.lora_a"].shape[-1]
+                alphas[theirs] = _alpha(float(own), ranks[theirs], config.use_rslora)
             else:
-                tensors[f"{_PREFIX}{theirs.format(i)}.{_SUFFIXES[name]}"] = np.ascontiguousarray(row.T)
+                # a convolution of 1x1 is one to PEFT too: its matrices have two more dims of 1
+                ones = names.ones(f"{module}.kernel") if own.ndim == 2 else ()
+                tensors[f"{_PREFIX}{theirs}.{_SUFFIXES[name]}"] = np.ascontiguousarray(np.expand_dims(own.T, ones))
+    for path, leaf in whole.items():
+        order = np.argsort(names.axes(path, leaf.ndim))
+        tensors[_PREFIX + names.tensor(path)] = np.ascontiguousarray(leaf.transpose(order))
+    saved = saved_modules([names.module(path.rpartition(".")[0]) for path in whole])
+    linear = [name for name in ranks if name not in routers]
+    parameters = {f"{router}.weight": router for router in routers}
+    for name in parameters.values():
+        ranks[f"{name}.weight"], alphas[f"{name}.weight"] = ranks.pop(name), alphas.pop(name)
+    for wrapped in expert_adapter.write(leaves, names):
+        tensors |= {f"{_PREFIX}{name}": tensor for name, tensor in wrapped.tensors.items()}
+        ranks[wrapped.parameter] = wrapped.rank
+        alphas[wrapped.parameter] = _alpha(wrapped.scale, wrapped.rank, config.use_rslora)
+        parameters[wrapped.parameter] = wrapped.parameter
     # The first module's, and what differs from it by name. A PiSSA adapter is written with twice its rank, and alpha
     # follows, so that the scale stays.
     r, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
-    settings = {
+    stated = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        # PEFT's classes of tasks call a model with tokens; of one of images it wants no name
+        "task_type": PEFT_TASKS[task] if names.family.classifier is None else None,
         "base_model_name_or_path": base,
         "r": r,
         "lora_alpha": alpha,
         "lora_dropout": config.lora_dropout,
         "bias": "none",
-        "target_modules": sorted(targets),
+        "target_modules": _target_modules(names, linear),
+        "target_parameters": sorted(parameters) or None,
         "inference_mode": True,
         "use_rslora": config.use_rslora,
         "use_dora": config.use_dora,
-        "modules_to_save": None,
+        "modules_to_save": saved or None,
         "trainable_token_indices": None,
         "rank_pattern": {name: rank for name, rank in ranks.items() if rank != r},
         "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(names.axes(path, 2) == (0, 1) for path in _kernels_of(leaves)),
         "init_lora_weights": True,
         "layers_to_transform": None,
     }
@@ -87,23 +124,42 @@ def write_adapter(folder: Path, family: Family, adapter: Mapping[str, Any], conf
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
-    (part / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    _check_read_back(part, family, leaves)
+    (part / "adapter_config.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
+    if settings is not None:
+        text = json.dumps(dict(settings), indent=2, sort_keys=True, default=str) + "\n"
+        (part / "config.json").write_text(text, encoding="utf-8")
+    _check_read_back(part, names, every)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
 
 
-def read_adapter(folder: Path, family: Family, base: Mapping[str, Any]) -> tree.Tree:
-    """Read an adapter's leaves, to be merged into the tree of its base.
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The `adapter_config.json` of an adapter.
+
+    Raises:
+        ModelError: there is none; names the folder in this one that has one, as a run's has.
+    """
+    wanted = "adapter_config.json and adapter_model.safetensors"
+    if not folder.is_dir():
+        raise ModelError("no such adapter folder", where=folder, wanted=wanted)
+    if not (folder / "adapter_config.json").exists():
+        inside = sorted(file.parent for file in folder.glob("*/adapter_config.json"))
+        meant = f"did you mean {inside[0]}?" if inside else None
+        raise ModelError("a folder without an adapter", where=folder, wanted=wanted, fix=meant)
+    return read_json(folder / "adapter_config.json")
+
+
+def read_adapter(folder: Path, names: Names, base: Mapping[str, Any]) -> tree.Tree:
+    """Read an adapter's leaves, to be merged into the tree of its base; those of `modules_to_save` replace the base's.
 
     Args:
         folder: holds `adapter_config.json` and `adapter_model.safetensors`.
-        family: gives the module names.
+        names: of the base.
         base: the base's parameters (or their shapes): says how many layers there are, and what fits.
 
     Returns:
         tree of `lora_a` [layers, in, r], `lora_b` [layers, r, out], `lora_scale` [layers] and, with DoRA,
-        `lora_magnitude` [layers, out], float32.
+        `lora_magnitude` [layers, out], float32; and the parameters of `modules_to_save`.
 
     Raises:
         ModelError: not a LoRA adapter, one with parts that are not supported, or one that does not fit the base.
@@ -111,11 +167,7 @@ def read_adapter(folder: Path, family: Family, base: Mapping[str, Any]) -> tree.
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    if not folder.is_dir():
-        raise ModelError(
-            "no such adapter folder", where=folder, wanted="adapter_config.json and adapter_model.safetensors"
-        )
-    settings = read_json(folder / "adapter_config.json")
+    settings = read_settings(folder)
     file = folder / "adapter_model.safetensors"
     if settings.get("peft_type") != "LORA":
         raise ModelError("not a LoRA adapter", where=folder, got=settings.get("peft_type"))
@@ -125,23 +177,51 @@ def read_adapter(folder: Path, family: Family, base: Mapping[str, Any]) -> tree.
         raise ModelError("an adapter file is missing", where=file) from None
     except (SafetensorError, OSError) as error:
         raise ModelError("not a whole safetensors file", where=file, got=error) from None
-    kernels = codec.kernels(tree.flatten(base))
-    found: dict[str, dict[int, dict[str, np.ndarray]]] = {}
+    held = tree.flatten(base)
+    kernels = codec.kernels(held)
+    names = _spoken(tensors, names, kernels)
+    found: dict[str, dict[Index, dict[str, np.ndarray]]] = {}
+    whole = _whole(tensors, names, held, file) if settings.get("modules_to_save") else {}
+    parts: expert_adapter.Parts = {}
     for name, array in tensors.items():
-        module, layer, leaf = _parse(name, family, file)
+        if name in whole or expert_adapter.collect(name.removeprefix(_PREFIX), array, parts):
+            continue
+        module, index, leaf = _parse(name, names, kernels, file)
         if module not in kernels:
             raise ModelError(f"an adapter for a module that the base does not have: {name}", where=file)
-        found.setdefault(module, {}).setdefault(layer, {})[leaf] = array.astype(np.float32).T
-    if not found:
+        ones = names.ones(f"{module}.kernel")
+        if array.ndim == 2 + len(ones) and all(array.shape[dim] == 1 for dim in ones):
+            array = array.squeeze(ones)
+        found.setdefault(module, {}).setdefault(index, {})[leaf] = array.astype(np.float32).T
+    if not found and not parts:
         raise ModelError("the adapter holds no tensor", where=file)
     leaves: dict[str, np.ndarray] = {}
     for module, layers in found.items():
-        leaves |= _stack(module, layers, codec.shape(kernels[module]), settings, family, file)
+        leaves |= _stack(module, layers, codec.shape(kernels[module]), settings, names, file)
+    leaves |= expert_adapter.read(parts, names, kernels, settings, lambda name, r: _scale(settings, name, r), file)
     if settings.get("use_dora"):
         _complete_magnitudes(leaves, kernels)
-    return tree.unflatten(
-        {path: beside(kernels[path.rpartition(".")[0]], jnp.asarray(leaf)) for path, leaf in leaves.items()}
-    )
+    placed = {path: beside(kernels[path.rpartition(".")[0]], jnp.asarray(leaf)) for path, leaf in leaves.items()}
+    return tree.unflatten(placed | {path: beside({"": held[path]}, jnp.asarray(leaf)) for path, leaf in whole.values()})
+
+
+def _whole(
+    tensors: Mapping[str, np.ndarray], names: Names, base: Mapping[str, Any], file: Path
+) -> dict[str, tuple[str, np.ndarray]]:
+    """Tensor name -> (our path, float32 array) of what trained whole, and lies in no stack of layers."""
+    plain = [path for path in base if path.rpartition(".")[2] in LEAVES and not names.leading(path)]
+    paths = {_PREFIX + names.tensor(path): path for path in plain}
+    found: dict[str, tuple[str, np.ndarray]] = {}
+    for name in paths.keys() & tensors.keys():
+        path, array = paths[name], tensors[name].astype(np.float32)
+        leaf = array.transpose(names.axes(path, array.ndim))
+        if leaf.shape != tuple(base[path].shape):
+            raise ModelError(
+                f"a saved module that does not fit its base: {name}", where=file, got=leaf.shape,
+                wanted=tuple(base[path].shape), fix="data.labels must name the labels that the adapter was trained on",
+            )  # fmt: skip
+        found[name] = path, leaf
+    return found
 
 
 def _alpha(scale: float, r: int, use_rslora: bool) -> float:
@@ -150,8 +230,38 @@ def _alpha(scale: float, r: int, use_rslora: bool) -> float:
     return float(round(alpha)) if abs(alpha - round(alpha)) <= 1e-6 * alpha else alpha
 
 
-def _parse(name: str, family: Family, file: Path) -> tuple[str, int, str]:
-    """Tensor name -> (our module, layer, our leaf)."""
+def _kernels_of(leaves: Mapping[str, Any]) -> list[str]:
+    return [path.replace(".lora_a", ".kernel") for path in leaves if path.endswith(".lora_a")]
+
+
+def _target_modules(names: Names, adapted: Sequence[str]) -> list[str]:
+    """PEFT's names of the adapted modules: their last words where these mean nothing else, or whole names.
+
+    PEFT adapts every module whose name ends in one of them.
+    """
+    whole = set(adapted)
+    every = names.every()
+    found: set[str] = set()
+    for template, own in every.items():
+        here = whole.intersection(own)
+        if not here:
+            continue
+        words = template.rsplit("{}", 1)[-1].strip(".").split(".")
+        others = [name for other, these in every.items() for name in these if other != template and name not in whole]
+        tails = (".".join(words[at:]) for at in range(len(words) - 1, -1, -1))
+        tail = next((tail for tail in tails if not any(f".{name}".endswith(f".{tail}") for name in others)), None)
+        found.update([tail] if tail is not None and len(here) == len(own) else here)
+    return sorted(found)
+
+
+def _spoken(tensors: Collection[str], names: Names, kernels: Mapping[str, Any]) -> Names:
+    """The names that an adapter has: those that modules have in transformers now, or those of files, which they had."""
+    modules = {re.sub(r"\.lora_.*", "", name.removeprefix(_PREFIX)) for name in tensors}
+    return max((names.of_adapters, names), key=lambda one: sum(one.find(m, kernels) is not None for m in modules))
+
+
+def _parse(name: str, names: Names, kernels: Mapping[str, Any], file: Path) -> tuple[str, Index, str]:
+    """Tensor name -> (our module, its index in the leading dims, our leaf)."""
     inner = name.removeprefix(_PREFIX)
     if inner == name:
         raise ModelError(f"an adapter tensor without PEFT's prefix: {name}", where=file, wanted=f"{_PREFIX}...")
@@ -159,41 +269,37 @@ def _parse(name: str, family: Family, file: Path) -> tuple[str, int, str]:
         # some PEFT versions write lora_magnitude_vector.weight
         module = inner.removesuffix(".weight") if leaf == "lora_magnitude" else inner
         if module.endswith(f".{suffix}"):
-            module = module.removesuffix(f".{suffix}")
-            for ours, theirs in family.modules.items():
-                match = re.fullmatch(re.escape(theirs).replace(r"\{\}", r"(\d+)"), module)
-                if match:
-                    return ours, int(match.group(1)) if match.groups() else 0, leaf
+            found = names.find(module.removesuffix(f".{suffix}"), kernels)
+            if found is not None:
+                return *found, leaf
     raise ModelError(
         f"an adapter tensor that is not supported: {name}",
         where=file,
         wanted="LoRA or DoRA on linear layers",
-        fix="merge modules_to_save and embedding adapters into the base with PEFT's merge_and_unload",
+        fix="merge saved layers and embedding adapters into the base with PEFT's merge_and_unload",
     )
 
 
 def _stack(
     module: str,
-    layers: dict[int, dict[str, np.ndarray]],
+    parts_of: dict[Index, dict[str, np.ndarray]],
     kernel: tuple[int, ...],
     settings: dict[str, Any],
-    family: Family,
+    names: Names,
     file: Path,
 ) -> dict[str, np.ndarray]:
     """The layers' matrices as one stack each; a layer without an adapter gets zeros."""
-    stacked = "{}" in family.modules[module]
-    num = kernel[0] if stacked else 1
-    dim_in, dim_out = kernel[-2:]
-    rank = max((parts["lora_a"].shape[-1] for parts in layers.values() if "lora_a" in parts), default=0)
-    a = np.zeros((num, dim_in, rank), np.float32)
-    b = np.zeros((num, rank, dim_out), np.float32)
-    scales = np.ones((num,), np.float32)
-    magnitude = np.full((num, dim_out), np.nan, np.float32)
-    for layer, parts in layers.items():
-        name = family.modules[module].format(layer)
-        if layer >= num:
+    *leading, dim_in, dim_out = kernel
+    rank = max((parts["lora_a"].shape[-1] for parts in parts_of.values() if "lora_a" in parts), default=0)
+    a = np.zeros((*leading, dim_in, rank), np.float32)
+    b = np.zeros((*leading, rank, dim_out), np.float32)
+    scales = np.ones(leading, np.float32)
+    magnitude = np.full((*leading, dim_out), np.nan, np.float32)
+    for index, parts in parts_of.items():
+        name = names.name(module, *index)
+        if any(i >= num for i, num in zip(index, leading, strict=True)):
             raise ModelError(
-                f"an adapter for a layer that the base does not have: {name}", where=file, wanted=f"{num} layers"
+                f"an adapter for a layer that the base does not have: {name}", where=file, wanted=f"{leading[0]} layers"
             )
         if "lora_a" not in parts or "lora_b" not in parts:
             raise ModelError(f"lora_A or lora_B is missing: {name}", where=file)
@@ -205,15 +311,14 @@ def _stack(
                 got=f"lora_A {parts['lora_a'].T.shape}, lora_B {parts['lora_b'].T.shape}",
                 wanted=f"lora_A {(r, dim_in)}, lora_B {(dim_out, r)}",
             )
-        a[layer, :, :r], b[layer, :r] = parts["lora_a"], parts["lora_b"]
+        a[index][:, :r], b[index][:r] = parts["lora_a"], parts["lora_b"]
         if "lora_magnitude" in parts:
-            magnitude[layer] = parts["lora_magnitude"].reshape(-1)
-        alpha = _pattern(settings.get("alpha_pattern"), name, settings.get("lora_alpha", _PEFT_ALPHA))
-        scales[layer] = alpha / (r**0.5 if settings.get("use_rslora") else r)
+            magnitude[index] = parts["lora_magnitude"].reshape(-1)
+        scales[index] = _scale(settings, name, r)
     leaves = {"lora_a": a, "lora_b": b, "lora_scale": scales}
     if settings.get("use_dora"):
         leaves["lora_magnitude"] = magnitude
-    return {f"{module}.{leaf}": value if stacked else value[0] for leaf, value in leaves.items()}
+    return {f"{module}.{leaf}": value for leaf, value in leaves.items()}
 
 
 def _complete_magnitudes(leaves: dict[str, np.ndarray], kernels: Mapping[str, codec.Leaves]) -> None:
@@ -224,6 +329,11 @@ def _complete_magnitudes(leaves: dict[str, np.ndarray], kernels: Mapping[str, co
             leaves[path] = np.where(np.isnan(magnitude), lengths, magnitude)
 
 
+def _scale(settings: Mapping[str, Any], name: str, r: int) -> float:
+    alpha = _pattern(settings.get("alpha_pattern"), name, settings.get("lora_alpha", _PEFT_ALPHA))
+    return alpha / (r**0.5 if settings.get("use_rslora") else r)
+
+
 def _pattern(patterns: Mapping[str, float] | None, name: str, default: float) -> float:
     # PEFT matches a key as a regex against the end of the module's name
     for key, value in (patterns or {}).items():
@@ -232,15 +342,25 @@ def _pattern(patterns: Mapping[str, float] | None, name: str, default: float) ->
     return default
 
 
-def _check_read_back(folder: Path, family: Family, leaves: Mapping[str, np.ndarray]) -> None:
+def _check_read_back(folder: Path, names: Names, leaves: Mapping[str, np.ndarray]) -> None:
     shapes: dict[str, Any] = {}
     for path, leaf in leaves.items():
         module, name = path.rsplit(".", 1)
+        if not name.startswith("lora_"):
+            shapes[path] = jax.ShapeDtypeStruct(leaf.shape, np.float32)
         if name == "lora_a":
             out = leaves[f"{module}.lora_b"].shape[-1]
-            shapes[f"{module}.kernel"] = jax.ShapeDtypeStruct((*leaf.shape[:-1], out), np.float32)
-    back = tree.flatten(read_adapter(folder, family, tree.unflatten(shapes)))
+            for own in expert_adapter.in_one_parameter(module):
+                shapes[f"{own}.kernel"] = jax.ShapeDtypeStruct((*leaf.shape[:-1], out), np.float32)
+    back = tree.flatten(read_adapter(folder, names, tree.unflatten(shapes)))
     for path, leaf in leaves.items():
+        module = path.rpartition(".")[0]
+        if expert_adapter.is_of_experts(module):
+            if not expert_adapter.same(leaves, back, module):
+                raise ModelError(
+                    f"the adapter read back is not the one written: {module}", where=folder, fix="is the disk sound?"
+                )
+            continue
         same = path in back and back[path].shape == leaf.shape
         if not same or not np.allclose(back[path], leaf.astype(np.float32), rtol=1e-5, atol=0, equal_nan=True):
             raise ModelError(

@@ -1,6 +1,7 @@
 """`jaxlean.load`: a Hugging Face model as a parameter tree and a function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -8,17 +9,23 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxlean import codec, tree
 from jaxlean.adapt import quantize
 from jaxlean.errors import ConfigError, ModelError
+from jaxlean.hub.encode import encode
 from jaxlean.hub.families import family_of
 from jaxlean.hub.family import Family
 from jaxlean.hub.files import locate, read_json
-from jaxlean.hub.read import read_params
+from jaxlean.hub.head import initial_head
+from jaxlean.hub.names import Names
+from jaxlean.hub.read import is_bare, read_params, stored_tensors
+from jaxlean.hub.sentence import read_sentence
+from jaxlean.hub.task import Task, is_headless, not_in_files, with_head, with_image_head
 from jaxlean.models import attention as attentions
-from jaxlean.models.decoder import Decoder, DecoderConfig, abstract
+from jaxlean.models.build import abstract
 from jaxlean.models.quantized import Matmul
 from jaxlean.xla.mesh import make_mesh, place
 from jaxlean.xla.precision import check_matmul, compute_dtype, parameter_dtype
@@ -36,7 +43,7 @@ class Model:
     """
 
     family: Family
-    config: DecoderConfig
+    config: Any
     hf_config: dict[str, Any] = field(repr=False)
     params: tree.Tree = field(repr=False)
     graph: nnx.GraphDef = field(repr=False)
@@ -45,13 +52,51 @@ class Model:
     tokenizer_path: str | None = None
     matmul: Matmul = "default"
     attention: attentions.Backend = "plain"
+    bare: bool = False  # its tensors' names lack the family's prefix (`hub.names`)
+    drawn: frozenset[str] = frozenset()  # parameters of its head that no file has: they know nothing yet
 
     def __call__(
-        self, tokens: Any, *, positions: jax.Array | None = None, segments: jax.Array | None = None
+        self,
+        inputs: Any,
+        *more: Any,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        token_types: jax.Array | None = None,
     ) -> jax.Array:
-        """int32 tokens [batch, length] -> float32 logits [batch, length, vocab]."""
+        """What the model is for, as float32.
+
+        A decoder gives logits [batch, length, vocab] of the next token. An encoder gives logits [labels] of each token,
+        or those of a text, or its vector [hidden], which stand at its first token. An encoder of images gives logits
+        [batch, labels], or hidden states [batch, 1 + patches, hidden] where it has no classifier; CLIP gives
+        [images, texts].
+
+        Args:
+            inputs: int32 tokens [batch, length], or float32 pixels [batch, height, width, channels].
+            more: pixels, of a model that has both.
+            positions, segments, token_types: of tokens, as of `models.decoder.Decoder.__call__` and
+                `models.encoder.Encoder.hidden`.
+        """
         spread = len(jax.tree.leaves(self.params)[0].sharding.device_set) > 1
-        return _forward(self.graph, spread, self.params, jnp.asarray(tokens, jnp.int32), positions, segments)
+        dtypes = {"tokens": jnp.int32, "pixels": jnp.float32}
+        kinds = zip(self.config.inputs, (inputs, *more), strict=True)
+        beside = {"positions": positions, "segments": segments, "token_types": token_types}
+        given = {name: jnp.asarray(x, jnp.int32) for name, x in beside.items() if x is not None}
+        return _forward(self.graph, spread, self.params, [jnp.asarray(x, dtypes[kind]) for kind, x in kinds], given)
+
+    def encode(self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None) -> np.ndarray:
+        """Texts -> float32 [texts, hidden] vectors, or [texts, labels] logits (`jaxlean.hub.encode`)."""
+        return encode(self, texts, batch_size=batch_size, max_length=max_length)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest text that it was made for."""
+        said = read_sentence(self.folder).max_length if self.folder is not None and is_headless(self.config) else None
+        return min(said or self.tokenizer.model_max_length, self.config.max_position_embeddings)
+
+    @cached_property
+    def names(self) -> Names:
+        """What its parameters are called in files."""
+        return Names(self.family, self.config, bare=self.bare)
 
     def with_params(self, params: tree.Tree) -> "Model":
         """The same model over other parameters, whose adapters (if any) are attached.
@@ -72,7 +117,10 @@ class Model:
         path = self.tokenizer_path or (str(self.folder) if self.folder is not None else None)
         if path is None:
             raise ModelError("the model has no tokenizer", fix="set model.tokenizer")
-        return load_tokenizer(path)
+        found = load_tokenizer(path)
+        if getattr(self.config, "learned_positions", 0):  # a token beyond them has no place
+            found.model_max_length = min(found.model_max_length, self.config.max_position_embeddings)
+        return found
 
 
 def load(
@@ -86,6 +134,9 @@ def load(
     quantization: Literal["none", "int8", "nf4"] = "none",
     matmul: Matmul = "default",
     attention: str = "auto",
+    task: Task | None = None,
+    labels: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> Model:
     """Load a model from a folder or the Hugging Face hub.
 
@@ -100,9 +151,12 @@ def load(
             read: the wide model is never in memory.
         matmul: how the layers' kernels are multiplied (`models.quantized`).
         attention: its back end (`models.attention`); auto takes the fastest that runs on these devices.
+        task: of an encoder: `classify`, `tag` or `embed`; default: what it was saved for.
+        labels: of a classifier, in the order of their ids; default: those that it was saved with.
+        seed: draws a classifier that the files do not have for this task and these labels (`Model.drawn`).
 
     Returns:
-        the model. `model(tokens)` gives float32 logits.
+        the model. `model(tokens)` gives float32 logits, or vectors.
 
     Raises:
         ConfigError: a quantized matrix that would train, or a `matmul` or `attention` that the hardware does not have.
@@ -110,21 +164,29 @@ def load(
     """
     folder = locate(str(path_or_id), revision=revision)
     mesh = mesh if mesh is not None else make_mesh()
+    raw = read_json(folder / "config.json")
     model = _described(
-        read_json(folder / "config.json"), folder / "config.json", dtype, mesh, tokenizer=tokenizer, trains=trains,
-        quantization=quantization, matmul=matmul, attention=attention,
+        raw, folder / "config.json", dtype, mesh, tokenizer=tokenizer, trains=trains, quantization=quantization,
+        matmul=matmul, attention=attention, task=task, labels=labels,
     )  # fmt: skip
     form = None if quantization == "none" else quantization
+    stored = stored_tensors(folder, model.family)
+    in_files = Names(model.family, model.config, bare=is_bare(stored, model.family))
+    model.drawn = not_in_files(tree.flatten(model.params), in_files, stored, raw=raw, labels=labels)
     params = read_params(
         folder,
-        model.family,
-        abstract(model.config, dtype=model.dtype)[1],
+        in_files,
+        tree.split(abstract(model.config, dtype=model.dtype)[1], lambda path: path not in model.drawn)[0],
         dtype=parameter_dtype(model.dtype, trains),
         place=place(mesh),
         form=lambda path: form if quantize.is_chosen(path) else None,
     )
+    new = tree.split(model.params, lambda path: path in model.drawn)[0]
+    head = initial_head(tree.flatten(new), seed=seed, std=getattr(model.config, "initializer_range", 0.02))
+    # an encoder is written, and adapted, under the names that it has with the head of its task
+    model.bare = is_headless(model.config) if hasattr(model.config, "head") else in_files.bare
     model.folder = folder
-    return model.with_params(params)
+    return model.with_params(tree.merge(params, tree.unflatten(head)))
 
 
 def outline(
@@ -138,6 +200,9 @@ def outline(
     quantization: Literal["none", "int8", "nf4"] = "none",
     matmul: Matmul = "default",
     attention: str = "auto",
+    task: Task | None = None,
+    labels: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> Model:
     """The model that `load` would give, with `jax.ShapeDtypeStruct`s for parameters: its weights need not be there.
 
@@ -147,7 +212,7 @@ def outline(
     mesh = mesh if mesh is not None else make_mesh()
     model = _described(
         read_json(folder / "config.json"), folder / "config.json", dtype, mesh, tokenizer=tokenizer, trains=trains,
-        quantization=quantization, matmul=matmul, attention=attention,
+        quantization=quantization, matmul=matmul, attention=attention, task=task, labels=labels,
     )  # fmt: skip
     model.folder = folder
     return model
@@ -164,11 +229,18 @@ def _described(
     quantization: Literal["none", "int8", "nf4"],
     matmul: Matmul,
     attention: str,
+    task: Task | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Model:
     """A model by its config: shapes for parameters, each with its dtype and its place on the mesh."""
-    family = family_of(raw.get("model_type"), where=file)
+    family = family_of(raw.get("model_type"), where=file, settings=raw)
+    raw = with_image_head(family, raw, task=task, labels=labels)
     hf = _transformers_config(raw, file)
-    config = family.config(hf)
+    _check_settings(family, hf, file)
+    config, raw = with_head(
+        family, family.config(hf), raw, task=task, labels=labels, num_labels=hf.num_labels,
+        folder=file.parent if isinstance(file, Path) else None,
+    )  # fmt: skip
     compute = compute_dtype(dtype)
     check_matmul(matmul, mesh.devices.flat[0])
     backend = _attention(attention, mesh, config, compute)
@@ -186,12 +258,36 @@ def _described(
     params = tree.unflatten(leaves)
     graph, shapes = abstract(config, params, dtype=compute, matmul=matmul, attention=backend)
     tree.check(params, shapes, where=file)
-    return Model(family, config, raw, params, graph, compute, None, tokenizer, matmul, backend)
+    bare = is_headless(config)
+    return Model(family, config, raw, params, graph, compute, None, tokenizer, matmul, backend, bare)
 
 
-def _attention(wanted: str, mesh: jax.sharding.Mesh, config: DecoderConfig, dtype: Any) -> attentions.Backend:
+def _check_settings(family: Family, hf: Any, where: object) -> None:
+    packed = (getattr(hf, "quantization_config", None) or {}).get("quant_method")
+    if packed not in (None, "mxfp4"):
+        raise ModelError(
+            "a checkpoint that is quantized in a way that is not read", where=where, got=f"quant_method {packed}",
+            wanted="plain safetensors, or mxfp4", fix="the wide model, with model.quantization=int8 or nf4",
+        )  # fmt: skip
+    for key, wanted in family.unsupported.items():
+        if getattr(hf, key, wanted) not in (wanted, None):
+            raise ModelError(
+                f"a setting of {family.model_type} that is not supported: {key}", where=where, got=getattr(hf, key),
+                wanted=wanted,
+            )  # fmt: skip
+
+
+def _attention(wanted: str, mesh: jax.sharding.Mesh, config: Any, dtype: Any) -> attentions.Backend:
+    """One for all layers: of towers that would have different ones, the one that runs anywhere."""
     platform = mesh.devices.flat[0].platform
-    return attentions.choose(wanted, platform=platform, dtype=dtype, head_dim=config.head_dim)
+    found = {
+        attentions.choose(
+            wanted, platform=platform, dtype=dtype, head_dim=part.head_dim, softcap=part.attention_softcap,
+            sinks=part.attention_sinks, causal=part.causal,
+        )
+        for part in config.parts
+    }  # fmt: skip
+    return found.pop() if len(found) == 1 else "block"
 
 
 def _check_frozen(paths: list[str], form: str) -> None:
@@ -216,10 +312,11 @@ def load_tokenizer(path_or_id: str) -> "PreTrainedTokenizerFast":
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers and tokenizers raise plain Exceptions for broken files
+        there = any(file for kind in ("tokenizer*", "vocab*", "*.model") for file in folder.glob(kind))
         raise ModelError(
             "no tokenizer that can be read",
             where=folder,
-            got=_first_line(error),
+            got=_first_line(error) if there else "no file of one",
             wanted="tokenizer.json and tokenizer_config.json",
             fix="set model.tokenizer to a folder or id that has one",
         ) from error
@@ -254,7 +351,7 @@ def initial(
 
     @partial(jax.jit, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, model.params))
     def draw() -> tree.Tree:
-        return nnx.to_pure_dict(nnx.split(Decoder(model.config, dtype=model.dtype, rngs=nnx.Rngs(seed)))[1])
+        return nnx.to_pure_dict(nnx.split(model.config.build(dtype=model.dtype, rngs=nnx.Rngs(seed)))[1])
 
     return replace(model, params=draw())
 
@@ -279,7 +376,8 @@ def _transformers_config(raw: dict[str, Any], where: object) -> Any:
     """The config with the defaults and translations of transformers."""
     from transformers import CONFIG_MAPPING
 
-    values = {key: value for key, value in raw.items() if key not in ("model_type", "architectures")}
+    # copied: transformers writes its translations into what it is given
+    values = deepcopy({key: value for key, value in raw.items() if key != "model_type"})
     try:
         return CONFIG_MAPPING[raw["model_type"]](**values)
     except Exception as error:  # transformers checks configs with several libraries' exception types
@@ -295,10 +393,9 @@ def _forward(
     graph: nnx.GraphDef,
     spread: bool,
     params: tree.Tree,
-    tokens: jax.Array,
-    positions: jax.Array | None,
-    segments: jax.Array | None,
+    inputs: list[jax.Array],
+    beside: dict[str, jax.Array],
 ) -> jax.Array:
     model = nnx.merge(graph, params)
     # a batch of any size, which nothing may divide: so no layout, and no kernel that jax cannot split without one
-    return (model.without_kernels() if spread else model)(tokens, positions=positions, segments=segments)
+    return (model.without_kernels() if spread else model)(*inputs, **beside)

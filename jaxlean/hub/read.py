@@ -6,10 +6,11 @@ while it is read; since a block may reach over the border between two devices, e
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,15 +18,27 @@ import numpy as np
 from jaxlean import codec, tree
 from jaxlean.codec import Format
 from jaxlean.errors import ModelError, did_you_mean
+from jaxlean.hub import mxfp4
 from jaxlean.hub.family import Family
 from jaxlean.hub.files import tensors_by_file
+from jaxlean.hub.names import Names
 
 Place = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+# Bytes that are read of a file before it is closed: until then its mapped pages count as our memory. To open it anew
+# for each tensor would take longer than to read those of a mixture, which are small and thousands to a file.
+_READ_AT_ONCE = 8 * 2**20
+
+
+class Stored(NamedTuple):
+    """A tensor in a file, and what it is called there."""
+
+    file: Path
+    name: str
 
 
 def read_params(
     folder: Path,
-    family: Family,
+    names: Names,
     shapes: Mapping[str, Any],
     *,
     dtype: Callable[[str], Any],
@@ -36,7 +49,7 @@ def read_params(
 
     Args:
         folder: holds `model.safetensors`, or its shards and their index.
-        family: whose tables name the tensors.
+        names: of the tensors.
         shapes: tree of the shapes that the model declares (leaves with `.shape`).
         dtype: path -> the dtype it is held in.
         place: (path, shape) -> the sharding it gets.
@@ -49,12 +62,13 @@ def read_params(
     Raises:
         ModelError: names the first tensor that is missing, extra or of the wrong shape.
     """
-    files = tensors_by_file(folder)
+    files = stored_tensors(folder, names.family)
     wanted = tree.flatten(shapes)
-    _check_names(folder, family, wanted, files)
+    _check_names(folder, names, wanted, files)
     params: dict[str, jax.Array] = {}
+    opened = _Opened()
     for path, leaf in wanted.items():
-        source = _Source(path, tuple(leaf.shape), family.tensor(path), files, np.dtype(dtype(path)))
+        source = _Source(path, tuple(leaf.shape), names, files, np.dtype(dtype(path)), opened)
         source.check()
         held_in = form(path)
         if held_in is not None:
@@ -64,44 +78,75 @@ def read_params(
     return tree.unflatten(params)
 
 
+def stored_tensors(folder: Path, family: Family) -> dict[str, Stored]:
+    """The tensors of a model's files, by the names that they have today.
+
+    Raises:
+        ModelError: as `hub.files.tensors_by_file`.
+    """
+    found = {}
+    for name, file in mxfp4.whole_names(tensors_by_file(folder)).items():
+        today = name
+        for pattern, replacement in family.renamed:
+            today = re.sub(pattern, replacement, today)
+        found[today] = Stored(file, name)
+    return found
+
+
+def is_bare(stored: Iterable[str], family: Family) -> bool:
+    """Whether the names of tensors lack the family's prefix, as of models that were saved without a head."""
+    return not any(name.startswith(family.prefix) for name in stored)
+
+
 class _Source:
-    """One parameter's tensors in the files: one, or one a layer."""
+    """One parameter's tensors in the files: one, or one a layer, or one a layer and expert."""
 
-    def __init__(self, path: str, shape: tuple[int, ...], name: str, files: Mapping[str, Path], dtype: np.dtype):
-        self.path, self.shape, self.name, self.files, self.dtype = path, shape, name, files, dtype
-        self.stacked = "{}" in name
-        self.transposed = path.endswith(".kernel")
-
-    def names(self) -> list[str]:
-        return [self.name.format(i) for i in range(self.shape[0])] if self.stacked else [self.name]
+    def __init__(
+        self,
+        path: str,
+        shape: tuple[int, ...],
+        names: Names,
+        files: Mapping[str, Stored],
+        dtype: np.dtype,
+        opened: "_Opened",
+    ):
+        self.path, self.shape, self.names, self.files, self.dtype = path, shape, names, files, dtype
+        self.opened = opened
+        self.leading = names.leading(path)
+        self.axes = names.axes(path, len(shape) - self.leading)
 
     def check(self) -> None:
-        inner = self.shape[1:] if self.stacked else self.shape
-        want = inner[::-1] if self.transposed else inner
-        for name in self.names():
-            with _open(self.files[name]) as file:
-                got = tuple(file.get_slice(name).get_shape())
+        inner = self.shape[self.leading :]
+        want = self.names.on_file(self.path, tuple(inner[self.axes.index(dim)] for dim in range(len(inner))))
+        for _, name in self.names.tensors(self.path, self.shape):
+            stored = self.files[name]
+            got = tuple(mxfp4.tensor(self.opened.file(stored.file), stored.name).get_shape())
             if got != want:
-                raise ModelError(f"a tensor has the wrong shape: {name}", where=self.files[name], got=got, wanted=want)
+                raise ModelError(
+                    f"a tensor has the wrong shape: {stored.name}", where=stored.file, got=got, wanted=want
+                )
 
     def read(self, index: tuple[slice, ...] | None) -> np.ndarray:
         """The part that `index` cuts out of the parameter, put together from its tensors."""
         assert index is not None, "only a scalar has no index"
         bounds = [range(*cut.indices(size)) for cut, size in zip(index, self.shape, strict=True)]
         out = _aligned(tuple(len(b) for b in bounds), self.dtype)
-        if not self.stacked:
-            out[...] = self._slice(self.name, index)
-            return out
-        for row, layer in enumerate(bounds[0]):
-            out[row] = self._slice(self.name.format(layer), index[1:])
+        for places in product(*(enumerate(b) for b in bounds[: self.leading])):
+            at, own = tuple(place for place, _ in places), tuple(number for _, number in places)
+            out[at] = self.whole(self.names.tensor(self.path, *own), index[self.leading :])
         return out
 
-    def _slice(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        # Opened anew for each tensor: a mapped file's pages count as our memory until it is closed.
-        with _open(self.files[name]) as file:
-            if self.transposed:
-                return file.get_slice(name)[index[::-1]].T
-            return file.get_slice(name)[index]
+    def whole(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """One tensor, or a part of it, its dims in our order."""
+        cuts = index if index is not None else (slice(None),) * len(self.axes)
+        theirs: list[Any] = [cuts[self.axes.index(dim)] for dim in range(len(cuts))]
+        for dim in self.names.ones(self.path):
+            theirs.insert(dim, 0)
+        stored = self.files[name]
+        file = self.opened.file(stored.file)
+        found = mxfp4.tensor(file, stored.name)[tuple(theirs)] if theirs else file.get_tensor(stored.name)
+        self.opened.has_read(found.nbytes)
+        return found.transpose(self.axes)
 
 
 def _quantized(source: _Source, form: Format, place: Place) -> dict[str, jax.Array]:
@@ -110,11 +155,10 @@ def _quantized(source: _Source, form: Format, place: Place) -> dict[str, jax.Arr
     leaves = codec.shapes(source.shape, form)
     shardings = {name: place(module + name, leaf.shape) for name, leaf in leaves.items()}
     held = {name: _aligned(leaf.shape, np.dtype(leaf.dtype)) for name, leaf in leaves.items()}
-    for layer, name in enumerate(source.names()):
-        with _open(source.files[name]) as file:
-            found = jax.device_get(_encode(file.get_slice(name)[:].T, form))
+    for index, name in source.names.tensors(source.path, source.shape):
+        found = jax.device_get(_encode(source.whole(name), form))
         for leaf, part in found.items():
-            held[leaf][layer if source.stacked else ...] = part
+            held[leaf][index or ...] = part
     return {
         module + name: jax.make_array_from_callback(whole.shape, shardings[name], whole.__getitem__)
         for name, whole in held.items()
@@ -124,10 +168,27 @@ def _quantized(source: _Source, form: Format, place: Place) -> dict[str, jax.Arr
 _encode = partial(jax.jit, static_argnums=1)(codec.encode)
 
 
-def _open(file: Path) -> Any:
-    from safetensors import safe_open
+class _Opened:
+    """The file that tensors were last read of, which stays open until another one is wanted or much was read."""
 
-    return safe_open(file, framework="numpy")
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._file: Any = None
+        self._bytes = 0
+
+    def file(self, path: Path) -> Any:
+        """It, open."""
+        from safetensors import safe_open
+
+        if self._file is None or path != self._path:
+            self._path, self._file, self._bytes = path, safe_open(path, framework="numpy"), 0
+        return self._file
+
+    def has_read(self, num_bytes: int) -> None:
+        """So much was read of it."""
+        self._bytes += num_bytes
+        if self._bytes > _READ_AT_ONCE:
+            self._file = None
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -138,16 +199,20 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _check_names(folder: Path, family: Family, wanted: Mapping[str, Any], files: Mapping[str, Path]) -> None:
-    names = []
-    for path, leaf in wanted.items():
-        name = family.tensor(path)
-        names += [name.format(i) for i in range(leaf.shape[0])] if "{}" in name else [name]
-    extra = set(files) - set(names)
+def _is_passed_over(name: str, family: Family) -> bool:
+    short = name.removeprefix(family.prefix)
+    return any(re.search(rule, name) for rule in family.ignored) or any(re.search(r, short) for r in family.carried)
+
+
+def _check_names(folder: Path, names: Names, wanted: Mapping[str, Any], files: Mapping[str, Stored]) -> None:
+    own = [name for path, leaf in wanted.items() for _, name in names.tensors(path, tuple(leaf.shape))]
+    extra = set(files) - set(own)
     # A tied model's head may be stored too; it is the embedding again.
-    harmless = {family.modules["head"] + ".weight"} if "head.kernel" not in wanted else set()
-    extra = {n for n in extra - harmless if not any(re.search(pattern, n) for pattern in family.ignored)}
-    missing = [name for name in names if name not in files]
+    harmless = {names.template("head.kernel")} if "head.kernel" not in wanted and names.modules(["head"]) else set()
+    extra = {name for name in extra - harmless if not _is_passed_over(name, names.family)}
+    if names.family.more_layers:
+        extra = {name for name in extra if not names.is_beyond(name)}
+    missing = [name for name in own if name not in files]
     if missing:
         more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
         raise ModelError(
@@ -158,4 +223,4 @@ def _check_names(folder: Path, family: Family, wanted: Mapping[str, Any], files:
     if extra:
         first = sorted(extra)[0]
         more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
-        raise ModelError(f"a tensor that the model does not have: {first}{more}", where=files[first])
+        raise ModelError(f"a tensor that the model does not have: {first}{more}", where=files[first].file)

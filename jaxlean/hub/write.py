@@ -1,8 +1,10 @@
 """Parameters -> a Hugging Face folder that transformers, vLLM and jaxlean load."""
 
 import json
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,14 @@ import numpy as np
 
 from jaxlean import codec, tree
 from jaxlean.errors import ModelError, RunError
-from jaxlean.hub.family import Family
 from jaxlean.hub.load import Model
+from jaxlean.hub.names import Names
+from jaxlean.hub.read import stored_tensors
+from jaxlean.hub.sentence import Sentence, read_sentence, write_sentence
+from jaxlean.hub.task import is_headless
 
 _BYTES_PER_FILE = 5 * 10**9
+_BESIDE = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -48,32 +54,56 @@ def write_model(model: Model, folder: Path, *, dtype: str | None = None, bytes_p
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     held = np.dtype(dtype) if dtype is not None else np.dtype(model.dtype)
-    _write_tensors(part, model.family, model.params, held, bytes_per_file)
-    config = dict(model.hf_config) | {"dtype": held.name, "architectures": [_architecture(model.family.model_type)]}
+    _write_tensors(part, chain(tensors(model.names, model.params, held), _carried(model, held)), bytes_per_file)
+    config = dict(model.hf_config) | {"dtype": held.name}
+    config["architectures"] = config.get("architectures") or [model.family.architecture]
     config.pop("torch_dtype", None)
+    config.pop("quantization_config", None)  # what was read packed (`hub.mxfp4`) is written wide
     text = json.dumps(config, indent=2, sort_keys=True, default=str) + "\n"
     (part / "config.json").write_text(text, encoding="utf-8")
-    if _has_tokenizer(model):
+    if _has_tokenizer(model) and model.tokenizer is not None:
         model.tokenizer.save_pretrained(part)
-    generation = model.folder / "generation_config.json" if model.folder is not None else None
-    if generation is not None and generation.exists():
-        shutil.copy(generation, part)
+    if getattr(model.config, "head", None) == "embed":
+        length = read_sentence(model.folder).max_length if model.folder is not None else None
+        said = Sentence(model.config.pooling, model.config.normalize, length)
+        write_sentence(part, said, hidden_size=model.config.hidden_size, source=model.folder)
+    beside = [model.folder / name for name in _BESIDE] if model.folder is not None else []
+    for file in beside:
+        if file.exists():
+            shutil.copy(file, part)
     if folder.exists():
         folder.rmdir()
     part.rename(folder)
 
 
-def tensors(family: Family, params: Mapping[str, Any], dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
+def tensors(names: Names, params: Mapping[str, Any], dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
     """Hugging Face name and host array of every parameter, layers taken apart, one at a time."""
     for path, leaf in tree.flatten(params).items():
-        name = family.tensor(path)
-        host = np.asarray(jax.device_get(leaf)).astype(dtype)
-        rows = list(host) if "{}" in name else [host]
-        for i, row in enumerate(rows):
-            yield name.format(i), np.ascontiguousarray(row.T if path.endswith(".kernel") else row)
+        host = np.asarray(jax.device_get(leaf))
+        axes = names.axes(path, host.ndim - names.leading(path))
+        for index, name in names.tensors(path, host.shape):
+            # tensor by tensor: all layers' experts are one leaf, as large as most of the model
+            turned = host[index].astype(dtype).transpose(np.argsort(axes))
+            yield name, np.ascontiguousarray(turned).reshape(names.on_file(path, turned.shape))
 
 
-def _write_tensors(folder: Path, family: Family, params: tree.Tree, dtype: np.dtype, limit: int) -> None:
+def _carried(model: Model, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
+    """Tensors of the files that the model came from, which it does not compute with."""
+    from safetensors import safe_open
+
+    family = model.family
+    there = is_headless(model.config) or family.classifier is not None
+    if not family.carried or not there or model.folder is None:
+        return
+    for name, stored in stored_tensors(model.folder, family).items():
+        short = name.removeprefix(family.prefix)
+        if any(re.search(pattern, short) for pattern in family.carried):
+            with safe_open(stored.file, framework="numpy") as file:
+                found = file.get_tensor(stored.name)
+                yield short, found.astype(dtype) if np.issubdtype(found.dtype, np.floating) else found
+
+
+def _write_tensors(folder: Path, named: Iterable[tuple[str, np.ndarray]], limit: int) -> None:
     from safetensors.numpy import save_file
 
     files: list[list[str]] = []
@@ -85,7 +115,7 @@ def _write_tensors(folder: Path, family: Family, params: tree.Tree, dtype: np.dt
         files.append(list(waiting))
         waiting.clear()
 
-    for name, array in tensors(family, params, dtype):
+    for name, array in named:
         if waiting and size + array.nbytes > limit:
             close()
             size = 0
@@ -111,8 +141,3 @@ def _has_tokenizer(model: Model) -> bool:
     if model.tokenizer_path is not None:
         return True
     return model.folder is not None and any((model.folder / name).exists() for name in _TOKENIZER_FILES)
-
-
-def _architecture(model_type: str) -> str:
-    # what `AutoModelForCausalLM` and vLLM look up: LlamaForCausalLM, Qwen2ForCausalLM
-    return model_type[0].upper() + model_type[1:] + "ForCausalLM"

@@ -17,7 +17,8 @@ from jaxlean.adapt import lora
 from jaxlean.config import LoraSection, MeshSection
 from jaxlean.errors import ConfigError
 from jaxlean.hub.families import FAMILIES
-from jaxlean.models.decoder import Decoder, DecoderConfig, abstract
+from jaxlean.models.build import abstract
+from jaxlean.models.decoder import Decoder, DecoderConfig
 from jaxlean.xla.mesh import make_mesh, place
 
 CONFIG = DecoderConfig(

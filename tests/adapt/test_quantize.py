@@ -13,7 +13,8 @@ from jaxlean.adapt import lora
 from jaxlean.adapt.quantize import RULES, dequantize, is_chosen, quantize
 from jaxlean.config import LoraSection, MeshSection
 from jaxlean.errors import ConfigError, ModelError
-from jaxlean.models.decoder import Decoder, DecoderConfig, abstract
+from jaxlean.models.build import abstract
+from jaxlean.models.decoder import Decoder, DecoderConfig
 from jaxlean.xla.mesh import make_mesh, place
 
 CONFIG = DecoderConfig(

@@ -21,13 +21,16 @@ from jaxlean.errors import ModelError
 from jaxlean.hub.adapter import read_adapter, write_adapter
 from jaxlean.hub.families import FAMILIES
 from jaxlean.hub.load import load
-from jaxlean.models.decoder import DecoderConfig, abstract
+from jaxlean.hub.names import Names
+from jaxlean.models.build import abstract
+from jaxlean.models.decoder import DecoderConfig
 from jaxlean.xla.mesh import make_mesh
 
 FAMILY = FAMILIES["llama"]
 SMALL = DecoderConfig(
     vocab_size=8, hidden_size=16, intermediate_size=12, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=8
 )
+NAMES = Names(FAMILY, SMALL)
 
 
 def pytest_generate_tests(metafunc):
@@ -37,37 +40,43 @@ def pytest_generate_tests(metafunc):
 
 
 def adapted(model, folder):
-    return model.with_params(tree.merge(model.params, read_adapter(folder, model.family, model.params)))
+    """The model with the adapter's matrices beside its kernels, and what was saved whole in the place of its own."""
+    leaves = read_adapter(folder, model.names, model.params)
+    new = tree.flatten(leaves)
+    return model.with_params(tree.merge(tree.split(model.params, lambda path: path not in new)[0], leaves))
 
 
-def test_an_adapter_of_peft_gives_the_logits_of_peft(case, golden, loaded, expected):
-    wanted = expected(f"adapters/{case}")
+def test_an_adapter_of_peft_gives_the_logits_of_peft(case, golden, loaded, expected, says):
     model = adapted(loaded(case.split("__")[0]), golden / "adapters" / case)
-    np.testing.assert_allclose(model(wanted["tokens"]), wanted["logits"], atol=1e-4, rtol=0)
+    got, want = says(model, expected(f"adapters/{case}"))
+    np.testing.assert_allclose(got, want, atol=1e-4, rtol=0)
 
 
-def test_merged_it_gives_the_same(case, golden, loaded, expected):
-    wanted = expected(f"adapters/{case}")
+def test_merged_it_gives_the_same(case, golden, loaded, expected, says):
     base = loaded(case.split("__")[0])
     merged = base.with_params(lora.merge(adapted(base, golden / "adapters" / case).params))
     assert merged.graph == base.graph  # nothing of the adapter is left
-    np.testing.assert_allclose(merged(wanted["tokens"]), wanted["logits"], atol=1e-4, rtol=0)
+    got, want = says(merged, expected(f"adapters/{case}"))
+    np.testing.assert_allclose(got, want, atol=1e-4, rtol=0)
 
 
 def test_written_again_it_is_the_same_adapter(case, golden, loaded, tmp_path):
-    """Also those whose layers differ in rank or scale, which PEFT states by patterns."""
+    """Also those whose layers differ in rank or scale, which PEFT states by patterns: tensor for tensor."""
     base, source = loaded(case.split("__")[0]), golden / "adapters" / case
-    settings_ = json.loads((source / "adapter_config.json").read_text())
+    stated = json.loads((source / "adapter_config.json").read_text())
     config = LoraSection(
-        r=settings_["r"], lora_alpha=settings_["lora_alpha"], use_dora=settings_["use_dora"],
-        use_rslora=settings_["use_rslora"],
-    )  # fmt: skip
-    leaves = read_adapter(source, base.family, base.params)
-    write_adapter(tmp_path / "again", base.family, leaves, config, base="x")
-    again = tree.flatten(read_adapter(tmp_path / "again", base.family, base.params))
+        r=stated["r"], lora_alpha=stated["lora_alpha"], use_dora=stated["use_dora"], use_rslora=stated["use_rslora"]
+    )
+    task = "classify" if stated.get("modules_to_save") else "generate"
+    leaves = read_adapter(source, base.names, base.params)
+    write_adapter(tmp_path / "again", base.names, leaves, config, base="x", task=task)
+    again = tree.flatten(read_adapter(tmp_path / "again", base.names, base.params))
     assert again.keys() == tree.flatten(leaves).keys()
     for path, leaf in tree.flatten(leaves).items():
         np.testing.assert_allclose(again[path], leaf, rtol=1e-6, err_msg=path)
+    ours, theirs = (load_file(at / "adapter_model.safetensors") for at in (tmp_path / "again", source))
+    if not stated.get("rank_pattern") and not stated.get("layers_to_transform"):  # there missing rank is zeros
+        assert {name: x.shape for name, x in ours.items()} == {name: x.shape for name, x in theirs.items()}
 
 
 def fresh(config, targets="all-linear", seed=0):
@@ -96,8 +105,8 @@ def fresh(config, targets="all-linear", seed=0):
 def test_written_and_read_is_what_it_was(r, alpha, rslora, dora, targets, tmp_path):
     config = LoraSection(r=r, lora_alpha=alpha, use_rslora=rslora, use_dora=dora, lora_dropout=0.25)
     shapes, leaves = fresh(config, targets)
-    write_adapter(tmp_path / "adapter", FAMILY, leaves, config, base="some/base")
-    back = tree.flatten(read_adapter(tmp_path / "adapter", FAMILY, shapes))
+    write_adapter(tmp_path / "adapter", NAMES, leaves, config, base="some/base")
+    back = tree.flatten(read_adapter(tmp_path / "adapter", NAMES, shapes))
     assert back.keys() == tree.flatten(leaves).keys()
     for path, leaf in tree.flatten(leaves).items():
         np.testing.assert_allclose(back[path], leaf, rtol=1e-6 if path.endswith("lora_scale") else 0, err_msg=path)
@@ -110,7 +119,7 @@ def test_written_and_read_is_what_it_was(r, alpha, rslora, dora, targets, tmp_pa
 def test_the_files_are_as_peft_writes_them(tmp_path):
     config = LoraSection(r=4, lora_alpha=6, lora_dropout=0.1, use_dora=True)
     _, leaves = fresh(config, ["q_proj", "down"])
-    write_adapter(tmp_path / "adapter", FAMILY, leaves, config, base="some/base")
+    write_adapter(tmp_path / "adapter", NAMES, leaves, config, base="some/base")
     assert sorted(x.name for x in tmp_path.iterdir()) == ["adapter"]
     assert sorted(x.name for x in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json", "adapter_model.safetensors",
@@ -150,12 +159,12 @@ def test_the_files_are_as_peft_writes_them(tmp_path):
 
 def test_an_adapter_replaces_the_one_before(tmp_path):
     config = LoraSection(r=2)
-    write_adapter(tmp_path / "adapter", FAMILY, fresh(config, seed=1)[1], config, base="x")
+    write_adapter(tmp_path / "adapter", NAMES, fresh(config, seed=1)[1], config, base="x")
     (tmp_path / "adapter" / "old").touch()
     shapes, leaves = fresh(config, ["up_proj"], seed=2)
-    write_adapter(tmp_path / "adapter", FAMILY, leaves, config, base="x")
+    write_adapter(tmp_path / "adapter", NAMES, leaves, config, base="x")
     assert not (tmp_path / "adapter" / "old").exists()
-    assert len(tree.flatten(read_adapter(tmp_path / "adapter", FAMILY, shapes))) == 3
+    assert len(tree.flatten(read_adapter(tmp_path / "adapter", NAMES, shapes))) == 3
 
 
 def test_what_was_not_written_as_it_was_is_an_error(tmp_path, monkeypatch):
@@ -163,7 +172,7 @@ def test_what_was_not_written_as_it_was_is_an_error(tmp_path, monkeypatch):
 
     config = LoraSection(r=2)
     shapes, leaves = fresh(config)
-    write_adapter(tmp_path / "adapter", FAMILY, leaves, config, base="first")
+    write_adapter(tmp_path / "adapter", NAMES, leaves, config, base="first")
     save = safetensors.numpy.save_file
 
     def flip(tensors, file, **options):
@@ -172,10 +181,10 @@ def test_what_was_not_written_as_it_was_is_an_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(safetensors.numpy, "save_file", flip)
     with pytest.raises(ModelError, match="the adapter read back is not the one written: layers"):
-        write_adapter(tmp_path / "adapter", FAMILY, leaves, config, base="second")
+        write_adapter(tmp_path / "adapter", NAMES, leaves, config, base="second")
     # the one before is still there, whole
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "first"
-    read_adapter(tmp_path / "adapter", FAMILY, shapes)
+    read_adapter(tmp_path / "adapter", NAMES, shapes)
 
 
 def test_bfloat16_adapters_are_read(golden, loaded, tmp_path):
@@ -184,7 +193,7 @@ def test_bfloat16_adapters_are_read(golden, loaded, tmp_path):
     file = folder / "adapter_model.safetensors"
     save_file({k: v.astype(ml_dtypes.bfloat16) for k, v in load_file(file).items()}, file)
     base = loaded("llama_gqa")
-    for path, leaf in tree.flatten(read_adapter(folder, FAMILY, base.params)).items():
+    for path, leaf in tree.flatten(read_adapter(folder, base.names, base.params)).items():
         assert leaf.dtype == jnp.float32, path
 
 
@@ -193,8 +202,8 @@ def test_bfloat16_adapters_are_read(golden, loaded, tmp_path):
 def test_over_a_quantized_base_it_is_the_same_adapter(variant, form, golden, loaded):
     folder = golden / "adapters" / f"llama_gqa__{variant}"
     base = load(golden / "llama_gqa", "float32", quantization=form)
-    wanted = tree.flatten(read_adapter(folder, FAMILY, loaded("llama_gqa").params))
-    got = tree.flatten(read_adapter(folder, FAMILY, base.params))
+    wanted = tree.flatten(read_adapter(folder, loaded("llama_gqa").names, loaded("llama_gqa").params))
+    got = tree.flatten(read_adapter(folder, base.names, base.params))
     assert got.keys() == wanted.keys()
     for path, leaf in got.items():
         np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)
@@ -204,7 +213,7 @@ def test_over_a_quantized_base_it_is_the_same_adapter(variant, form, golden, loa
 def test_on_a_mesh_the_adapter_lies_beside_its_kernel(golden, loaded, expected):
     mesh = make_mesh(MeshSection(data=2, fsdp=2, tensor=2))
     base = load(golden / "llama_gqa", "float32", mesh)
-    leaves = read_adapter(golden / "adapters" / "llama_gqa__dora", FAMILY, base.params)
+    leaves = read_adapter(golden / "adapters" / "llama_gqa__dora", base.names, base.params)
     assert all(x.sharding.mesh == mesh and x.is_fully_replicated for x in jax.tree.leaves(leaves))
     wanted = expected("adapters/llama_gqa__dora")
     got = base.with_params(tree.merge(base.params, leaves))(wanted["tokens"])
@@ -217,7 +226,7 @@ def broken(tmp_path):
     config = LoraSection(r=2)
     shapes, leaves = fresh(config, ["q_proj", "v_proj"])
     folder = tmp_path / "adapter"
-    write_adapter(folder, FAMILY, leaves, config, base="x")
+    write_adapter(folder, NAMES, leaves, config, base="x")
 
     def read(change=lambda tensors: None, **settings_):
         file = folder / "adapter_model.safetensors"
@@ -227,7 +236,7 @@ def broken(tmp_path):
         values = json.loads((folder / "adapter_config.json").read_text())
         (folder / "adapter_config.json").write_text(json.dumps(values | settings_))
         with pytest.raises(ModelError) as caught:
-            read_adapter(folder, FAMILY, shapes)
+            read_adapter(folder, NAMES, shapes)
         assert str(folder) in str(caught.value)
         return str(caught.value)
 
@@ -289,9 +298,9 @@ def test_an_adapter_of_a_deeper_model(broken):
 
 def test_an_adapter_of_a_head_that_is_tied(tmp_path, loaded):
     config = LoraSection(r=2)
-    write_adapter(tmp_path / "adapter", FAMILY, fresh(config, ["lm_head"])[1], config, base="x")
+    write_adapter(tmp_path / "adapter", NAMES, fresh(config, ["lm_head"])[1], config, base="x")
     with pytest.raises(ModelError, match=r"a module that the base does not have: base_model\.model\.lm_head"):
-        read_adapter(tmp_path / "adapter", FAMILY, loaded("llama_tied").params)
+        read_adapter(tmp_path / "adapter", loaded("llama_tied").names, loaded("llama_tied").params)
 
 
 def test_files_that_are_not_there_or_not_whole(broken, tmp_path):
@@ -302,7 +311,7 @@ def test_files_that_are_not_there_or_not_whole(broken, tmp_path):
 
     def message(at):
         with pytest.raises(ModelError) as caught:
-            read_adapter(at, FAMILY, shapes)
+            read_adapter(at, NAMES, shapes)
         return str(caught.value)
 
     assert "no such adapter folder" in message(tmp_path / "nowhere")
@@ -321,14 +330,65 @@ def test_patterns_hold_for_the_modules_they_name(tmp_path):
     config = LoraSection(r=2, lora_alpha=4)
     shapes, leaves = fresh(config, ["q_proj", "v_proj"])
     folder = tmp_path / "adapter"
-    write_adapter(folder, FAMILY, leaves, config, base="x")
+    write_adapter(folder, NAMES, leaves, config, base="x")
     values = json.loads((folder / "adapter_config.json").read_text())
     values["alpha_pattern"] = {r"layers\.[01]\.self_attn\.q_proj": 10, "proj": 99, "2.self_attn.q_proj": 20}
     (folder / "adapter_config.json").write_text(json.dumps(values))
-    back = read_adapter(folder, FAMILY, shapes)["layers"]["attention"]
+    back = read_adapter(folder, NAMES, shapes)["layers"]["attention"]
     np.testing.assert_allclose(back["query"]["lora_scale"], [5, 5, 10])
     np.testing.assert_allclose(back["value"]["lora_scale"], [2, 2, 2])
     del values["lora_alpha"], values["alpha_pattern"]  # PEFT's default is 8
     (folder / "adapter_config.json").write_text(json.dumps(values))
-    back = read_adapter(folder, FAMILY, shapes)["layers"]["attention"]
+    back = read_adapter(folder, NAMES, shapes)["layers"]["attention"]
     np.testing.assert_allclose(back["value"]["lora_scale"], [4, 4, 4])
+
+
+# ---- what trained whole beside the adapters
+
+
+@pytest.fixture
+def headed(loaded, golden):
+    """(a BERT with labels, the leaves of an adapter of it with a head of its own)."""
+    model = loaded("bert_classify")
+    return model, read_adapter(golden / "adapters" / "bert_classify__plain", model.names, model.params)
+
+
+def test_a_head_is_saved_as_peft_saves_modules(headed, tmp_path):
+    model, adapter = headed
+    labels = {"id2label": {"0": "a"}}
+    write_adapter(
+        tmp_path / "a", model.names, adapter, LoraSection(r=4), base="some/base", task="classify", settings=labels
+    )
+    stated = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert stated["task_type"] == "SEQ_CLS"
+    assert stated["modules_to_save"] == ["classifier"]
+    assert "classifier" not in stated["target_modules"]
+    assert json.loads((tmp_path / "a" / "config.json").read_text()) == labels
+    tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    kernel = adapter["classifier"]["scores"]["kernel"]
+    np.testing.assert_array_equal(tensors["base_model.model.classifier.weight"], kernel.T)
+    assert tensors["base_model.model.classifier.bias"].shape == kernel.shape[1:]
+    back = tree.flatten(read_adapter(tmp_path / "a", model.names, model.params))
+    assert back.keys() == tree.flatten(adapter).keys()
+    for path, leaf in tree.flatten(adapter).items():
+        np.testing.assert_allclose(back[path], leaf, rtol=1e-6, err_msg=path)
+
+
+def test_a_head_of_other_labels_does_not_fit(headed, tmp_path):
+    model, adapter = headed
+    write_adapter(tmp_path / "a", model.names, adapter, LoraSection(r=4), base="some/base", task="classify")
+    params = tree.flatten(model.params)
+    kernel = params["classifier.scores.kernel"]
+    other = tree.unflatten({**params, "classifier.scores.kernel": jnp.zeros((kernel.shape[0], kernel.shape[1] + 1))})
+    with pytest.raises(ModelError, match="a saved module that does not fit its base") as error:
+        read_adapter(tmp_path / "a", model.names, other)
+    assert "data.labels" in str(error.value)
+
+
+def test_a_head_without_being_stated_is_not_supported(headed, tmp_path):
+    model, adapter = headed
+    write_adapter(tmp_path / "a", model.names, adapter, LoraSection(r=4), base="some/base", task="classify")
+    file = tmp_path / "a" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"modules_to_save": None}))
+    with pytest.raises(ModelError, match="not supported"):
+        read_adapter(tmp_path / "a", model.names, model.params)

@@ -9,6 +9,7 @@ from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 from jaxlean.errors import ModelError
 from jaxlean.hub.families import FAMILIES
 from jaxlean.hub.family import activation, head_dim, rope, windows
+from jaxlean.models.config import Kind
 
 ROWS = json.loads((Path(__file__).parents[1] / "golden" / "rope.json").read_text())
 SHAPE = {"vocab_size": 32, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 4, "num_attention_heads": 6}
@@ -48,7 +49,6 @@ def test_the_old_spelling_means_the_same():
             {"rope_type": "su", "rope_theta": 1e4},
             ["a rope type that is not supported", "su", "default, linear, dynamic"],
         ),
-        ({"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}, ["a part of each head", "0.5"]),
     ],
 )
 def test_rope_that_is_not_supported(parameters, says):
@@ -71,7 +71,7 @@ def test_windows_by_layer():
 
 def test_activations():
     assert activation(LlamaConfig(hidden_act="silu")) == "silu"
-    assert activation(LlamaConfig(hidden_act="gelu_pytorch_tanh")) == "gelu"
+    assert activation(LlamaConfig(hidden_act="gelu_pytorch_tanh")) == "gelu_tanh"
     with pytest.raises(ModelError, match=r"an activation that is not supported[^$]*gelu_10"):
         activation(LlamaConfig(hidden_act="gelu_10"))
 
@@ -94,10 +94,10 @@ def test_a_whole_config():
         True,
         True,
         False,
-        True,
+        "head",
     )
     assert (got.max_position_embeddings, got.initializer_range) == (99, 0.5)
-    assert got.windows == (None,) * 4
+    assert got.all_kinds == (Kind(),) * 4
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_what_a_family_does_in_its_own_way(name, bias):
     got = FAMILIES[name].config(CONFIG_MAPPING[name](**SHAPE, sliding_window=5))
     assert (got.qkv_bias, got.out_bias, got.mlp_bias) == bias
     assert not got.qk_norm
-    assert set(got.windows) == ({5} if name == "mistral" else {None} if name == "qwen2" else set())
+    assert {kind.window for kind in got.all_kinds} == ({5} if name == "mistral" else {None})
 
 
 def test_without_key_value_heads_there_are_as_many_as_heads():

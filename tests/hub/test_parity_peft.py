@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlean import tree
+from jaxlean import codec, tree
 from jaxlean.adapt import lora
 from jaxlean.config import LoraSection
 from jaxlean.hub.adapter import write_adapter
@@ -33,6 +33,17 @@ VARIANTS = {
     "pissa_rslora": LoraSection(r=4, lora_alpha=4, init_lora_weights="pissa", use_rslora=True),
 }
 BASES = ["llama_gqa", "mistral_window", "qwen2_tied", "qwen3_tied"]
+# Names that are the end of another's (gpt2's two c_proj), and layers of some stacks only.
+PARTS = {
+    "attention out": LoraSection(r=4, lora_alpha=8, target_modules=r"attention\.out$"),
+    "first stack": LoraSection(r=4, lora_alpha=8, target_modules=r"^layers(\.0)?\.mlp\.(up|gate_up)$"),
+}
+OTHERS = [
+    "gemma_mqa", "gemma2_soft", "gemma3_window", "phi3_window", "olmo2_gqa", "olmo3_yarn", "smollm3_list",
+    "granite_bias", "glm4_partial", "cohere_heads", "starcoder2_window", "gpt2_tied", "gptneox_parallel",
+]  # fmt: skip
+CHECKED = [(base, variant) for base in BASES for variant in VARIANTS]
+CHECKED += [(base, variant) for base in OTHERS for variant in ("lora", *PARTS)]
 
 
 def theirs(folder):
@@ -59,8 +70,10 @@ def trained(loaded, expected):
     """(base, variant) -> (the model as after training, its adapter as it is exported, tokens)."""
 
     def build(base, variant):
-        model, config = loaded(base), VARIANTS[variant]
-        modules = lora.targets(model.params, config.target_modules, model.family.modules)
+        model, config = loaded(base), (VARIANTS | PARTS)[variant]
+        modules = lora.targets(
+            model.params, config.target_modules, model.names.modules(codec.kernels(tree.flatten(model.params)))
+        )
         start = lora.add(model.params, modules, config, jax.random.key(0))
         rng = np.random.default_rng(0)
 
@@ -77,19 +90,21 @@ def trained(loaded, expected):
     return build
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(("base", "variant"), CHECKED)
 def test_an_adapter_written_here_loads_in_peft(base, variant, golden, loaded, trained, tmp_path):
     model, adapter, tokens = trained(base, variant)
-    write_adapter(tmp_path / "adapter", model.family, adapter, VARIANTS[variant], base=str(golden / base))
+    settings = (VARIANTS | PARTS)[variant]
+    write_adapter(tmp_path / "adapter", model.names, adapter, settings, base=str(golden / base))
     ours = np.asarray(model(tokens))
     assert np.abs(ours - loaded(base)(tokens)).max() > 0.1  # PEFT ignores what it does not recognise: this would show
     got = logits_of(peft.PeftModel.from_pretrained(theirs(golden / base), tmp_path / "adapter").eval(), tokens)
     same(got, ours, f"{base} {variant} in PEFT")
 
 
-@pytest.mark.parametrize("variant", ["lora", "dora", "pissa"])
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(
+    ("base", "variant"),
+    [(base, variant) for base in BASES for variant in ("lora", "dora", "pissa")] + [(base, "lora") for base in OTHERS],
+)
 def test_a_merged_model_loads_in_transformers(base, variant, trained, tmp_path):
     model, _, tokens = trained(base, variant)
     write_model(model.with_params(lora.merge(model.params)), tmp_path / "merged", bytes_per_file=60_000)

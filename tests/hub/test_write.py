@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import tracemalloc
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,8 +16,11 @@ from jaxlean import tree
 from jaxlean.adapt.quantize import dequantize
 from jaxlean.config import LoraSection, MeshSection
 from jaxlean.errors import ModelError, RunError
+from jaxlean.hub.families import family_of
 from jaxlean.hub.load import load
+from jaxlean.hub.names import Names
 from jaxlean.hub.write import tensors, write_model
+from jaxlean.models.decoder import DecoderConfig
 from jaxlean.xla.mesh import make_mesh
 
 
@@ -73,7 +78,7 @@ def test_large_models_are_split(golden, loaded, tmp_path):
     assert index["weight_map"] == {name: file for file, part in parts.items() for name in part}
     same(read_all(tmp_path / "out"), want)
     again = load(tmp_path / "out", "float32", mesh_of_one())
-    same(dict(tensors(again.family, again.params, np.dtype("float32"))), want)
+    same(dict(tensors(again.names, again.params, np.dtype("float32"))), want)
 
 
 def test_from_a_mesh(golden, tmp_path):
@@ -184,9 +189,25 @@ def test_a_failure_leaves_no_folder_and_the_next_try_starts_anew(loaded, tmp_pat
     assert not (tmp_path / "out.part").exists()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_are_taken_apart_one_by_one(dtype):
+    """All layers (and experts) of a kernel are one leaf, of which there is no copy."""
+    shape = {"hidden_size": 128, "intermediate_size": 128, "num_layers": 64, "num_heads": 1, "num_kv_heads": 1}
+    names = Names(family_of("llama"), DecoderConfig(vocab_size=8, head_dim=128, **shape))
+    kernel = jax.block_until_ready(jnp.ones((64, 128, 128)))
+    tracemalloc.start()
+    try:
+        num = sum(1 for _ in tensors(names, {"layers": {"mlp": {"up": {"kernel": kernel}}}}, np.dtype(dtype)))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert num == 64
+    assert peak < kernel.nbytes / 8
+
+
 def test_every_parameter_has_its_tensor(loaded):
     model = loaded("qwen3_bias")
-    got = dict(tensors(model.family, model.params, np.dtype("float32")))
+    got = dict(tensors(model.names, model.params, np.dtype("float32")))
     assert sum(x.size for x in got.values()) == sum(x.size for x in tree.flatten(model.params).values())
     assert all(x.flags.c_contiguous for x in got.values())
 

@@ -4,6 +4,7 @@ from jaxlean.hub.family import LLAMA_MODULES, Family, decoder_config
 
 FAMILY = Family(
     model_type="mistral",
+    architecture="MistralForCausalLM",
     config=lambda hf: decoder_config(hf, windows=(hf.sliding_window,) * hf.num_hidden_layers),
     modules=LLAMA_MODULES,
 )

@@ -4,6 +4,7 @@ from jaxlean.hub.family import LLAMA_MODULES, Family, decoder_config, windows
 
 FAMILY = Family(
     model_type="qwen2",
+    architecture="Qwen2ForCausalLM",
     config=lambda hf: decoder_config(hf, qkv_bias=True, windows=windows(hf)),
     modules=LLAMA_MODULES,
 )

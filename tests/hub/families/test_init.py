@@ -1,13 +1,14 @@
 """Which families there are."""
 
+import json
+
 import pytest
 
 from jaxlean.errors import ModelError
-from jaxlean.hub.families import FAMILIES, family_of
-from jaxlean.hub.family import LEAVES
+from jaxlean.hub.families import FAMILIES, family_of, nearest
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gpt2", "gpt_neox"])
 def test_a_family_is_found_by_its_model_type(name):
     assert family_of(name) is FAMILIES[name]
     assert FAMILIES[name].model_type == name
@@ -16,9 +17,10 @@ def test_a_family_is_found_by_its_model_type(name):
 @pytest.mark.parametrize(
     ("model_type", "says"),
     [
-        ("gpt2", ["'gpt2' is not supported", "one of llama, mistral, qwen2, qwen3", "CONTRIBUTING.md"]),
-        ("qwen2_moe", ["'qwen2_moe' is not supported", "did you mean 'qwen2'?"]),
+        ("gpt3", ["'gpt3' is not supported", "one of ", "gemma3_text, glm4, gpt2", "nearest: gpt2", "CONTRIBUTING.md"]),
+        ("falcon", ["'falcon' is not supported", "CONTRIBUTING.md"]),
         (None, ["config.json needs a model_type"]),
+        ("", ["config.json needs a model_type"]),
     ],
 )
 def test_another_family_is_refused_and_those_there_are_listed(model_type, says):
@@ -28,12 +30,35 @@ def test_another_family_is_refused_and_those_there_are_listed(model_type, says):
         assert words in str(caught.value)
 
 
+def test_the_nearest_family_is_found_without_a_word_of_transformers(caplog, capfd, monkeypatch):
+    from transformers.utils import logging
+
+    # transformers finds fault with the defaults of some of its own configs, and says so
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    before = logging.get_verbosity()
+    assert nearest("falcon", {"num_key_value_heads": 2, "layer_types": [], "sliding_window": 5}) in FAMILIES
+    assert (capfd.readouterr().err, caplog.text) == ("", "")
+    assert logging.get_verbosity() == before
+
+
+@pytest.fixture(scope="session")
+def modules_of(golden):
+    """family -> its table of names, of a golden checkpoint where it depends on the config."""
+    from transformers import AutoConfig
+
+    def find(family):
+        if not callable(family.modules):
+            return family.modules
+        files = sorted(golden.glob("*/config.json"))
+        own = next(file for file in files if json.loads(file.read_text())["model_type"] == family.model_type)
+        return family.modules(family.config(AutoConfig.from_pretrained(own.parent)))
+
+    return find
+
+
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_no_two_modules_share_a_name(family):
-    assert len(set(family.modules.values())) == len(family.modules)
-    # what lies in a layer has a place for its number, and only that
-    assert all(("{}" in theirs) == ours.startswith("layers.") for ours, theirs in family.modules.items())
-    # `adapt.lora` and PEFT's target_modules go by the last word
-    words = [theirs.rsplit(".", 1)[-1] for theirs in family.modules.values()]
-    assert len(set(words)) == len(words)
-    assert family.tensor("layers.mlp.up.kernel") == f"{family.modules['layers.mlp.up']}.{LEAVES['kernel']}"
+def test_no_two_modules_share_a_name(family, modules_of):
+    modules = modules_of(family)
+    assert len(set(modules.values())) == len(modules)
+    # what lies in a stack of layers has a place for its number, and only that
+    assert all(("{}" in theirs) == ("layers" in ours.split(".")) for ours, theirs in modules.items())

@@ -8,8 +8,10 @@ CASES = sorted(folder.name for folder in (Path(__file__).parents[2] / "golden").
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_golden(case, parity):
+def test_golden(case, parity, round_trip, token_by_token):
     parity(case)
+    round_trip(case)
+    token_by_token(case)
 
 
 def test_all_cases_are_there():

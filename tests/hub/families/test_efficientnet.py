@@ -1,0 +1,18 @@
+"""EfficientNet checkpoints: kernels and paddings of all kinds, gates of several widths, both poolings."""
+
+from pathlib import Path
+
+import pytest
+
+from jaxlean.hub.families.efficientnet import FAMILY
+
+CASES = sorted(folder.name for folder in (Path(__file__).parents[2] / "golden").glob("efficientnet_*"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden(case, convnet_parity):
+    convnet_parity(FAMILY, case)
+
+
+def test_all_cases_are_there():
+    assert len(CASES) == 6

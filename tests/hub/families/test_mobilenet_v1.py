@@ -1,0 +1,18 @@
+"""MobileNet v1 checkpoints: with TensorFlow's padding and with torch's."""
+
+from pathlib import Path
+
+import pytest
+
+from jaxlean.hub.families.mobilenet_v1 import FAMILY
+
+CASES = sorted(folder.name for folder in (Path(__file__).parents[2] / "golden").glob("mobilenet_v1_*"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden(case, convnet_parity):
+    convnet_parity(FAMILY, case)
+
+
+def test_all_cases_are_there():
+    assert len(CASES) == 3
