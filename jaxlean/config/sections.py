@@ -111,6 +111,29 @@ class DataSection(Section):
     prompt: str | None = Field(None, description="Default `prompt` template of every source.")
     completion: str | None = Field(None, description="Default `completion` template of every source.")
     system: str | None = Field(None, description="Default `system` message of every source.")
+    text_column: str | list[str] | None = _named(
+        None,
+        "task classify, tag, embed: the column of the text (tag: of the words), or two columns: [first, second] "
+        "text of a pair, [anchor, positive]. Default: recognised by its name.",
+        "text_column_name", "text_column_names",
+    )  # fmt: skip
+    label_column: str | None = _named(
+        None, "task classify, tag: the column of the label (tag: of the words' tags). Default: recognised.",
+        "label_column_name", "target_column",
+    )  # fmt: skip
+    image_column: str | None = _named(
+        None, "task classify of a model of images: the column of the image. Default: recognised.", "image_column_name"
+    )
+    augment: bool = Field(
+        False,
+        description="Images only: learn from a random part of each, mirrored or not, drawn anew each epoch. (Not where "
+        "left and right matter.)",
+    )
+    labels: list[str] | None = Field(
+        None,
+        description="task classify, tag: names of the labels in the order of their ids; default: those of the model, "
+        "if it has a trained head, else those in the training data, sorted.",
+    )
     chat: bool = Field(
         True, description="Render prompt/completion rows through the chat template where the tokenizer has one."
     )
@@ -118,7 +141,11 @@ class DataSection(Section):
     on_long: Literal["error", "truncate", "drop"] = _named(
         "error", "What happens to a longer row; the counts are printed.", "excess_length_strategy"
     )
-    packing: bool = _named(True, "Put several rows into one sequence, each seeing only itself.", "sample_packing")
+    packing: bool = _named(
+        True,
+        "Put several rows into one sequence, each seeing only itself. (Not for task: embed: a text has its own.)",
+        "sample_packing",
+    )
     train_on: Literal["completion", "all"] = Field(
         "completion", description="Loss on assistant/completion tokens only, or on every token."
     )
@@ -172,6 +199,15 @@ class DilocoSection(Section):
     )
 
 
+class ContrastSection(Section):
+    """How pairs are learned from, with `task: embed`: each anchor is to find its positive among all of the batch."""
+
+    scale: float = Field(
+        20.0, gt=0, description="Cosine similarities are multiplied by it: 1 / temperature (sentence-transformers: 20)."
+    )
+    symmetric: bool = Field(False, description="Each positive is to find its anchor as well, as in CLIP.")
+
+
 # What Hugging Face's Trainer calls them.
 _OPTIMIZER_NAMES = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf"), "adamw"),
@@ -216,6 +252,7 @@ class TrainSection(Section):
         "have learned in many (train.diloco).",
     )
     diloco: DilocoSection = Field(default_factory=DilocoSection)
+    contrast: ContrastSection = Field(default_factory=ContrastSection)
     trainable: list[str] | None = Field(
         None, description="lora: null only. Regexes of the parameter paths that train; default: all."
     )
@@ -233,6 +270,9 @@ class TrainSection(Section):
     )
     z_loss: float = Field(
         0.0, ge=0, description="Weight of logsumexp(logits)^2, 1e-4 in PaLM. In `loss`; not in the held-out loss."
+    )
+    router_aux_loss_coef: float | None = Field(
+        None, ge=0, description="Weight of the loss that balances a mixture's experts; default: as config.json says."
     )
     loss_chunk_bytes: PositiveInt | Literal["auto"] | None = Field(
         "auto",
@@ -368,9 +408,23 @@ class ReportSection(Section):
     progress: bool = Field(True, description="Draw a progress bar when the output is a terminal.")
 
 
+# Transformers' names of pipelines, and PEFT's of task types, in lower case with "-" for "_".
+_TASK_NAMES = {
+    **dict.fromkeys(("text-generation", "causal-lm"), "generate"),
+    **dict.fromkeys(("text-classification", "sequence-classification", "seq-cls"), "classify"),
+    **dict.fromkeys(("token-classification", "token-cls", "ner"), "tag"),
+    **dict.fromkeys(("feature-extraction", "sentence-similarity"), "embed"),
+}
+
+
 class RunConfig(Section):
     """One run. `jaxlean finetune FILE section.key=value ...` fills it."""
 
+    task: Literal["generate", "classify", "tag", "embed"] = Field(
+        "generate",
+        description="What is learned. generate: the next token; classify: a label for a text; tag: one for each word; "
+        "embed: vectors that are close for texts that belong together.",
+    )
     output_dir: str = Field("runs/run", description="Folder that the run writes; it must not hold another run.")
     seed: int = Field(0, description="Of everything random: data order, adapter, dropout.")
     compilation_cache: bool | str = Field(
@@ -394,6 +448,11 @@ class RunConfig(Section):
         # on the command line it is text, as a folder would be
         return {"true": True, "on": True, "false": False, "off": False}.get(str(value).lower(), value)
 
+    @field_validator("task", mode="before")
+    @classmethod
+    def _other_names_of_tasks(cls, value: Any) -> Any:
+        return _TASK_NAMES.get(value.lower().replace("_", "-"), value) if isinstance(value, str) else value
+
     @field_validator("train")
     @classmethod
     def _rules_compile(cls, train: TrainSection) -> TrainSection:
@@ -412,7 +471,27 @@ class RunConfig(Section):
             raise ValueError("lora.use_dora and lora.init_lora_weights=pissa exclude each other")
         if self.data.streaming and self.train.max_steps is None:
             raise ValueError("data.streaming needs train.max_steps: the length of a stream is not known")
+        if self.task != "generate":
+            self._check_task()
         if self.train.sync == "diloco" and (self.mesh.auto or self.mesh.data in (0, 1)):
             got = "mesh: auto" if self.mesh.auto else f"mesh.data={self.mesh.data}"
             raise ValueError(f"train.sync: diloco needs replicas, not {got}; mesh.data says how many, 2 or more")
         return self
+
+    def _check_task(self) -> None:
+        data, train, task = self.data, self.train, self.task
+        if data.streaming:
+            raise ValueError(f"data.streaming is for task: generate; {task} reads all rows before the first step")
+        if self.eval.exact_match:
+            raise ValueError(f"eval.exact_match compares what is generated; task: {task} has metrics of its own")
+        if isinstance(data.text_column, list) and (task == "tag" or len(data.text_column) != 2):
+            raise ValueError(f"data.text_column names {'one column' if task == 'tag' else 'two columns at most'}")
+        if task == "embed":
+            if train.per_device_train_batch_size % 2 or self.eval.per_device_eval_batch_size % 2:
+                raise ValueError("task: embed takes two sequences for a pair: per_device_..._batch_size must be even")
+            if train.label_smoothing_factor or train.z_loss:
+                raise ValueError("train.label_smoothing_factor and train.z_loss are not for task: embed")
+        elif data.labels is not None and len(set(data.labels)) != len(data.labels):
+            raise ValueError("data.labels names a label twice")
+        elif data.labels is not None and len(data.labels) < 2:
+            raise ValueError("data.labels needs two labels or more")

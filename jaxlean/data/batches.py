@@ -68,7 +68,7 @@ class Batches:
     """An iterator over the batches of a run, whose position can be saved and restored.
 
     Args:
-        source: the batches by step number (`Steps`), or a grain `IterDataset` of them (a stream, without end).
+        source: the batches by step number (a sequence), or a grain `IterDataset` of them (a stream, without end).
         num_steps: how many there are.
         length: tokens of a sequence, the same in every batch.
         stats: what the rows became; a stream counts while it is read.
@@ -112,7 +112,7 @@ class Batches:
     def state(self) -> dict[str, Any]:
         """The position after the batch last handed out, as plain JSON values."""
         state = {"step": self.step, "fingerprint": self.fingerprint}
-        if not isinstance(self._source, Steps):
+        if not isinstance(self._source, Sequence):
             state["stream"] = self._stream_state if self._iterator is None else self._iterator.get_state()
         return state
 
@@ -139,7 +139,7 @@ class Batches:
         self._iterator = None
 
     def _open(self) -> Any:
-        if not isinstance(self._source, Steps):
+        if not isinstance(self._source, Sequence):
             iterator = iter(self._source)
             if self._stream_state is not None:
                 iterator.set_state(self._stream_state)
@@ -158,7 +158,7 @@ class Batches:
 class EvalBatches(Sequence[Batch]):
     """The held-out batches, in a fixed order; without held-out data there are none. `stats` as in `Batches`."""
 
-    def __init__(self, steps: Steps | None, length: int, stats: Stats):
+    def __init__(self, steps: Sequence[Batch] | None, length: int, stats: Stats):
         self._steps, self.length, self.stats = steps, length, stats
 
     def __len__(self) -> int:
@@ -229,15 +229,19 @@ def in_memory(
     counts: Counts,
     names: Sequence[str],
     held: Sequence[int] | None = None,
+    group: int = 1,
 ) -> Batches:
     """Batches of tokens in memory. Arguments as of `Steps`; `names` are those of the sources of `mix`."""
     steps = Steps(
-        examples, mix, rows=rows, length=length, packing=packing, num_epochs=num_epochs, max_steps=max_steps, held=held
-    )
+        examples, mix, rows=rows, length=length, packing=packing, num_epochs=num_epochs, max_steps=max_steps, held=held,
+        group=group,
+    )  # fmt: skip
     stats = measure(steps, counts, names)
     content = zlib.crc32(steps.examples.input_ids.data, zlib.crc32(steps.examples.offsets.data))
+    for value in steps.examples.more.values():
+        content = zlib.crc32(value.data, content)
     fingerprint = (
-        f"{len(examples)} examples ({content:08x}), seed {mix.seed}, {rows} rows of {length}, "
+        f"{stats.examples} examples ({content:08x}), seed {mix.seed}, {rows} rows of {length}, "
         f"packing {packing}, shuffle {mix.shuffle}, mix {mix.quota}"
     )
     return Batches(steps, num_steps=len(steps), length=length, stats=stats, fingerprint=fingerprint)
@@ -252,7 +256,7 @@ def measure(steps: Steps, counts: Counts, names: Sequence[str]) -> Stats:
         sources[name] = sources.get(name, 0) + quota
     return Stats(
         counts,
-        examples=len(steps.examples),
+        examples=len(steps.examples) // steps.group,
         tokens=int(steps.examples.loss_mask.sum()),
         total_tokens=len(steps.examples.input_ids),
         sources=sources,

@@ -18,6 +18,8 @@ from jaxlean.data.pack import Bins, one_each, pack, pack_in_order
 from jaxlean.data.tokenize import Ragged
 
 Batch = dict[str, np.ndarray]
+# What stands in `Ragged.more` where there is no token.
+_PADDING = {"labels": -100, "token_types": 0}
 
 
 class Mix:
@@ -86,6 +88,8 @@ class Steps(Sequence[Batch]):
         num_epochs: passes over the data, may be fractional (the last takes that share of its examples).
         max_steps: wins over `num_epochs`: exactly this many steps, in as many epochs as they need.
         held: the rows of each batch that are laid out, ascending; default: all. What they hold does not depend on it.
+        group: examples that are drawn together and lie in rows one after the other, unpacked (the two texts of a pair):
+            `mix` draws groups, of which number g is the examples `g * group ...`. Must divide `rows`.
     """
 
     def __init__(
@@ -99,8 +103,10 @@ class Steps(Sequence[Batch]):
         num_epochs: float = 1.0,
         max_steps: int | None = None,
         held: Sequence[int] | None = None,
+        group: int = 1,
     ):
-        self.held = held if held is not None else range(rows)
+        assert group == 1 or (rows % group == 0 and not packing), "a group lies in whole rows of one batch"
+        self.held, self.group = held if held is not None else range(rows), group
         self.examples, self.mix, self.rows, self.length, self.packing = examples, mix, rows, length, packing
         self.num_epochs = math.inf if max_steps is not None else num_epochs
         self.bins = functools.lru_cache(maxsize=2)(self._bins)
@@ -118,7 +124,7 @@ class Steps(Sequence[Batch]):
         return self.num_steps
 
     def __getitem__(self, step: int) -> Batch:  # type: ignore[override]
-        """The batch of one step: tokens, loss_mask, segments, positions, each [len(held), length]."""
+        """The batch of one step, as of `assemble`: each array [len(held), length]."""
         if not 0 <= step < self.num_steps:
             raise IndexError(step)
         return assemble(self.examples, [self.row(step * self.rows + int(r)) for r in self.held], self.length)
@@ -130,6 +136,8 @@ class Steps(Sequence[Batch]):
 
     def _bins(self, e: int) -> Bins:
         order = self.mix.epoch(e, min(1.0, self.num_epochs - e))
+        if self.group > 1:
+            order = (order[:, None] * self.group + np.arange(self.group)).reshape(-1)
         lengths = self.examples.lengths[order]
         if not self.packing:
             bins = one_each(len(order))
@@ -151,7 +159,8 @@ def assemble(examples: Ragged, rows: Sequence[np.ndarray], length: int) -> Batch
 
     Returns:
         tokens int32, loss_mask bool, segments int32 (1.. per example, 0 padding), positions int32 (restarting in each
-        segment), each [len(rows), length].
+        segment), each [len(rows), length]. Examples with `more` have that instead of the mask: labels int32 (-100 where
+        there is none), and token_types int32 of pairs of texts.
     """
     shape = (len(rows), length)
     batch = {
@@ -160,13 +169,19 @@ def assemble(examples: Ragged, rows: Sequence[np.ndarray], length: int) -> Batch
         "segments": np.zeros(shape, np.int32),
         "positions": np.zeros(shape, np.int32),
     }
+    if examples.more:
+        del batch["loss_mask"]
+        batch |= {name: np.full(shape, _PADDING[name], np.int32) for name in examples.more}
     for r, members in enumerate(rows):
         start = 0
         for segment, i in enumerate(members, 1):
             tokens, loss_mask = examples[int(i)]
             end = start + len(tokens)
             batch["tokens"][r, start:end] = tokens
-            batch["loss_mask"][r, start:end] = loss_mask
+            if "loss_mask" in batch:
+                batch["loss_mask"][r, start:end] = loss_mask
+            for name, value in examples.more_of(int(i)).items():
+                batch[name][r, start:end] = value
             batch["segments"][r, start:end] = segment
             batch["positions"][r, start:end] = np.arange(len(tokens))
             start = end

@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from jaxlean.config import DataSection, RunConfig, SourceSection
 from jaxlean.data.batches import Batches, EvalBatches, Stats, in_memory, measure, sequence_length
 from jaxlean.data.epochs import Mix, Steps
 from jaxlean.data.files import Rows
-from jaxlean.data.format import Example, recogniser
+from jaxlean.data.format import recogniser
+from jaxlean.data.labelled import LabelEncoder
 from jaxlean.data.source import open_rows, stream_rows
 from jaxlean.data.tokenize import Counts, Encoder, Ragged, Tokens
 from jaxlean.errors import ConfigError, DataError
@@ -45,10 +46,10 @@ def train_batches(
     data = config.data
     if not data.train:
         raise ConfigError("no training data", wanted="data.train: a file, a folder or a hub id")
-    encoder = _encoder(data, tokenizer, vocab_size)
-    if data.streaming:
+    encoder = _encoder(config, tokenizer, vocab_size)
+    if isinstance(encoder, Encoder) and data.streaming:
         return _stream(config, encoder, rows_per_step, held)
-    weights = _weights(data.train)
+    weights = shares(data.train)
     counts = Counts()
     parts = [_read(source, data, encoder, counts, config.seed) for source in data.train]
     for source, part in zip(data.train, parts, strict=True):
@@ -62,7 +63,7 @@ def train_batches(
     examples = Ragged.join(parts)
     return in_memory(
         examples,
-        Mix([len(part) for part in parts], weights, config.seed, data.shuffle),
+        Mix([len(part) // _group(encoder) for part in parts], weights, config.seed, data.shuffle),
         rows=rows_per_step,
         length=sequence_length(examples, data.packing, data.max_length),
         packing=data.packing,
@@ -71,6 +72,7 @@ def train_batches(
         counts=counts,
         names=[source.path for source in data.train],
         held=held,
+        group=_group(encoder),
     )
 
 
@@ -87,15 +89,16 @@ def eval_batches(
         DataError, ConfigError: as `train_batches`.
     """
     data = config.data
-    encoder, counts = _encoder(data, tokenizer, vocab_size), Counts()
+    encoder, counts = _encoder(config, tokenizer, vocab_size), Counts()
     examples = Ragged.of(_tokens(_held_out(config, encoder), encoder, counts))
     if not len(examples):
         if counts.rows:
             raise DataError("no held-out row is left", got=f"all {counts.rows} dropped for their length")
         return EvalBatches(None, data.max_length, Stats(counts))
     length = sequence_length(examples, data.packing, data.max_length)
-    mix = Mix([len(examples)], None, config.seed, shuffle=False)
-    steps = Steps(examples, mix, rows=rows, length=length, packing=data.packing, held=held)
+    group = _group(encoder)
+    mix = Mix([len(examples) // group], None, config.seed, shuffle=False)
+    steps = Steps(examples, mix, rows=rows, length=length, packing=data.packing, held=held, group=group)
     return EvalBatches(steps, length, measure(steps, counts, ["eval"]))
 
 
@@ -104,7 +107,8 @@ def eval_examples(config: RunConfig, tokenizer: Any) -> list[tuple[list[int], st
 
     Of a conversation, the last assistant turn is wanted. Rows of plain text have no completion and are left out.
     """
-    encoder = _encoder(config.data, tokenizer, None)
+    encoder = _encoder(config, tokenizer, None)
+    assert isinstance(encoder, Encoder), "only task: generate has completions"
     made = ((encoder.prompt(example, origin), origin) for example, origin in _held_out(config, encoder))
     return [(*prompt, origin) for prompt, origin in made if prompt is not None]
 
@@ -112,6 +116,11 @@ def eval_examples(config: RunConfig, tokenizer: Any) -> list[tuple[list[int], st
 def encoded(config: RunConfig, source: SourceSection, tokenizer: Any, counts: Counts, limit: int) -> Iterator[Tokens]:
     """The first rows of one source as tokens, at their full length, for looking at (`jaxlean inspect`)."""
     data = config.data
+    if config.task != "generate":
+        labels = LabelEncoder(config, tokenizer)
+        labels.max_length = sys.maxsize
+        rows = open_rows(source)
+        return _tokens(_examples(rows, range(min(limit, len(rows))), source, data, labels), labels, counts)
     encoder = Encoder(tokenizer, max_length=sys.maxsize, train_on=data.train_on)
     if data.streaming:
         found = [(row, origin) for _, (_, row, origin) in zip(range(limit), stream_rows(source), strict=False)]
@@ -124,17 +133,29 @@ def encoded(config: RunConfig, source: SourceSection, tokenizer: Any, counts: Co
 # --- from rows to examples to tokens ----------------------------------------------------------------------------
 
 
-def _encoder(data: DataSection, tokenizer: Any, vocab_size: int | None) -> Encoder:
+def _encoder(config: RunConfig, tokenizer: Any, vocab_size: int | None) -> Encoder | LabelEncoder:
+    data = config.data
+    if config.task != "generate":
+        return LabelEncoder(config, tokenizer, vocab_size=vocab_size)
     return Encoder(
         tokenizer, max_length=data.max_length, on_long=data.on_long, train_on=data.train_on, vocab_size=vocab_size
     )
 
 
+def _group(encoder: Encoder | LabelEncoder) -> int:
+    """Examples that a row becomes."""
+    return encoder.group if isinstance(encoder, LabelEncoder) else 1
+
+
 def _examples(
-    rows: Rows, chosen: Sequence[int], source: SourceSection, data: DataSection, encoder: Encoder
-) -> Iterator[tuple[Example, str]]:
+    rows: Rows, chosen: Sequence[int], source: SourceSection, data: DataSection, encoder: Encoder | LabelEncoder
+) -> Iterator[tuple[Any, str]]:
     """(example, origin) of the chosen rows (ascending)."""
-    make = recogniser(rows[0], source, data, chat=data.chat and encoder.template is not None)
+    make: Callable[[dict[str, Any], str], Any]
+    if isinstance(encoder, LabelEncoder):
+        make = encoder.reader(rows[0], source.path)
+    else:
+        make = recogniser(rows[0], source, data, chat=data.chat and encoder.template is not None)
     wanted = iter(chosen)
     next_one = next(wanted, None)
     for i, row in enumerate(rows):
@@ -146,17 +167,19 @@ def _examples(
             next_one = next(wanted, None)
 
 
-def _tokens(examples: Iterator[tuple[Example, str]], encoder: Encoder, counts: Counts) -> Iterator[Tokens]:
+def _tokens(examples: Iterator[tuple[Any, str]], encoder: Encoder | LabelEncoder, counts: Counts) -> Iterator[Tokens]:
     return (tokens for tokens in encoder.encode(examples, counts) if tokens is not None)
 
 
-def _read(source: SourceSection, data: DataSection, encoder: Encoder, counts: Counts, seed: int) -> Ragged:
+def _read(
+    source: SourceSection, data: DataSection, encoder: Encoder | LabelEncoder, counts: Counts, seed: int
+) -> Ragged:
     rows = open_rows(source)
-    chosen = _part(len(rows), data, False, seed)
+    chosen = part_of(len(rows), data, False, seed)
     return Ragged.of(_tokens(_examples(rows, chosen, source, data, encoder), encoder, counts))
 
 
-def _part(num_rows: int, data: DataSection, held_out: bool, seed: int) -> Sequence[int]:
+def part_of(num_rows: int, data: DataSection, held_out: bool, seed: int) -> Sequence[int]:
     """The rows that train, or those held out by `data.eval_fraction`: a fixed share of each source, by the seed."""
     if data.eval or not data.eval_fraction:
         return range(0) if held_out else range(num_rows)
@@ -165,21 +188,21 @@ def _part(num_rows: int, data: DataSection, held_out: bool, seed: int) -> Sequen
     return np.sort(chosen[:count] if held_out else chosen[count:]).tolist()
 
 
-def _held_out(config: RunConfig, encoder: Encoder) -> Iterator[tuple[Example, str]]:
+def _held_out(config: RunConfig, encoder: Encoder | LabelEncoder) -> Iterator[tuple[Any, str]]:
     """The held-out examples in their fixed order, the first `eval.max_examples` of them."""
     data = config.data
-    _no_split_of_a_stream(data)
+    no_split_of_a_stream(data)
 
-    def every() -> Iterator[tuple[Example, str]]:
+    def every() -> Iterator[tuple[Any, str]]:
         for source in data.eval or (data.train if data.eval_fraction else None) or []:
             rows = open_rows(source)
-            chosen = range(len(rows)) if data.eval else _part(len(rows), data, True, config.seed)
+            chosen = range(len(rows)) if data.eval else part_of(len(rows), data, True, config.seed)
             yield from _examples(rows, chosen, source, data, encoder)
 
     return itertools.islice(every(), config.eval.max_examples)
 
 
-def _weights(sources: Sequence[SourceSection]) -> list[float] | None:
+def shares(sources: Sequence[SourceSection]) -> list[float] | None:
     """Mixing weights, or None where no source has one: then every row counts alike."""
     given = [source.weight for source in sources if source.weight is not None]
     if len(sources) == 1 or not given:
@@ -190,7 +213,7 @@ def _weights(sources: Sequence[SourceSection]) -> list[float] | None:
     return given
 
 
-def _no_split_of_a_stream(data: DataSection) -> None:
+def no_split_of_a_stream(data: DataSection) -> None:
     if data.streaming and data.eval_fraction and not data.eval:
         raise ConfigError(
             "data.eval_fraction needs the number of rows, which a stream does not tell",
@@ -202,11 +225,11 @@ def _stream(config: RunConfig, encoder: Encoder, rows_per_step: int, held: Seque
     from jaxlean.data.stream import stream
 
     data, max_steps = config.data, config.train.max_steps
-    _no_split_of_a_stream(data)
+    no_split_of_a_stream(data)
     assert data.train, "train_batches checks this"
     assert max_steps is not None, "the config checks this"
     counts = Counts()
-    weights = _weights(data.train) or [1.0] * len(data.train)
+    weights = shares(data.train) or [1.0] * len(data.train)
     source = stream(data, encoder, counts, weights=weights, rows=rows_per_step, seed=config.seed)
     names = ", ".join(part.path for part in data.train)
     fingerprint = (

@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxlean.config import SourceSection
 from jaxlean.data.files import BLOCK, KINDS, Row, Rows, join, open_file
+from jaxlean.data.image_folder import METADATA, image_folder, is_image_folder, undecoded
 from jaxlean.errors import DataError, did_you_mean
 
 _SPLITS = {
@@ -62,6 +63,7 @@ def stream_rows(source: SourceSection, start: int = 0) -> Iterator[tuple[int, Ro
     if "://" not in source.path:
         _must_be_an_id(source.path)
     dataset = _load(source, streaming=True)
+    classes = _classes(dataset)
     stop = source.limit
     iterator = iter(dataset.skip(start) if start else dataset)
     i = start
@@ -73,7 +75,7 @@ def stream_rows(source: SourceSection, start: int = 0) -> Iterator[tuple[int, Ro
         except Exception as error:  # whatever the network, the archive or the parser raises
             got = f"{type(error).__name__}: {error}"
             raise DataError("the stream broke", where=f"{source.path} row {i + 1}", got=got) from error
-        yield i, dict(row), f"{source.path} row {i + 1}"
+        yield i, dict(row) | {c: _named(row[c], names) for c, names in classes.items()}, f"{source.path} row {i + 1}"
         i += 1
 
 
@@ -92,6 +94,8 @@ def _folder(path: Path, source: SourceSection) -> Rows:
             saved = saved[source.split]
         return _dataset(str(path), saved)
     files = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in KINDS and not f.name.startswith(".")]
+    if all(f.name in METADATA for f in files) and is_image_folder(path):
+        return image_folder(path, source.split)
     if not files:
         raise DataError("the folder holds no data file", where=path, wanted="files ending in " + " ".join(KINDS))
     split_of = {f: _split_of(f.relative_to(path)) for f in files}
@@ -110,11 +114,29 @@ def _split_of(file: Path) -> str | None:
 
 
 def _dataset(name: str, dataset: Any) -> Rows:
+    """Rows of a `datasets.Dataset`: images as they are packed, classes by their names and not their numbers."""
+    dataset, classes = undecoded(dataset), _classes(dataset)
+
     def read(start: int, stop: int) -> list[Row]:
-        columns = dataset[start:stop]
+        columns = dict(dataset[start:stop])
+        for column, names in classes.items():
+            columns[column] = [_named(value, names) for value in columns[column]]
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     return Rows(name, len(dataset), read, lambda i: f"{name} row {i + 1}")
+
+
+def _classes(dataset: Any) -> dict[str, list[str]]:
+    """What the numbers of a column of classes (`ClassLabel`, or lists of it) stand for."""
+    every = {column: getattr(feature, "feature", feature) for column, feature in (dataset.features or {}).items()}
+    return {column: feature.names for column, feature in every.items() if hasattr(feature, "names")}
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    """The name of a class; -1, which is none, stays as it is."""
+    if isinstance(value, list):
+        return [_named(one, names) for one in value]
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
 def _load(source: SourceSection, *, streaming: bool) -> Any:

@@ -6,7 +6,7 @@ when it is used is a prefix, token for token, of what it was trained on.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,11 +21,15 @@ BLOCK = 512  # examples given to the (parallel) fast tokenizer at once
 
 @dataclass(frozen=True)
 class Tokens:
-    """One example: `input_ids` int32 [n], `loss_mask` bool [n] (True: this token is to be predicted), its origin."""
+    """One example: `input_ids` int32 [n], `loss_mask` bool [n] (True: this token carries loss), its origin.
+
+    `more` holds what else there is of each token, int32 [n]: the `labels` of a task (`labelled.py`), `token_types`.
+    """
 
     input_ids: np.ndarray
     loss_mask: np.ndarray
     origin: str = "memory"
+    more: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -45,6 +49,7 @@ class Ragged:
     input_ids: np.ndarray  # int32 [total_tokens]
     loss_mask: np.ndarray  # bool [total_tokens]
     offsets: np.ndarray  # int64 [num_examples + 1]
+    more: Mapping[str, np.ndarray] = field(default_factory=dict)  # int32 [total_tokens] each, as of `Tokens`
     lengths: np.ndarray = field(init=False)  # int64 [num_examples]
 
     def __post_init__(self) -> None:
@@ -58,6 +63,11 @@ class Ragged:
         span = slice(int(self.offsets[i]), int(self.offsets[i + 1]))
         return self.input_ids[span], self.loss_mask[span]
 
+    def more_of(self, i: int) -> dict[str, np.ndarray]:
+        """What else there is of the tokens of example i."""
+        span = slice(int(self.offsets[i]), int(self.offsets[i + 1]))
+        return {name: value[span] for name, value in self.more.items()}
+
     @staticmethod
     def of(examples: Iterable[Tokens]) -> "Ragged":
         """Gather examples, as they come, without holding them one by one."""
@@ -70,6 +80,7 @@ class Ragged:
                     np.concatenate([example.input_ids for example in block]).astype(np.int32, copy=False),
                     np.concatenate([example.loss_mask for example in block]).astype(bool, copy=False),
                     np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+                    {name: np.concatenate([example.more[name] for example in block]) for name in block[0].more},
                 )
             )
             assert len(parts[-1].input_ids) == len(parts[-1].loss_mask), "tokens and mask differ in length"
@@ -84,6 +95,7 @@ class Ragged:
             np.concatenate([np.zeros(0, np.int32), *(part.input_ids for part in parts)]),
             np.concatenate([np.zeros(0, bool), *(part.loss_mask for part in parts)]),
             np.concatenate([*offsets, starts[-1:]]),
+            {name: np.concatenate([part.more[name] for part in parts]) for name in (parts[0].more if parts else ())},
         )
 
 
@@ -154,15 +166,7 @@ class Encoder:
         if self.train_on == "all":
             mask = np.ones(len(ids), bool)
         mask[:1] = False  # nothing comes before the first token that could predict it
-        if self.vocab_size is not None and len(ids) and int(ids.max()) >= self.vocab_size:
-            beyond = int(ids.max())
-            raise DataError(
-                "a token id beyond the model's vocabulary",
-                where=origin,
-                got=f"{beyond} ({self.tokenizer.convert_ids_to_tokens(beyond)!r})",
-                wanted=f"ids below {self.vocab_size}",
-                fix="use the tokenizer that belongs to the model",
-            )
+        check_vocabulary(ids, self.vocab_size, self.tokenizer, origin)
         if len(ids) > self.max_length:
             if self.on_long == "drop":
                 counts.dropped += 1
@@ -264,6 +268,23 @@ class Encoder:
 
     def _template(self) -> Template:
         return self.template or Template(self.tokenizer)  # the second raises: there is none
+
+
+def check_vocabulary(ids: np.ndarray, vocab_size: int | None, tokenizer: Any, origin: str) -> None:
+    """Check that a model has a vector for each token id; a `vocab_size` of None is not checked.
+
+    Raises:
+        DataError: names the origin and the token.
+    """
+    if vocab_size is not None and len(ids) and int(ids.max()) >= vocab_size:
+        beyond = int(ids.max())
+        raise DataError(
+            "a token id beyond the model's vocabulary",
+            where=origin,
+            got=f"{beyond} ({tokenizer.convert_ids_to_tokens(beyond)!r})",
+            wanted=f"ids below {vocab_size}",
+            fix="use the tokenizer that belongs to the model",
+        )
 
 
 def _prefix(tokenizer: Any) -> list[int]:

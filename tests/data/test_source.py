@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -7,6 +8,9 @@ from jaxlean.config import SourceSection
 from jaxlean.data import source as module
 from jaxlean.data.source import open_rows, stream_rows
 from jaxlean.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
 
 ROWS = [{"text": f"row {i}", "n": i} for i in range(5)]
 
@@ -32,6 +36,34 @@ def test_a_folder_that_datasets_saved(tmp_path: Path) -> None:
         assert list(open_rows(SourceSection(path=str(tmp_path / name)))) == ROWS
     with pytest.raises(DataError, match="no such split"):
         open_rows(SourceSection(path=str(tmp_path / "both"), split="trian"))
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> "datasets.Dataset":
+    """An image that is none, a class, and classes of words; the last row has no class."""
+    import datasets
+
+    classes = datasets.ClassLabel(names=["3 stars", "1 star"])
+    features = datasets.Features({"image": datasets.Image(), "label": classes, "tags": datasets.List(classes)})
+    rows = [{"image": {"bytes": b"broken", "path": None}, "label": n, "tags": [1, max(n, 0)]} for n in (1, 0, -1)]
+    return datasets.Dataset.from_list(rows, features=features)
+
+
+def test_classes_have_their_names_and_images_stay_packed(
+    features: "datasets.Dataset", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    features.save_to_disk(str(tmp_path / "saved"))
+    found = list(open_rows(SourceSection(path=str(tmp_path / "saved"))))
+    assert [row["label"] for row in found] == ["1 star", "3 stars", -1]
+    assert [row["tags"] for row in found] == [["1 star", "1 star"], ["1 star", "3 stars"], ["1 star", "3 stars"]]
+    assert found[0]["image"] == {"bytes": b"broken", "path": None}
+
+    streamed = features.remove_columns("image").to_iterable_dataset()
+    monkeypatch.setattr(datasets, "load_dataset", lambda *path, **how: streamed)
+    assert [row["label"] for _, row, _ in stream_rows(SourceSection(path="some/where"))] == ["1 star", "3 stars", -1]
 
 
 def test_a_folder_of_files_goes_by_split(tmp_path: Path) -> None:
