@@ -58,6 +58,11 @@ def next_token_loss(
     return jnp.where(mask, losses, 0.0).sum()
 
 
+def token_losses(logits: jax.Array, targets: jax.Array, terms: Terms = CROSS_ENTROPY) -> jax.Array:
+    """float32 [...]: what each position costs, of float32 logits [..., vocab] and int32 targets [...]."""
+    return _losses(logits, targets, terms)[0]
+
+
 def shifted(tokens: jax.Array, loss_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(what each position is to predict, whether that counts) of int32 and bool [batch, length]."""
     # position t predicts token t + 1; the last one has nothing to predict

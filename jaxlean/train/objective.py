@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
@@ -20,6 +21,19 @@ Batch = Mapping[str, jax.Array]
 Loss = Callable[[tree.Tree, Batch, jax.Array], jax.Array]
 
 
+def num_targets(batch: Batch) -> jax.Array:
+    """int32 []: over how many the loss of a batch is summed. `labels` mark them, or else the tokens to be predicted."""
+    if "labels" in batch:
+        return (batch["labels"] >= 0).sum(dtype=jnp.int32)
+    # the first token of a row has no logit before it
+    return batch["loss_mask"][..., 1:].sum(dtype=jnp.int32)
+
+
+def num_seen(batch: Batch) -> jax.Array:
+    """int32 []: the tokens of a batch that are no padding; of images, the images."""
+    return (batch["segments"] > 0).sum(dtype=jnp.int32) if "segments" in batch else num_targets(batch)
+
+
 def objective(
     graph: nnx.GraphDef,
     config: DecoderConfig,
@@ -29,6 +43,7 @@ def objective(
     dropout_rate: float = 0.0,
     scan: Scan = jax.lax.scan,
     layout: Layout = ALONE,
+    balance: float = 0.0,
 ) -> Loss:
     """The summed loss of a decoder's predictions, as `make_step` and `make_eval_step` take it.
 
@@ -42,15 +57,26 @@ def objective(
             other does: its tokens are cut into chunks first.
         scan: runs the layers (a remat policy).
         layout: over several devices, whose axes must divide the batch.
+        balance: weight of the loss that balances the load of a mixture's experts, of each token that carries loss.
     """
     part = "embed" if config.tie_embeddings else "head"
 
     def loss(params: tree.Tree, batch: Batch, key: jax.Array) -> jax.Array:
         dropout = Dropout(dropout_rate, key) if dropout_rate else None
         model = nnx.merge(graph, params).lay_out(layout)
-        hidden = model.hidden(
-            batch["tokens"], positions=batch["positions"], segments=batch["segments"], dropout=dropout, scan=scan
-        )
+        tokens, mask = batch["tokens"], batch["loss_mask"]
+        how: dict[str, Any] = {
+            "positions": batch["positions"], "segments": batch["segments"], "dropout": dropout, "scan": scan
+        }  # fmt: skip
+        if not balance:
+            return of_tokens(params, model, model.hidden(tokens, **how), batch, dropout, key)
+        hidden, uneven = model.hidden_and_balance(tokens, **how)
+        own = of_tokens(params, model, hidden, batch, dropout, key)
+        return own + balance * uneven * mask[:, 1:].sum(dtype=jnp.float32)
+
+    def of_tokens(
+        params: tree.Tree, model: Any, hidden: jax.Array, batch: Batch, dropout: Dropout | None, key: jax.Array
+    ) -> jax.Array:
         tokens, mask = batch["tokens"], batch["loss_mask"]
         if logits_bytes is None:
             return next_token_loss(model.logits(hidden, dropout), tokens, mask, terms)

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from jaxlean import tree
-from jaxlean.train.objective import Batch, Loss
+from jaxlean.train.objective import Batch, Loss, num_seen, num_targets
 
 # The name scope of what is done once a step, whatever the batch: each device does it to all parameters that it holds.
 UPDATE = "update_parameters"
@@ -87,7 +87,8 @@ def make_step(
 
     Returns:
         `step(state, frozen, batch) -> (TrainState, StepMetrics)`, jitted, `state` donated. `batch` holds int32
-        [microbatches, rows, length] arrays `tokens`, `segments`, `positions` and the bool `loss_mask`.
+        [microbatches, rows, length] arrays `tokens`, `segments`, `positions` and the bool `loss_mask`, or `labels`
+        instead of that (`train/classify.py`).
 
     One update equals that of a single batch of all rows: losses are summed over microbatches and divided by the tokens
     of all of them. Where the loss or the gradient is not a number the state stays as it was, `broken_at` says which
@@ -117,15 +118,14 @@ def make_update(loss: Loss, transform: optax.GradientTransformation) -> Update:
             found = gradient(state.trainable, frozen, rows, jax.random.fold_in(key, number))
             return jax.tree.map(jnp.add, sums, found), None
 
-        num = batch["tokens"].shape[0]
+        num = next(iter(batch.values())).shape[0]
         if num == 1:  # no second gradient tree
             rows = {name: value[0] for name, value in batch.items()}
             total, grads = gradient(state.trainable, frozen, rows, jax.random.fold_in(key, 0))
         else:
             zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.trainable))
             (total, grads), _ = jax.lax.scan(microbatch, zero, (jnp.arange(num, dtype=jnp.uint32), dict(batch)))
-        # the first token of a row has no logit before it
-        tokens = batch["loss_mask"][..., 1:].sum(dtype=jnp.int32)
+        tokens = num_targets(batch)
         share = 1.0 / jnp.maximum(tokens, 1).astype(jnp.float32)
         mean, grads = total * share, jax.tree.map(lambda g: g * share, grads)
         norm = optax.tree.norm(grads)
@@ -144,7 +144,7 @@ def make_update(loss: Loss, transform: optax.GradientTransformation) -> Update:
 
         # a branch, not a choice between old and new numbers, which would have to stand in memory side by side
         new = jax.lax.cond(broken_at == 0, moved, kept, state, grads)
-        total_tokens = (batch["segments"] > 0).sum(dtype=jnp.int32)
+        total_tokens = num_seen(batch)
         return new, StepMetrics(mean, norm, tokens, total_tokens, broken_at)
 
     return update
@@ -156,6 +156,6 @@ def make_eval_step(loss: Loss) -> jax.stages.Wrapped:
     @jax.jit
     def step(trainable: tree.Tree, frozen: tree.Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
         total = loss(tree.merge(trainable, frozen), batch, jax.random.key(0))
-        return total, batch["loss_mask"][:, 1:].sum(dtype=jnp.int32)
+        return total, num_targets(batch)
 
     return step

@@ -12,7 +12,8 @@ from flax import nnx
 
 from jaxlean import tree
 from jaxlean.config import MeshSection, TrainSection
-from jaxlean.models.decoder import ACTIVATIONS, Decoder, DecoderConfig, abstract
+from jaxlean.models.build import abstract
+from jaxlean.models.decoder import ACTIVATIONS, Decoder, DecoderConfig
 from jaxlean.models.layout import layout_on, layout_within
 from jaxlean.train import diloco
 from jaxlean.train.diloco import init_replicas, make_inner_step, make_outer_step, outer_optimizer, replica_shardings

@@ -9,7 +9,8 @@ from flax import nnx
 from jaxlean import tree
 from jaxlean.adapt import lora
 from jaxlean.config import LoraSection, MeshSection
-from jaxlean.models.decoder import Decoder, DecoderConfig, abstract
+from jaxlean.models.build import abstract
+from jaxlean.models.decoder import Decoder, DecoderConfig
 from jaxlean.models.layout import ALONE, layout_on
 from jaxlean.train.loss import CROSS_ENTROPY, Terms, next_token_loss
 from jaxlean.train.objective import objective

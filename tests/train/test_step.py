@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from jaxlean import tree
 from jaxlean.adapt import lora
 from jaxlean.config import LoraSection, MeshSection, TrainSection
-from jaxlean.models.decoder import ACTIVATIONS, Decoder, DecoderConfig, abstract
+from jaxlean.models.build import abstract
+from jaxlean.models.decoder import ACTIVATIONS, Decoder, DecoderConfig
 from jaxlean.models.layout import layout_on
 from jaxlean.train.loss import next_token_loss
 from jaxlean.train.objective import objective
