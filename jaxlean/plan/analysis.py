@@ -13,7 +13,6 @@ import jax
 
 from jaxlean import tree
 from jaxlean.config import RunConfig
-from jaxlean.models.decoder import ACTIVATIONS
 from jaxlean.plan.candidate import Candidate, is_set
 from jaxlean.plan.target import Target
 from jaxlean.run import predict
@@ -72,7 +71,9 @@ class Analysis:
         traced = _TRACED if free else _TRACED[:1]
         traces = {policy: self.outline.build(policy).trace(*arguments).jaxpr.jaxpr for policy in traced}
         if free:
-            self._policies: list[remat_auto.PolicyCost] = candidates(traces, ACTIVATIONS, self._rates)
+            self._policies: list[remat_auto.PolicyCost] = candidates(
+                traces, self.outline.model.config.activations, self._rates
+            )
         else:
             policy = tuple(wanted) if isinstance(wanted, list) else wanted
             own = self.outline.build(policy).trace(*arguments).jaxpr.jaxpr
@@ -114,9 +115,12 @@ class Analysis:
         tokens = candidate.microbatch * self._length / axes["context"]
         share = candidate.microbatch / axes["context"]
         narrow = 0.5 + 0.5 / axes["tensor"]  # what lies along the hidden size is not split by tensor
-        vocab = self.outline.model.config.vocab_size
-        logits = tokens * vocab * 4 / axes["tensor"]
-        budget = chunk_budget(self._config.train.loss_chunk_bytes, 1)
+        budget = None
+        if self._config.task == "generate":
+            logits = tokens * self.outline.model.config.vocab_size * 4 / axes["tensor"]
+            budget = chunk_budget(self._config.train.loss_chunk_bytes, 1)
+        else:  # of labels: few, and those of all positions at once
+            logits = tokens * len(self._config.data.labels or []) * 4
         chunk = 2 * (logits if budget is None else min(logits, budget))
         hidden = self.outline.model.config.hidden_size
         chunk += predict.workspace(self._target.platform, hidden, tokens=round(tokens))

@@ -152,7 +152,12 @@ def enumerate_candidates(
         if rows % shards or length % axes["context"] or not _divides(shape, axes):
             continue
         own = rows // shards
+        if config.task == "embed" and own % (2 * config.train.gradient_accumulation_steps):
+            continue  # a pair lies on one device
         for microbatch in (n for n in range(own, 0, -1) if own % n == 0):
+            # the pairs of a microbatch are each other's negatives: how many there are is part of the job
+            if config.task == "embed" and own // microbatch != config.train.gradient_accumulation_steps:
+                continue
             for dtype, form in bases:
                 yield Candidate(mesh, microbatch, own // microbatch, dtype, form)
 

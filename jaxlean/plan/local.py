@@ -15,6 +15,7 @@ from jaxlean.plan.search import Row, search
 from jaxlean.plan.target import Target
 from jaxlean.plan.trial import trial_seconds
 from jaxlean.run import predict
+from jaxlean.run.job import resolved
 from jaxlean.run.peers import Peers, join
 from jaxlean.xla.compile import use_cache
 from jaxlean.xla.mesh import split_host
@@ -52,6 +53,7 @@ def _choose(config: RunConfig, rows: int | None, most: int, peers: Peers) -> Run
     budget = config.train.memory_budget
     if budget is not None or target.capacity is None:
         target = replace(target, limit=budget if budget is not None else device_budget(devices))
+    open_ = resolved(open_)
     rows = rows if rows is not None else rows_per_step(open_, len(devices))
     length = describe(open_, rows=rows).length
     say(f"mesh: auto, {target.name}: {rows} sequences a step of {length:,} tokens")

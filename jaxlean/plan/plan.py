@@ -25,6 +25,7 @@ from jaxlean.plan.search import MOST
 from jaxlean.plan.target import DEFAULT, Target, parse
 from jaxlean.plan.workers import Job, run
 from jaxlean.run.generate import chat_template
+from jaxlean.run.job import resolved
 from jaxlean.run.predict import Machine, here
 from jaxlean.xla.mesh import split_host
 
@@ -106,11 +107,12 @@ def plan(
         known[found.name] = found
     config = config.model_copy(deep=True)
     config.mesh.auto = False  # what it would choose for the devices here is chosen for each target
-    work = describe(config)
-    _check_job(config, work.length)
+    job = resolved(config)
+    work = describe(job)
+    _check_job(job, work.length)
     cores = os.cpu_count() or 1
     jobs = [
-        Job(name, told(config), work.length, file, most,
+        Job(name, told(job), work.length, file, most,
             target.num_devices if target.platform == "cpu" else 1)
         for name, target in known.items()
     ]  # fmt: skip
@@ -129,12 +131,11 @@ def _check_job(config: RunConfig, length: int) -> None:
     """
     import jax
 
-    from jaxlean.models.decoder import ACTIVATIONS
-    from jaxlean.run.job import outline
+    from jaxlean.run.job import ANY_ACTIVATION, outline
     from jaxlean.xla.mesh import make_mesh
     from jaxlean.xla.remat import check
 
-    check(config.train.remat, ACTIVATIONS)
+    check(config.train.remat, ANY_ACTIVATION)
     one = config.model_copy(deep=True)
     one.mesh = MeshSection(data=1)
     one.train.sync = "step"
@@ -166,6 +167,7 @@ def describe(config: RunConfig, *, rows: int | None = None) -> JobSize:
     template = chat_template(config.model)
     if template is not None:
         tokenizer.chat_template = template
+    config = resolved(config)
     rows = rows if rows is not None else rows_per_step(config)
     batches = train_batches(config, tokenizer, rows_per_step=rows)
     try:

@@ -14,13 +14,14 @@ from jaxlean.data.batches import EvalBatches, Stats
 from jaxlean.data.loader import eval_batches, eval_examples
 from jaxlean.errors import ConfigError, DataError, RunError
 from jaxlean.hub.load import Model, load
-from jaxlean.models.layout import layout_on
 from jaxlean.run.generate import chat_template, generate, stop_ids
+from jaxlean.run.inputs import tokenizer_of
+from jaxlean.run.job import head_of, loss_of, resolved
 from jaxlean.run.merge import load_adapted
+from jaxlean.run.quality import TaskEvaluator
 from jaxlean.run.rows import OwnRows
 from jaxlean.run.summary import Evaluation
-from jaxlean.train.loss import chunk_budget
-from jaxlean.train.objective import Loss, objective
+from jaxlean.train.objective import Loss
 from jaxlean.train.step import make_eval_step
 from jaxlean.xla.compile import use_cache
 from jaxlean.xla.mesh import check_axes, make_mesh, num_batch_shards, split_host
@@ -102,11 +103,35 @@ class Evaluator:
         return [(text.strip(), want.strip()) for text, (_, want, _) in zip(texts, self._prompts, strict=True)]
 
 
+def evaluator_of(config: RunConfig, model: Model, tokenizer: Any, mesh: jax.sharding.Mesh) -> Evaluator | TaskEvaluator:
+    """What measures a model at its task. Args as of `TaskEvaluator`."""
+    if config.task != "generate":
+        return TaskEvaluator(config, model, tokenizer, mesh)
+    return Evaluator(config, tokenizer, loss_of(config, model, mesh), mesh, vocab_size=model.config.vocab_size)
+
+
+def loaded(config: RunConfig, mesh: jax.sharding.Mesh, adapter: Path | None) -> Model:
+    """The model that a resolved config names, with its task's head, and perhaps an adapter.
+
+    Raises:
+        ConfigError: no model is named.
+    """
+    named = config.model
+    if named.path is None:
+        raise ConfigError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
+    model = load(
+        named.path, named.dtype, mesh, revision=named.revision, tokenizer=named.tokenizer,
+        quantization=named.quantization, matmul=named.matmul, attention=named.attention, **head_of(config),
+    )  # fmt: skip
+    return model if adapter is None else load_adapted(model, adapter)
+
+
 def evaluate(config: RunConfig, *, adapter: Path | None = None, answers: Path | None = None) -> Evaluation:
     """`jaxlean evaluate`: measure a model, perhaps with an adapter, and print what was found.
 
     Args:
-        config: `model`, `data`, `eval`, `mesh` and `train.loss_chunk_bytes` count; the rest is not read.
+        config: `task`, `model`, `data`, `eval`, `mesh`, `train.loss_chunk_bytes` and `train.contrast` count; the
+            rest is not read.
         adapter: PEFT adapter folder.
         answers: a JSONL file to write `generated` and `wanted` of each held-out row to.
 
@@ -126,25 +151,20 @@ def evaluate(config: RunConfig, *, adapter: Path | None = None, answers: Path | 
     use_cache(config.compilation_cache)
     # to measure once is not worth a search for a mesh: all copies, unless an axis is set
     mesh = make_mesh(config.mesh.model_copy(update={"auto": False}))
-    named = config.model
-    model = load(
-        config.model.path, named.dtype, mesh, revision=named.revision, tokenizer=named.tokenizer,
-        quantization=named.quantization, matmul=named.matmul, attention=named.attention,
-    )  # fmt: skip
-    tokenizer = model.tokenizer
-    if template is not None:
+    if answers is not None and config.task != "generate":
+        raise ConfigError("--answers is for task: generate", fix="jaxlean predict writes labels and vectors")
+    config = resolved(config)
+    model = loaded(config, mesh, adapter)
+    tokenizer = tokenizer_of(model)
+    if template is not None and tokenizer is not None:
         tokenizer.chat_template = template
-    if adapter is not None:
-        model = load_adapted(model, adapter)
-    budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size)
-    loss = objective(model.graph, model.config, logits_bytes=budget, layout=layout_on(mesh))
-    evaluator = Evaluator(config, tokenizer, loss, mesh, vocab_size=model.config.vocab_size)
+    evaluator = evaluator_of(config, model, tokenizer, mesh)
     shapes = {path: tuple(leaf.shape) for path, leaf in tree.flatten(model.params).items()}
     for line in check_axes(mesh, shapes, num_kv_heads=model.config.num_kv_heads, length=evaluator.length):
         print(line)
     print(f"held-out data: {evaluator.stats}")
     found = evaluator.loss({}, model.params)
-    if config.eval.exact_match or answers is not None:
+    if isinstance(evaluator, Evaluator) and (config.eval.exact_match or answers is not None):
         pairs = evaluator.answers(model)
         found["exact_match"] = sum(got == want for got, want in pairs) / len(pairs)
         if answers is not None:

@@ -14,20 +14,21 @@ from jaxlean.adapt import lora
 from jaxlean.config import RunConfig
 from jaxlean.cost.memory import peak_memory_bytes
 from jaxlean.cost.price import lookup
-from jaxlean.data.loader import train_batches
 from jaxlean.errors import ConfigError, Preempted, UserError
 from jaxlean.hub.adapter import write_adapter
+from jaxlean.hub.head import label_settings
 from jaxlean.hub.load import Model
 from jaxlean.hub.write import write_model
 from jaxlean.models.cpu import hold, release
-from jaxlean.models.decoder import ACTIVATIONS
 from jaxlean.run.checkpoint import Checkpoints
 from jaxlean.run.environment import versions
-from jaxlean.run.evaluate import Evaluator
+from jaxlean.run.evaluate import evaluator_of
 from jaxlean.run.fit import fit
 from jaxlean.run.folder import check_shared, check_space, claim
 from jaxlean.run.generate import chat_template
+from jaxlean.run.inputs import batches_of, tokenizer_of
 from jaxlean.run.job import (
+    ANY_ACTIVATION,
     adapt,
     base,
     batch_shapes,
@@ -36,11 +37,13 @@ from jaxlean.run.job import (
     compile_step,
     copies,
     first_state,
+    image_of,
     is_pissa,
-    loss_of,
     outer_step,
+    resolved,
     rows_of_step,
     tokens_at_a_time,
+    trains_of,
 )
 from jaxlean.run.meter import Meter
 from jaxlean.run.metrics import Metrics, check_installed
@@ -88,8 +91,9 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
         raise ConfigError("data.train is not set", fix="data.train=FILE, or a `data:` section in the config")
     check_installed(config.report)
     split_host(config.mesh.host_devices)
-    check(config.train.remat, ACTIVATIONS)
+    check(config.train.remat, ANY_ACTIVATION)
     template = chat_template(config.model)
+    config = resolved(config)
     output_dir = Path(config.output_dir)
     peers.first(lambda: claim(output_dir, config, resume=resume, overwrite=overwrite, dry=True))
     use_cache(config.compilation_cache)
@@ -101,16 +105,18 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
 
     # ---- model
     model = base(config, mesh)
-    tokenizer = model.tokenizer
-    if template is not None:
+    tokenizer = tokenizer_of(model)
+    if template is not None and tokenizer is not None:
         tokenizer.chat_template = template
 
     # ---- data
     rows = rows_of_step(config, mesh)
     own = OwnRows(mesh, rows, config.train.gradient_accumulation_steps)
-    batches = train_batches(config, tokenizer, rows_per_step=rows, vocab_size=model.config.vocab_size, held=own.held)
+    batches = batches_of(config, model, tokenizer, rows=rows, held=own.held)
     num_steps = batches.num_steps
     check_rounds(config, mesh, num_steps)
+    if config.data.labels is not None:
+        say(f"labels: {len(config.data.labels):,} in {config.data.label_column!r}: {_shown(config.data.labels)}")
     say(f"data: {batches.stats}\nsteps: {num_steps:,} of {rows} x {batches.length} tokens")
     declared = {path: tuple(leaf.shape) for path, leaf in tree.flatten(model.params).items()}
     for line in check_axes(mesh, declared, num_kv_heads=model.config.num_kv_heads, length=batches.length):
@@ -129,6 +135,8 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
     held = _held(config, model)
     say(f"model: {model.family.model_type}, {num_params:,} parameters in {held}, {num_trainable:,} train")
     say(f"attention: {model.attention}")
+    if model.drawn:
+        say(f"new: {', '.join(sorted(model.drawn))}: drawn by seed {config.seed}, since {config.model.path} has none")
 
     # ---- step
     transform = optimizer(config.train, num_steps, trainable, ratio=lora.learning_rate_ratios(config.lora))
@@ -139,18 +147,25 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
     model.params, params, trainable = {}, {}, {}
     shardings = jax.tree.map(lambda x: x.sharding, state)
     build = builder(config, model, mesh, transform, shardings)
-    evaluator = (
-        Evaluator(config, tokenizer, loss_of(config, model, mesh), mesh, vocab_size=model.config.vocab_size)
-        if config.data.eval or config.data.eval_fraction
-        else None
-    )
+    evaluator = evaluator_of(config, model, tokenizer, mesh) if config.data.eval or config.data.eval_fraction else None
     if evaluator is not None:
         say(f"held-out data: {evaluator.stats}")
         check_axes(mesh, declared, num_kv_heads=model.config.num_kv_heads, length=evaluator.length)
     programs = Compilations()
     chosen = None
     if config.train.remat == "auto":
-        chosen = fit(config, mesh, build, state, frozen, rows, batches.length, hidden=model.config.hidden_size)
+        chosen = fit(
+            config,
+            mesh,
+            build,
+            state,
+            frozen,
+            rows,
+            batches.length,
+            hidden=model.config.hidden_size,
+            names=model.config.activations,
+            image=image_of(model),
+        )
     from_cache = programs.all_from_cache
     if chosen is not None:
         say(str(chosen))
@@ -203,7 +218,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
             compiled, jaxpr = chosen.compiled, chosen.jaxpr
         else:
             with meter.compiling():
-                shapes = batch_shapes(config, rows, batches.length, mesh)
+                shapes = batch_shapes(config, rows, batches.length, mesh, image_of(model))
                 compiled, jaxpr = compile_step(build(config.train.remat), state, frozen, shapes)
         rounds = Rounds(config, outer_step(config, mesh, shardings), state, num_steps)
         meter.compile_seconds += rounds.compile_seconds
@@ -294,16 +309,22 @@ def _write(
         params = peers.gather(tree.merge(trainable, frozen))
         if peers.is_first:
             whole_model = model.with_params(params)
+            if config.data.labels is not None:
+                whole_model.hf_config = model.hf_config | label_settings(config.data.labels)
             whole_model.tokenizer = model.tokenizer  # with the config's chat template
             shutil.rmtree(folder, ignore_errors=True)  # of this run, killed after it wrote it
             write_model(whole_model, folder, dtype=held)
         return folder
     whole = tree.merge(trainable, frozen)
-    adapter = peers.gather(tree.split(whole, lambda path: ".lora_" in path)[0])
+    trains = trains_of(config, model)
+    adapter = peers.gather(tree.split(whole, lambda path: ".lora_" in path or trains(path))[0])
     if peers.is_first:
         if start is not None:
             adapter = lora.unprincipal(adapter, start)
-        write_adapter(output_dir / "adapter", model.family, adapter, config.lora, base=str(config.model.path))
+        write_adapter(
+            output_dir / "adapter", model.names, adapter, config.lora, base=str(config.model.path), task=config.task,
+            settings=None if config.data.labels is None else model.hf_config | label_settings(config.data.labels),
+        )  # fmt: skip
     return output_dir / "adapter"
 
 
@@ -337,6 +358,10 @@ def _held(config: RunConfig, model: Model) -> str:
     form, matmul = config.model.quantization, config.model.matmul
     held = model.dtype.name if form == "none" else f"{form} and {model.dtype.name}"
     return held if matmul == "default" else f"{held}, multiplied in {matmul}"
+
+
+def _shown(labels: list[str], most: int = 6) -> str:
+    return ", ".join(labels[:most]) + (", ..." if len(labels) > most else "")
 
 
 def _count(params: tree.Tree) -> int:

@@ -1,13 +1,13 @@
 """`train.remat: auto` in a run: its memory budget, the step's arguments, and what to try where nothing fits."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import jax
 
 from jaxlean import tree
 from jaxlean.config import RunConfig
-from jaxlean.models.decoder import ACTIVATIONS
 from jaxlean.run.job import Build, State, batch_shapes, tokens_at_a_time
 from jaxlean.run.predict import workspace
 from jaxlean.train.diloco import DilocoState
@@ -29,6 +29,8 @@ def fit(
     length: int,
     *,
     hidden: int,
+    names: Collection[str],
+    image: tuple[int, ...] | None = None,
 ) -> Choice:
     """Choose what to recompute so that the step fits into `train.memory_budget`, and compile it.
 
@@ -37,11 +39,13 @@ def fit(
         state, frozen: the step's first two arguments, on the mesh.
         rows, length: of all tokens of a step.
         hidden: size of the model's hidden states.
+        names: the activations that it names.
+        image: the shape of an image, of a model of images.
 
     Raises:
         RunError: it does not fit; says by how much, and which cuts would save that.
     """
-    shapes = batch_shapes(config, rows, length, mesh)
+    shapes = batch_shapes(config, rows, length, mesh, image)
     held = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (state, frozen))
     set_budget = config.train.memory_budget
     budget = set_budget if set_budget is not None else device_budget(mesh.devices.flat)
@@ -59,7 +63,7 @@ def fit(
         build,
         (*held, shapes),
         budget,
-        ACTIVATIONS,
+        names,
         shards=num_batch_shards(mesh) * mesh.shape["context"],
         advice=advice,
     )

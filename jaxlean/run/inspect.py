@@ -18,6 +18,7 @@ from jaxlean.data.loader import encoded
 from jaxlean.data.pack import pack
 from jaxlean.data.tokenize import Counts, Tokens
 from jaxlean.errors import ConfigError
+from jaxlean.run.job import resolved
 
 SHOWN_TOKENS = 1000  # of one example
 STREAM_ROWS = 1000  # looked at, of a source that is streamed
@@ -42,8 +43,10 @@ def inspect(config: RunConfig, num_examples: int = 3, *, tokenizer: Any = None, 
     tokenizer = tokenizer or _tokenizer(config)
     if not data.train:
         raise ConfigError("no training data", wanted="data.train: a file, a folder or a hub id")
+    config = resolved(config)
+    data = config.data
     counts, lengths, tokens = Counts(), [], 0
-    for source in data.train:
+    for source in data.train or []:
         console.rule(Text(source.path))
         limit = STREAM_ROWS if data.streaming else 2**62
         for i, example in enumerate(encoded(config, source, tokenizer, counts, limit)):
@@ -51,6 +54,8 @@ def inspect(config: RunConfig, num_examples: int = 3, *, tokenizer: Any = None, 
             tokens += int(example.loss_mask.sum())
             if i < num_examples:
                 console.print(rendered(example, tokenizer), soft_wrap=True)
+                if data.labels is not None:
+                    console.print(Text(_label_names(example, data.labels), style=_LEARNED), soft_wrap=True)
                 console.print()
     console.rule(f"the first {counts.rows:,} rows" if data.streaming else "all rows")
     all_lengths = np.array(lengths)
@@ -79,6 +84,11 @@ def rendered(example: Tokens, tokenizer: Any) -> Text:
     if len(example.input_ids) > SHOWN_TOKENS:
         text.append(f"\n... and {len(example.input_ids) - SHOWN_TOKENS} more tokens", style="dim")
     return text
+
+
+def _label_names(example: Tokens, labels: list[str]) -> str:
+    found = example.more["labels"]
+    return " ".join(labels[i] for i in found[found >= 0].tolist())
 
 
 def _percentiles(lengths: np.ndarray) -> Table:

@@ -14,16 +14,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlean import tree
+from jaxlean import codec, tree
 from jaxlean.adapt import lora
 from jaxlean.adapt.quantize import quantize
 from jaxlean.config import RunConfig
+from jaxlean.data import columns
+from jaxlean.data.images import read_preprocess
 from jaxlean.errors import ConfigError
 from jaxlean.hub import load as hub
+from jaxlean.hub.families import sees
+from jaxlean.hub.files import locate, read_json
+from jaxlean.hub.head import is_head, known_labels
 from jaxlean.hub.load import Model
+from jaxlean.models.config import ACTIVATIONS
+from jaxlean.models.convnet import ACTIVATIONS as OF_CONVNETS
+from jaxlean.models.convolution import is_statistic
 from jaxlean.models.cpu import hold
-from jaxlean.models.decoder import ACTIVATIONS
 from jaxlean.models.layout import layout_on, layout_within
+from jaxlean.train.classify import Judge, image_logits, judge_labels, label_logits, label_objective
+from jaxlean.train.contrast import contrast_objective, judge_vectors, text_vectors
 from jaxlean.train.diloco import (
     DilocoState,
     init_replicas,
@@ -32,7 +41,7 @@ from jaxlean.train.diloco import (
     outer_optimizer,
     replica_shardings,
 )
-from jaxlean.train.loss import Terms, chunk_budget
+from jaxlean.train.loss import CROSS_ENTROPY, Terms, chunk_budget
 from jaxlean.train.objective import Loss, objective
 from jaxlean.train.optimizer import optimizer
 from jaxlean.train.step import TrainState, init_state, make_step
@@ -40,6 +49,8 @@ from jaxlean.xla.mesh import batch_sharding, num_batch_shards, place, replicated
 from jaxlean.xla.remat import Policy, scan_layers
 
 Build = Callable[[Policy], jax.stages.Wrapped]
+# What `train.remat` may name, before it is known what kind of model there is.
+ANY_ACTIVATION = (*ACTIVATIONS, *OF_CONVNETS)
 State = TrainState | DilocoState
 AnyState = TypeVar("AnyState", TrainState, DilocoState)
 
@@ -85,10 +96,11 @@ def outline(config: RunConfig, mesh: jax.sharding.Mesh, *, length: int, num_step
     Raises:
         UserError: as `finetune` before it trains.
     """
+    config = resolved(config)
     check_rounds(config, mesh)
     model = base(config, mesh, shapes=True)
     params = jax.eval_shape(lambda p: adapt(config, model, p, shapes=True)[0], model.params)
-    trains = trains_of(config, model.params)
+    trains = trains_of(config, model)
     where = place(mesh)
     params = tree.map_with_path(
         lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(path, tuple(x.shape))), params
@@ -106,20 +118,49 @@ def outline(config: RunConfig, mesh: jax.sharding.Mesh, *, length: int, num_step
         outer_step(config, mesh, shardings),
         state,
         hold(frozen),
-        batch_shapes(config, rows, length, mesh),
+        batch_shapes(config, rows, length, mesh, image_of(model)),
         rows,
         length,
     )
+
+
+def resolved(config: RunConfig, *, labelled: bool = True) -> RunConfig:
+    """The config with the columns and labels of its task filled in, from its data and the head of its model.
+
+    Args:
+        labelled: whether labels will be read from rows.
+
+    Raises:
+        UserError: the data do not tell them.
+    """
+    if config.task in ("generate", "embed") or config.model.path is None:
+        return columns.resolve(config, labelled=labelled)
+    return columns.resolve(config, head_labels(config), labelled=labelled, images=sees(_settings(config)))
+
+
+def head_labels(config: RunConfig) -> list[str] | None:
+    """The labels of the head that the model has for the task; None where it has none, or they have no names."""
+    if config.task in ("generate", "embed") or config.model.path is None:
+        return None
+    return known_labels(_settings(config), config.task)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    assert config.model.path is not None
+    return read_json(locate(config.model.path, revision=config.model.revision, weights=False) / "config.json")
 
 
 def base(config: RunConfig, mesh: jax.sharding.Mesh, *, shapes: bool = False) -> Model:
     """The base: from files, or from zero where the config has an architecture instead of a path.
 
     Args:
+        config: resolved.
         shapes: shapes for parameters, no weights.
     """
     wanted = config.model
     if wanted.architecture is not None:
+        if config.task != "generate":
+            raise ConfigError(f"task: {config.task} starts from a trained encoder", fix="model.path instead")
         if wanted.path is not None or config.lora is not None:
             raise ConfigError("model.architecture starts from zero", fix="leave out model.path and set lora: null")
         if wanted.quantization != "none" or wanted.matmul != "default":
@@ -142,15 +183,22 @@ def base(config: RunConfig, mesh: jax.sharding.Mesh, *, shapes: bool = False) ->
 
     def trains(path: str) -> bool:
         if config.lora is not None:
-            return False
+            return is_head(path)
         return config.train.trainable is None or any(re.search(rule, path) for rule in config.train.trainable)
 
     # PiSSA takes its start out of the full kernels: `adapt` quantizes what is left
     quantization = "none" if is_pissa(config) else wanted.quantization
     return (hub.outline if shapes else hub.load)(
         wanted.path, wanted.dtype, mesh, revision=wanted.revision, tokenizer=wanted.tokenizer, trains=trains,
-        quantization=quantization, matmul=wanted.matmul, attention=wanted.attention,
+        quantization=quantization, matmul=wanted.matmul, attention=wanted.attention, **head_of(config),
     )  # fmt: skip
+
+
+def head_of(config: RunConfig) -> dict[str, Any]:
+    """What `hub.load` is to be told of the head that a task puts on an encoder, beside all else."""
+    if config.task == "generate":
+        return {"task": "generate"}
+    return {"task": config.task, "labels": config.data.labels, "seed": config.seed}
 
 
 def is_pissa(config: RunConfig) -> bool:
@@ -168,22 +216,26 @@ def adapt(
     """
     if config.lora is not None:
         settings = config.lora.model_copy(update={"init_lora_weights": "default"}) if shapes else config.lora
-        modules = lora.targets(params, config.lora.target_modules, model.family.modules)
+        modules = lora.targets(
+            params, config.lora.target_modules, model.names.modules(codec.kernels(tree.flatten(params))),
+            apart=model.family.apart,
+        )  # fmt: skip
+        modules = [module for module in modules if not is_head(module)]  # it trains whole
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         params = lora.add(params, modules, settings, key)
         if is_pissa(config) and config.model.quantization != "none":
             params = quantize(params, config.model.quantization)
-    return params, trains_of(config, params)
+    return params, trains_of(config, model)
 
 
-def trains_of(config: RunConfig, params: tree.Tree) -> Callable[[str], bool]:
-    """path -> whether that parameter trains."""
+def trains_of(config: RunConfig, model: Model) -> Callable[[str], bool]:
+    """path -> whether that parameter trains: with LoRA adapters, the head, and what the checkpoint does not have."""
     if config.lora is not None:
-        return lora.is_adapter
+        return lambda path: lora.is_adapter(path) or is_head(path) or path in model.drawn
     if config.train.trainable is None:
-        return lambda path: True
+        return lambda path: not is_statistic(path)
     rules = [(pattern, True) for pattern in config.train.trainable]
-    chosen = tree.match(rules, tree.flatten(params), what="train.trainable", default=False)
+    chosen = tree.match(rules, tree.flatten(model.params), what="train.trainable", default=False)
     return chosen.__getitem__
 
 
@@ -193,6 +245,8 @@ def loss_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Pol
     With no policy it is the cross entropy alone, of rows on the whole mesh; with one it is what is trained on, of rows
     of one replica where replicas train by themselves.
     """
+    if config.task != "generate":
+        return _task_loss(config, model, mesh, remat)
     if remat is None:
         budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size)
         return objective(model.graph, model.config, logits_bytes=budget, layout=layout_on(mesh))
@@ -204,9 +258,60 @@ def loss_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Pol
         logits_bytes=chunk_budget(config.train.loss_chunk_bytes, devices),
         terms=Terms(config.train.z_loss, config.train.label_smoothing_factor),
         dropout_rate=config.lora.lora_dropout if config.lora is not None else 0.0,
-        scan=scan_layers(remat, ACTIVATIONS),
+        scan=scan_layers(remat, model.config.activations),
         layout=layout_within(mesh, "data") if alone else layout_on(mesh),
+        balance=_balance(config, model),
     )
+
+
+def _balance(config: RunConfig, model: Model) -> float:
+    """Weight of the loss that balances experts: where the config says none, as transformers would train the model."""
+    wanted, experts = config.train.router_aux_loss_coef, getattr(model.config, "experts", None)
+    if experts is None:
+        if wanted is not None:
+            raise ConfigError(
+                f"{model.family.model_type} has no experts to balance", where="train.router_aux_loss_coef", got=wanted,
+                fix="leave it out",
+            )  # fmt: skip
+        return 0.0
+    if wanted is not None:
+        return wanted
+    return experts.aux_coef if model.hf_config.get("output_router_logits") else 0.0
+
+
+def _task_loss(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Policy | None) -> Loss:
+    """`loss_of` an encoder with a head."""
+    train, trains = config.train, remat is not None
+    layout = layout_within(mesh, "data") if trains and train.sync == "diloco" else layout_on(mesh)
+    scan = scan_layers(remat, model.config.activations) if remat is not None else jax.lax.scan
+    rate = config.lora.lora_dropout if config.lora is not None and trains else 0.0
+    if config.task == "embed":
+        vectors, contrast = text_vectors(model.graph, scan=scan, layout=layout), train.contrast
+        return contrast_objective(vectors, scale=contrast.scale, symmetric=contrast.symmetric, dropout_rate=rate)
+    image = image_of(model)
+    if image is not None:
+        logits = image_logits(model.graph, image, scan=scan, layout=layout)
+    else:
+        logits = label_logits(model.graph, config.task, scan=scan, layout=layout)
+    terms = Terms(train.z_loss, train.label_smoothing_factor) if trains else CROSS_ENTROPY
+    return label_objective(logits, terms=terms, dropout_rate=rate)
+
+
+def judge_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh) -> Judge:
+    """The evaluation's loss of an encoder with a head, and what it says of each row."""
+    layout = layout_on(mesh)
+    if config.task == "embed":
+        contrast = config.train.contrast
+        vectors = text_vectors(model.graph, layout=layout)
+        return judge_vectors(vectors, scale=contrast.scale, symmetric=contrast.symmetric)
+    image = image_of(model)
+    if image is not None:
+        return judge_labels(image_logits(model.graph, image, layout=layout))
+    return judge_labels(label_logits(model.graph, config.task, layout=layout))
+
+
+def _of_images(model: Model) -> bool:
+    return model.config.inputs == ("pixels",)
 
 
 def builder(
@@ -337,9 +442,37 @@ def tokens_at_a_time(config: RunConfig, rows: int, length: int, mesh: jax.shardi
     return rows * length // config.train.gradient_accumulation_steps // num_batch_shards(mesh) // mesh.shape["context"]
 
 
-def batch_shapes(config: RunConfig, rows: int, length: int, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """The step's batch: [microbatches, rows of each, length]."""
+def image_of(model: Model) -> tuple[int, int, int] | None:
+    """The shape of a model's images, by its config or else by what is beside it; None where it has none."""
+    if not _of_images(model):
+        return None
+    if hasattr(model.config, "image_shape"):
+        return model.config.image_shape
+    assert model.folder is not None, "a model of images is read from files"
+    height, width = read_preprocess(model.folder).shape
+    return height, width, model.config.num_channels
+
+
+def batch_shapes(
+    config: RunConfig, rows: int, length: int, mesh: jax.sharding.Mesh, image: tuple[int, ...] | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The step's batch: [microbatches, rows of each, length].
+
+    Args:
+        image: of a model of images, the shape of one; its pixels are one line of a row.
+    """
     parts, where = config.train.gradient_accumulation_steps, batch_sharding(mesh, leading=1)
+    if image is not None:
+        each = (parts, rows // parts)
+        return {
+            "pixels": jax.ShapeDtypeStruct((*each, math.prod(image)), jnp.float32, sharding=where),
+            "labels": jax.ShapeDtypeStruct((*each, 1), jnp.int32, sharding=where),
+        }
     dtypes = {"tokens": jnp.int32, "loss_mask": jnp.bool_, "segments": jnp.int32, "positions": jnp.int32}
+    if config.task != "generate":
+        del dtypes["loss_mask"]
+        dtypes["labels"] = jnp.int32
+        if config.task == "classify" and isinstance(config.data.text_column, list):
+            dtypes["token_types"] = jnp.int32
     shape = (parts, rows // parts, length)
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in dtypes.items()}

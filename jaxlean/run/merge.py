@@ -1,20 +1,24 @@
 """`jaxlean merge`: fold an adapter into its base and write the model that results."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxlean import tree
 from jaxlean.adapt import lora
 from jaxlean.errors import ModelError, RunError
-from jaxlean.hub.adapter import read_adapter
+from jaxlean.hub.adapter import read_adapter, read_settings
 from jaxlean.hub.files import read_json
+from jaxlean.hub.head import PEFT_TASKS
 from jaxlean.hub.load import Model, load
 from jaxlean.hub.write import write_model
 
 
 def load_adapted(model: Model, adapter: Path) -> Model:
-    """The model with an adapter from disk beside its kernels."""
-    leaves = read_adapter(adapter, model.family, model.params)
-    return model.with_params(tree.merge(model.params, leaves))
+    """The model with an adapter from disk beside its kernels, and what the adapter saved whole in its place."""
+    leaves = read_adapter(adapter, model.names, model.params)
+    new = tree.flatten(leaves)
+    return model.with_params(tree.merge(tree.split(model.params, lambda path: path not in new)[0], leaves))
 
 
 def merge(adapter: Path, folder: Path, *, base: str | None = None, dtype: str = "auto") -> None:
@@ -33,17 +37,37 @@ def merge(adapter: Path, folder: Path, *, base: str | None = None, dtype: str = 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "is not empty" if folder.is_dir() else "is a file"
         raise RunError(f"the output folder {what}", where=folder, fix="choose another, or remove it")
+    stated = read_settings(adapter)
     if base is None:
-        if not adapter.is_dir():
-            raise ModelError("no such adapter folder", where=adapter)
-        base = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+        base = stated.get("base_model_name_or_path")
         if not base:
             raise ModelError("the adapter does not name its base", where=adapter, fix="name it with --base")
     # float32 to add in, whatever is written: a small change would be lost in bfloat16
-    model = load(base, "float32")
+    model = load(base, "float32", **_head_of(adapter, stated))
     held = model.hf_config.get("dtype") or model.hf_config.get("torch_dtype") or "float32" if dtype == "auto" else dtype
     merged = lora.merge(load_adapted(model, adapter).params)
     try:
         write_model(model.with_params(merged), folder, dtype=held)
     except OSError as error:
         raise RunError("the merged model cannot be written", where=folder, got=error) from error
+
+
+def _head_of(adapter: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """What `hub.load` is to be told of the head that an adapter was trained under (`job.head_of`).
+
+    Raises:
+        ModelError: it has labels, and nothing says which.
+    """
+    task = next((ours for ours, theirs in PEFT_TASKS.items() if theirs == stated.get("task_type")), "generate")
+    if task == "generate":
+        return {}
+    if task == "embed":
+        return {"task": task, "labels": None}
+    file = adapter / "config.json"
+    named = read_json(file).get("id2label") if file.exists() else None
+    if not named:
+        raise ModelError(
+            "the adapter does not say what its labels are", where=file, wanted="id2label",
+            fix="copy the config.json of the model that it was trained on there, with its id2label",
+        )  # fmt: skip
+    return {"task": task, "labels": [str(named[key]) for key in sorted(named, key=int)]}

@@ -20,6 +20,13 @@ class Evaluation(TypedDict, total=False):
     loss: float | None  # nats per token that carries loss
     perplexity: float | None  # exp(loss)
     exact_match: float | None  # share of generated completions that are the wanted one, 0 to 1
+    accuracy: float  # share of labels that are right; of pairs, of anchors whose positive is the nearest of all
+    macro_f1: float  # F1 of labels, all labels alike
+    weighted_f1: float  # ... by how often they are wanted
+    precision: float  # of spans of tags
+    recall: float
+    f1: float
+    mrr: float  # mean of 1 / the place of an anchor's positive among all
     examples: int  # held-out rows
     tokens: int  # held-out tokens that carry loss
 
@@ -50,6 +57,10 @@ class Summary(TypedDict, total=False):
     device_kind: str  # as jax says it
     num_devices: int
     versions: dict[str, str]  # of jaxlean and what it stands on
+
+
+# What a task's evaluation has beside its loss, in the order of the table.
+_QUALITY = ("accuracy", "macro_f1", "weighted_f1", "precision", "recall", "f1", "mrr")
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
@@ -89,8 +100,11 @@ def final_table(
     for name, justify in (("held-out", "left"), ("before", "right"), ("after", "right")):
         quality.add_column(name, justify=justify)  # type: ignore[arg-type]
     quality.add_row("loss", show_number(before.get("loss")), show_number(after.get("loss")))
-    quality.add_row("perplexity", show_number(before.get("perplexity"), 2), show_number(after.get("perplexity"), 2))
-    quality.add_row("exact match", show_percent(before.get("exact_match")), show_percent(after.get("exact_match")))
+    shown = [key for key in _QUALITY if key in before or key in after]
+    if not shown:
+        quality.add_row("perplexity", show_number(before.get("perplexity"), 2), show_number(after.get("perplexity"), 2))
+    for key in shown or ["exact_match"]:
+        quality.add_row(key.replace("_", " "), show_percent(before.get(key)), show_percent(after.get(key)))
 
     params, trainable = summary.get("num_params"), summary.get("num_trainable")
     share = trainable / params if params and trainable is not None else None
@@ -107,7 +121,8 @@ def final_table(
         ("  compiling the step", show_seconds(summary.get("compile_seconds")) + cached),
         ("cost", show_usd(usd) if usd is not None else "- (price unknown: set cost.usd_per_hour)"),
         ("trainable", f"{show_count(trainable)} of {show_count(params)} ({show_percent(share)})"),
-        ("adapter", str(adapter) if adapter is not None else "-"),
+        # of all weights what is written is a model
+        ("model" if adapter is not None and Path(adapter).name == "model" else "adapter", str(adapter or "-")),
     )
     cost = Table(show_header=False)
     cost.add_column(style="bold")
@@ -115,5 +130,8 @@ def final_table(
     for row in rows:
         cost.add_row(*row)
     console = console if console is not None else Console()
-    console.print(quality)
+    if before or after:
+        console.print(quality)
+    else:
+        console.print("held-out data: none, so quality was not measured (data.eval, data.eval_fraction)")
     console.print(cost)

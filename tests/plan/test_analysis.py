@@ -64,3 +64,17 @@ def test_a_mesh_that_divides_badly_has_none(job):
     assert analysis(job()).guesses(candidate((1, 1, 1, 1, 8))) != []
     odd = analysis(job(), num=3)
     assert odd.guesses(candidate((1, 3, 1, 1, 1))) == []
+
+
+@pytest.mark.parametrize("task", ["classify", "embed"])
+def test_a_task_is_planned_as_a_decoder_is(job, task, stand_in):
+    columns = {"text_column": "text", "label_column": "label", "labels": ["a", "b"]}
+    if task == "embed":
+        columns = {"text_column": ["anchor", "positive"], "packing": False}
+    config = job(data=columns, train={"per_device_train_batch_size": 2}).model_copy(update={"task": task})
+    guesses = analysis(config, num=4).guesses(candidate((2, 2, 1, 1, 1), 2))
+    found = compile_candidate(
+        config, parse("cpu:4"), jax.devices()[:4], guesses[0].candidate, length=LENGTH, cache=False
+    )
+    assert guesses[0].bound <= found.memory
+    assert 0.4 < guesses[0].memory / found.memory < 2.5

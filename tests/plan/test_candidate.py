@@ -116,3 +116,13 @@ def test_it_goes_into_a_config_and_through_json():
     assert Candidate.from_dict(json.loads(json.dumps(candidate.as_dict()))) == candidate
     assert candidate.axes.keys() == set(AXES)
     assert job().train.remat == "none", "the config it was applied to is another"
+
+
+def test_pairs_stay_on_a_device_and_microbatches_as_they_are():
+    """The pairs of a microbatch are each other's negatives: how many they are is part of the job."""
+    config = job(task="embed", train={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2})
+    candidates = found(config, 4, rows=16)
+    assert candidates
+    assert {candidate.accumulation for candidate in candidates} == {2}
+    assert all(candidate.microbatch % 2 == 0 for candidate in candidates)
+    assert not any(math.prod(candidate.axes[axis] for axis in ROWS) == 8 for candidate in found(config, 8, rows=16))

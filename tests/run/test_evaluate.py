@@ -32,7 +32,7 @@ def adapter(small_machine, tiny_base, tmp_path_factory) -> Path:
         if ".lora_" in path
     }
     folder = tmp_path_factory.mktemp("evaluate") / "adapter"
-    write_adapter(folder, model.family, tree.unflatten(moved), config, base=str(tiny_base))
+    write_adapter(folder, model.names, tree.unflatten(moved), config, base=str(tiny_base))
     return folder
 
 

@@ -102,7 +102,7 @@ def terminate() -> None:
 
 # (where, which call, steps that a preempted run has saved, step that a crashed one goes on from)
 POINTS = {
-    "loading": ((module, "train_batches", 1), None, None),
+    "loading": ((module, "batches_of", 1), None, None),
     "the evaluation before": ((Evaluator, "loss", 1), 0, None),
     "the first step": ((Meter, "add", 1), 1, None),
     "a step after which nothing is saved": ((Progress, "update", 5), 5, 3),

@@ -2,16 +2,21 @@
 
 import json
 import re
+from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import pytest
+from flax import nnx
 
-from jaxlean.config import MeshSection
+from jaxlean import tree
+from jaxlean.config import MeshSection, build
 from jaxlean.errors import ConfigError
+from jaxlean.hub.load import load
 from jaxlean.run import finetune as run
 from jaxlean.run import job
 from jaxlean.run.finetune import finetune
-from jaxlean.run.job import Outline, outline, rows_of_step
+from jaxlean.run.job import Outline, loss_of, outline, rows_of_step
 from jaxlean.xla.mesh import make_mesh
 
 
@@ -125,3 +130,95 @@ def test_of_a_model_split_by_fsdp_nearly_each_number_is_updated_once(tiny_run):
     config = tiny_run("lora=null", "mesh.fsdp=4", "mesh.data=2")
     mesh = make_mesh(config.mesh)
     assert 2.0 < job.copies(outline(config, mesh, length=64).state, mesh) < 2.1, "two copies; norms on all eight"
+
+
+TASKS = {
+    "classify": [{"text": f"{c} house {n}", "label": c} for c in ("red", "green") for n in range(16)],
+    "classify pairs": [{"text": f"{c} house", "text_pair": c, "label": c} for c in ("red", "green") for n in range(16)],
+    "tag": [{"tokens": [c, "house"], "tags": [c, "O"]} for c in ("red", "green") for n in range(16)],
+    "embed": [{"anchor": f"house {n}", "positive": f"the house {n}"} for n in range(16)],
+}
+
+
+@pytest.mark.parametrize("way", [["mesh.fsdp=2", "mesh.tensor=2"], ["lora=null", "mesh.fsdp=4"]], ids=["lora", "full"])
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_on_a_mesh_is_what_is_planned(task, way, tiny_run, tmp_path, monkeypatch, stand_in):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in TASKS[task]))
+    own = [f"task={task.split()[0]}", f"data.train={file}", "data.eval=null", "train.remat=full"]
+    config = tiny_run(*own, *way)
+    step, arguments = compiled_by_finetune(config, monkeypatch)
+    mesh = make_mesh(config.mesh)
+    made = outline(config, mesh, length=arguments[2]["tokens"].shape[-1], num_steps=6)
+    assert described(made.arguments) == described(arguments)
+    assert text_of(made.build("full"), made.arguments) == text_of(step, arguments)
+    assert ("token_types" in made.batch) == (task == "classify pairs")
+    trains = set(tree.flatten(made.state.trainable))
+    head = {"classifier.kernel", "classifier.bias"} if task != "embed" else set()
+    if way[0] == "lora=null":
+        assert {"embed.embedding", *head} <= trains
+    else:
+        assert {path for path in trains if ".lora_" not in path} == head
+        assert not any("classifier.lora" in path for path in tree.flatten(made.frozen))
+
+
+@pytest.mark.parametrize("task", ["classify", "embed"])
+def test_replicas_learn_a_task_by_themselves(task, tiny_run, tmp_path, stand_in):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in TASKS[task]))
+    summary = finetune(
+        tiny_run(
+            f"task={task}", f"data.train={file}", f"data.eval={file}", "train.sync=diloco", "mesh.data=2",
+            "mesh.fsdp=4", "train.diloco.every=2", "train.max_steps=4", "train.diloco.outer_momentum=0",
+            "train.diloco.outer_learning_rate=1.0", "train.learning_rate=0.02",
+        )
+    )  # fmt: skip
+    assert summary["eval_after"]["loss"] < summary["eval_before"]["loss"]
+
+
+def test_a_task_starts_from_an_encoder(tiny_run, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in TASKS["classify"]))
+    config = tiny_run("task=classify", f"data.train={file}", "model.path=null", "lora=null")
+    config.model.architecture = {"model_type": "llama"}
+    with pytest.raises(ConfigError, match="task: classify starts from a trained encoder"):
+        outline(config, make_mesh(), length=64)
+
+
+@pytest.mark.parametrize(
+    ("said", "override", "weight"),
+    [
+        ({}, [], 0.0),  # gpt-oss' files say 0.9, and that nobody is to train with it
+        ({"output_router_logits": True}, [], 0.9),
+        ({"output_router_logits": True}, ["train.router_aux_loss_coef=0"], 0.0),
+        ({}, ["train.router_aux_loss_coef=0.1"], 0.1),
+    ],
+)
+def test_experts_are_balanced_as_transformers_would_or_as_the_config_says(said, override, weight, tiny_run, golden):
+    model = load(golden / "gptoss_plain", "float32")
+    experts = replace(model.config.experts, aux_coef=0.9)
+    model = replace(model, config=replace(model.config, experts=experts), hf_config=said)
+    config, mesh = tiny_run(*override), make_mesh(MeshSection(), jax.devices()[:1])
+    tokens = jnp.arange(12, dtype=jnp.int32).reshape(2, 6)
+    batch = {"tokens": tokens, "loss_mask": tokens >= 0, "segments": tokens * 0 + 1,
+             "positions": jnp.broadcast_to(jnp.arange(6), (2, 6))}  # fmt: skip
+    trained = loss_of(config, model, mesh, "full")(model.params, batch, jax.random.key(0))
+    alone = loss_of(config, model, mesh)(model.params, batch, jax.random.key(0))
+    uneven = nnx.merge(model.graph, model.params).hidden_and_balance(tokens)[1]
+    assert float(trained - alone) == pytest.approx(weight * float(uneven) * 10, abs=1e-4)
+
+
+def test_a_model_without_experts_has_none_to_balance(tiny_run):
+    with pytest.raises(ConfigError, match="llama has no experts"):
+        outline(tiny_run("train.router_aux_loss_coef=0.1"), make_mesh(MeshSection()), length=64).build("none")
+
+
+def test_the_head_of_a_model_knows_its_labels(tmp_path):
+    named = {"id2label": {"1": "red", "0": "green"}, "architectures": ["BertForSequenceClassification"]}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **named}))
+    (tmp_path / "model.safetensors").touch()
+    of = {
+        task: job.head_labels(build({"task": task, "model": {"path": str(tmp_path)}})) for task in ("classify", "tag")
+    }
+    assert of == {"classify": ["green", "red"], "tag": None}
+    assert job.head_labels(build({"task": "classify"})) is None

@@ -34,13 +34,23 @@ def make_adapter(base: Path, folder: Path, **variant) -> Path:
         for i, (path, leaf) in enumerate(leaves.items())
         if ".lora_" in path
     }
-    write_adapter(folder, model.family, tree.unflatten(moved), config, base=str(base))
+    write_adapter(folder, model.names, tree.unflatten(moved), config, base=str(base))
     return folder
 
 
 @pytest.fixture(scope="module")
 def adapter(small_machine, tiny_base, tmp_path_factory) -> Path:
     return make_adapter(tiny_base, tmp_path_factory.mktemp("merge") / "adapter")
+
+
+def test_the_folder_of_a_run_is_not_its_adapter(adapter, tiny_base, tmp_path):
+    with pytest.raises(ModelError) as caught:
+        merge(adapter.parent, tmp_path / "merged")
+    for words in ("a folder without an adapter", f"did you mean {adapter}?"):
+        assert words in str(caught.value)
+    with pytest.raises(ModelError, match="a folder without an adapter") as caught:
+        load_adapted(load(tiny_base, "float32"), tiny_base)
+    assert "did you mean" not in str(caught.value)
 
 
 @pytest.mark.parametrize("variant", [{}, {"use_dora": True}, {"use_rslora": True, "target_modules": ["q_proj"]}])

@@ -98,11 +98,22 @@ def test_the_table_says_it_all():
 
 
 def test_what_is_missing_is_a_dash():
-    text = table({})
+    text = table({"eval_after": {"loss": None}})
     assert row(text, "loss")[1:] == ["-", "-"]
     assert row(text, "steps")[1] == "-"
     assert row(text, "trainable")[1] == "- of - (-)"
     assert row(text, "cost")[1].startswith("- (price unknown")
+
+
+def test_without_held_out_data_it_says_so_instead_of_a_table_of_dashes():
+    text = table({"steps": 3})
+    assert "quality was not measured" in text
+    assert "perplexity" not in text
+    assert row(text, "steps")[1] == "3"
+
+
+def test_what_is_written_of_all_weights_is_called_a_model():
+    assert row(table({}, adapter="runs/full/model"), "model")[1] == "runs/full/model"
 
 
 def test_a_long_folder_name_is_not_cut():

@@ -1,0 +1,161 @@
+"""`jaxlean predict`: the labels or vectors that a model gives for the rows of a file."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxlean.config import RunConfig, SourceSection
+from jaxlean.data.batches import sequence_length
+from jaxlean.data.epochs import Mix, Steps
+from jaxlean.data.labelled import LabelEncoder
+from jaxlean.data.source import open_rows
+from jaxlean.data.tokenize import Counts, Ragged, Tokens
+from jaxlean.errors import ConfigError, DataError, ModelError, RunError
+from jaxlean.run.evaluate import loaded
+from jaxlean.run.job import head_labels, image_of, judge_of, resolved
+from jaxlean.run.quality import make_judge_step
+from jaxlean.run.rows import OwnRows
+from jaxlean.xla.compile import use_cache
+from jaxlean.xla.mesh import make_mesh, num_batch_shards, split_host
+from jaxlean.xla.spread import fetch
+
+# A column of texts to be embedded, where the config does not name one.
+_TEXTS = ("text", "sentence", "anchor", "positive", "query", "question", "answer", "passage", "document")
+
+
+def predict(config: RunConfig, file: Path, output: Path, *, adapter: Path | None = None) -> int:
+    """Write what a model says of each row of a file.
+
+    Args:
+        config: `task`, `model`, `data` (columns, labels, max_length, on_long, packing), `mesh` and
+            `eval.per_device_eval_batch_size` count. The `config.yaml` of a run knows its columns and labels.
+        file: rows with the text's column, of any kind that training data may be.
+        output: JSON lines, the rows with `prediction` added: of a text its label (and `probability`), of words a list
+            of them. Of `task: embed` a `.npy` file: float32 [rows, hidden].
+        adapter: PEFT adapter folder.
+
+    Returns:
+        rows written.
+
+    Raises:
+        UserError: a task without labels or vectors, a row that has no text, a file that cannot be written, a model
+            that was never trained for these labels.
+    """
+    _check(config, output)
+    source = SourceSection(path=str(file))
+    rows = open_rows(source)
+    config = _told(config, source, list(rows[0]))
+    split_host(config.mesh.host_devices)
+    use_cache(config.compilation_cache)
+    mesh = make_mesh(config.mesh.model_copy(update={"auto": False}))
+    model = loaded(config, mesh, adapter)
+    if image_of(model) is not None:
+        raise ConfigError(
+            "predict reads texts, and this is a model of images", where=config.model.path,
+            fix="jaxlean.load(path)(pixels) in Python gives the logits of images",
+        )  # fmt: skip
+    if adapter is None and model.drawn:
+        raise ModelError(
+            f"the model has no head for task: {config.task} with these labels: it would only guess",
+            where=config.model.path, got=f"no {', '.join(sorted(map(model.names.tensor, model.drawn)))}",
+            fix="--adapter FOLDER, or a model that was trained for them",
+        )  # fmt: skip
+    encoder = LabelEncoder(config, model.tokenizer, vocab_size=model.config.vocab_size, blind=True)
+    make = encoder.reader(rows[0], source.path)
+    origins = [rows.origin(i) for i in range(len(rows))]
+    made: list[Tokens | None] = list(
+        encoder.encode(((make(row, origin), origin) for row, origin in zip(rows, origins, strict=True)), Counts())
+    )
+    kept = [i for i, tokens in enumerate(made) if tokens is not None]
+    if not kept:
+        raise DataError("no row is left", where=file, got=f"all {len(rows)} dropped for their length")
+    examples = Ragged.of(tokens for tokens in made if tokens is not None)
+    at_once = config.eval.per_device_eval_batch_size * num_batch_shards(mesh)
+    steps = Steps(
+        examples, Mix([len(kept)], None, 0, shuffle=False), rows=at_once, packing=config.data.packing,
+        length=sequence_length(examples, config.data.packing, config.data.max_length),
+    )  # fmt: skip
+    own, step = OwnRows(mesh, at_once), make_judge_step(judge_of(config, model, mesh))
+    found: dict[int, Any] = {}
+    for number in range(len(steps)):
+        batch = steps[number]
+        says = {name: fetch(x) for name, x in step({}, model.params, own.on_devices(batch))[2].items()}
+        for row in range(at_once):
+            for segment, i in enumerate(steps.row(number * at_once + row), 1):
+                at = np.flatnonzero((batch["segments"][row] == segment) & (batch["labels"][row] >= 0))
+                found[kept[int(i)]] = _of_one(config, says, row, at, batch["labels"][row][at])
+    try:
+        if config.task == "embed":
+            _write_vectors(output, found, len(rows))
+        else:
+            lines = (json.dumps(line, ensure_ascii=False, default=str) for line in _lines(config, rows, found))
+            output.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    except OSError as error:
+        raise RunError("the predictions cannot be written", where=output, got=error) from error
+    return len(rows)
+
+
+def _check(config: RunConfig, output: Path) -> None:
+    if config.task == "generate":
+        raise ConfigError("task: generate has no labels to predict", fix="jaxlean generate, or task=classify")
+    wanted = ".npy" if config.task == "embed" else ".jsonl"
+    if output.suffix != wanted:
+        raise ConfigError(f"the predictions of task: {config.task} are a {wanted} file", where="--output", got=output)
+    if output.is_dir() or not output.parent.is_dir():
+        raise RunError("the file for the predictions lies in a folder that is not there", where=output)
+
+
+def _told(config: RunConfig, source: SourceSection, columns: list[str]) -> RunConfig:
+    """The config with the columns and labels that are needed, and one text's column.
+
+    The training data, which may not be here, are asked only for labels that nothing else tells.
+    """
+    if not (config.data.train or config.data.eval) or config.data.labels is not None or head_labels(config) is not None:
+        data = config.data.model_copy(update={"train": None, "eval": [source]})
+        config = config.model_copy(update={"data": data})
+    if config.task != "embed":
+        return resolved(config, labelled=False)
+    named = config.data.text_column
+    if not isinstance(named, str):
+        there = [name for name in named or _TEXTS if name in columns]
+        if len(there) != 1:
+            raise DataError(
+                "it is not clear which column is to be embedded", where=source.path,
+                got=f"columns {', '.join(columns)}", fix="data.text_column=NAME",
+            )  # fmt: skip
+        named = there[0]
+    return config.model_copy(update={"data": config.data.model_copy(update={"text_column": named, "packing": False})})
+
+
+def _of_one(config: RunConfig, says: dict[str, np.ndarray], row: int, at: np.ndarray, words: np.ndarray) -> Any:
+    """What is said of one text, whose labels stand at these places of a row."""
+    if config.task == "embed":
+        return says["vectors"][row]
+    names = config.data.labels or []
+    got = [names[int(i)] for i in says["best"][row, at]]
+    if config.task == "tag":
+        return dict(zip(words.tolist(), got, strict=True))
+    return {"prediction": got[0], "probability": round(float(says["probability"][row, at[0]]), 6)}
+
+
+def _lines(config: RunConfig, rows: Any, found: dict[int, Any]) -> Iterator[dict[str, Any]]:
+    """Each row with its prediction; null for a row that was dropped, and for words that were cut off."""
+    for i, row in enumerate(rows):
+        said = found.get(i)
+        if config.task == "tag":
+            words = row[config.data.text_column]
+            num = len(json.loads(words) if isinstance(words, str) else words)
+            yield row | {"prediction": None if said is None else [said.get(w) for w in range(num)]}
+        else:
+            yield row | (said or {"prediction": None, "probability": None})
+
+
+def _write_vectors(output: Path, found: dict[int, np.ndarray], num: int) -> None:
+    """A row without a vector, dropped for its length, is not a number."""
+    vectors = np.full((num, len(next(iter(found.values())))), np.nan, np.float32)
+    for i, vector in found.items():
+        vectors[i] = vector
+    np.save(output, vectors)
