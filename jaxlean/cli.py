@@ -110,13 +110,30 @@ def generate(
 
     use_cache()
     sampling = Sampling(temperature, top_k, top_p, seed)
-    loaded = load(model, dtype)  # type: ignore[arg-type]
+    loaded = load(model, dtype, task="generate")  # type: ignore[arg-type]
     if adapter is not None:
         loaded = load_adapted(loaded, adapter)
     prompts = [encode_prompt(loaded, text, system=system, chat=chat) for text in prompt]
     new = generate(loaded, prompts, max_new_tokens=max_new_tokens, stop=stop_ids(loaded), sampling=sampling)
     for ids in new:
         typer.echo(loaded.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+@app.command()
+def predict(
+    config: Config,
+    overrides: Overrides = None,
+    data: Annotated[Path, typer.Option("--input", "-i", help="File with the texts, in the column of the data.")] = ...,  # type: ignore[assignment]
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File to write: .jsonl, the rows with labels; embed: .npy.")
+    ] = ...,  # type: ignore[assignment]
+    adapter: Annotated[Path | None, typer.Option(help="PEFT adapter folder; default: the model alone.")] = None,
+) -> None:
+    """Write the labels (task=classify, tag) or vectors (task=embed) of the rows of a file."""
+    settings = _load(config, overrides)
+    from jaxlean.run.predictions import predict
+
+    typer.echo(f"{predict(settings, data, output, adapter=adapter):,} rows: {output}")
 
 
 @app.command()
@@ -190,6 +207,14 @@ def _without_compilers_chatter() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+@app.command()
+def models() -> None:
+    """List the model families that load, and what each can be trained for."""
+    from jaxlean.run.models import print_models
+
+    print_models()
 
 
 @app.command()

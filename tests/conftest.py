@@ -182,3 +182,28 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return int(left.value.code or 0), out, err
 
     return command
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module with an encoder; with it in use, `tiny_base` is loaded as one by every task but `generate`."""
+    import importlib.util
+    import sys
+
+    from jaxlean.hub import load as hub
+    from jaxlean.run import evaluate, merge
+
+    if "stand_in" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("stand_in", Path(__file__).parent / "stand_in.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["stand_in"] = module
+        spec.loader.exec_module(module)
+    module = sys.modules["stand_in"]
+    load = module.loader(hub.load, shapes=False)
+    monkeypatch.setattr(hub, "outline", module.loader(hub.outline, shapes=True))
+    monkeypatch.setattr(hub, "load", load)
+    monkeypatch.setattr(evaluate, "load", load)
+    monkeypatch.setattr(merge, "load", load)
+    return module

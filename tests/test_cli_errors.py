@@ -154,8 +154,8 @@ FINETUNE: dict[str, tuple[Callable[[Case], list[Any]], list[str]]] = {
     "settings that exclude each other": (lambda c: ["train.trainable=[norm]"], ["train.trainable needs lora: null"]),
     "no override": (lambda c: ["train.max_steps"], ["section.key=value", "train.max_steps"]),
     "a family that is not supported": (
-        lambda c: [f"model.path={c.setting('config.json', model_type='gpt2')}"],
-        ["'gpt2' is not supported", "config.json", "llama, mistral, qwen2, qwen3"],
+        lambda c: [f"model.path={c.setting('config.json', model_type='falcon')}"],
+        ["'falcon' is not supported", "config.json", "llama, mistral, ", "Add a family"],
     ),
     "a config that is not JSON": (
         lambda c: [f"model.path={c.model(lambda folder: (folder / 'config.json').write_text('{'))}"],
