@@ -115,7 +115,8 @@ def depth(job: Job) -> dict[str, float]:
     from jaxlean.adapt import lora
     from jaxlean.config import LoraSection, TrainSection
     from jaxlean.models.attention import choose as attention_for
-    from jaxlean.models.decoder import ACTIVATIONS, DecoderConfig, abstract
+    from jaxlean.models.build import abstract
+    from jaxlean.models.decoder import ACTIVATIONS, DecoderConfig
     from jaxlean.train.loss import chunk_budget
     from jaxlean.train.objective import objective
     from jaxlean.train.optimizer import optimizer

@@ -41,7 +41,7 @@ def main() -> None:
     mesh = make_mesh()
     where = place(mesh)
     model = load(args.job / "base", args.dtype, mesh)
-    adapter = tree.flatten(read_adapter(args.job / "adapter", model.family, model.params))
+    adapter = tree.flatten(read_adapter(args.job / "adapter", model.names, model.params))
     params = tree.unflatten({**tree.flatten(model.params), **adapter})
     params = tree.map_with_path(lambda path, x: jax.device_put(x, where(path, tuple(x.shape))), params)
     model = model.with_params(params)

@@ -32,8 +32,9 @@ from jaxlean.adapt import lora
 from jaxlean.config import LoraSection
 from jaxlean.cost.memory import memory_source, peak_memory_bytes
 from jaxlean.models.attention import choose as attention_for
+from jaxlean.models.build import abstract
 from jaxlean.models.cpu import hold
-from jaxlean.models.decoder import ACTIVATIONS, DecoderConfig, abstract
+from jaxlean.models.decoder import ACTIVATIONS, DecoderConfig
 from jaxlean.train.loss import chunk_budget
 from jaxlean.train.objective import objective
 from jaxlean.train.step import init_state, make_step
@@ -44,11 +45,12 @@ from jaxlean.xla.remat_auto import choose, device_budget, needed_bytes
 from jaxlean.xla.work import count, kept_bytes
 
 SHAPES = {
-    "tiny": DecoderConfig(2048, 128, 384, num_layers=12, num_heads=4, num_kv_heads=2, head_dim=32, tie_embeddings=True),
-    "135m": DecoderConfig(49_152, 576, 1536, num_layers=30, num_heads=9, num_kv_heads=3, head_dim=64,
-                          tie_embeddings=True),
-    "1b": DecoderConfig(128_256, 2048, 8192, num_layers=16, num_heads=32, num_kv_heads=8, head_dim=64,
-                        tie_embeddings=True),
+    "tiny": DecoderConfig(vocab_size=2048, hidden_size=128, intermediate_size=384, num_layers=12, num_heads=4,
+                          num_kv_heads=2, head_dim=32, tie_embeddings=True),
+    "135m": DecoderConfig(vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_layers=30, num_heads=9,
+                          num_kv_heads=3, head_dim=64, tie_embeddings=True),
+    "1b": DecoderConfig(vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_layers=16, num_heads=32,
+                        num_kv_heads=8, head_dim=64, tie_embeddings=True),
 }  # fmt: skip
 FACTORS = (2.0, 1.5, 1.1)
 # Sets of names beside the named policies: what --calibrate tells the parts of a step apart by.
