@@ -1,4 +1,4 @@
-"""What the families of the one convolutional network share: sizes as their papers round them, names, and shapes.
+"""What the families of the one convolutional network share: sizes as their papers round them, and names.
 
 A family is, as others are, a function from a Hugging Face config to ours and a table of names; but its blocks are
 counted differently in each, so the table of a block is a function of its number.
@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from jaxlean.errors import ModelError, did_you_mean
 from jaxlean.hub.family import Family
 from jaxlean.models.convnet import ConvNetConfig
@@ -18,11 +16,6 @@ from jaxlean.models.convolution import ACTIVATIONS
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-# Our leaf -> Hugging Face's.
-LEAVES = {
-    "filters": "weight", "kernel": "weight", "bias": "bias", "scale": "weight", "mean": "running_mean",
-    "var": "running_var",
-}  # fmt: skip
 # In config.json, of a network whose blocks were made narrower (`compress.prune`): the channels inside of each block,
 # null where the block has no first product. transformers cannot say it, and refuses such a file for its shapes.
 EXPANDED = "expanded_channels"
@@ -90,34 +83,6 @@ class ConvNetFamily:
                 if there.get(ours.split(".")[0], True) is not None:
                     out[f"blocks.{config.name(i)}.{ours}"] = theirs
         return out
-
-
-def tensor(path: str, modules: Mapping[str, str]) -> str:
-    """Our parameter path -> Hugging Face's tensor name."""
-    module, leaf = path.rsplit(".", 1)
-    return f"{modules[module]}.{LEAVES[leaf]}"
-
-
-def to_ours(path: str, array: np.ndarray) -> np.ndarray:
-    """A tensor as Hugging Face holds it -> as we do.
-
-    A convolution is [out, in / groups, height, width] there, [height, width, in / groups, out] here; one of a single
-    pixel is a matrix [in, out] here.
-    """
-    if path.endswith(".filters"):
-        return array.transpose(2, 3, 1, 0)
-    if path.endswith(".kernel"):
-        return array.reshape(array.shape[:2]).T
-    return array
-
-
-def to_theirs(path: str, array: np.ndarray) -> np.ndarray:
-    """The inverse of `to_ours`: of all matrices only the classifier's is one there."""
-    if path.endswith(".filters"):
-        return array.transpose(3, 2, 0, 1)
-    if path.endswith(".kernel"):
-        return array.T if path.startswith("classifier.") else array.T[:, :, None, None]
-    return array
 
 
 def divisible(value: float, divisor: int, least: int | None = None) -> int:

@@ -2,13 +2,13 @@
 
 import json
 
-import numpy as np
 import pytest
 from transformers import AutoConfig
 
 from jaxlean.errors import ModelError
-from jaxlean.hub.convnets import EXPANDED, divisible, tensor, to_ours, to_theirs
+from jaxlean.hub.convnets import EXPANDED, divisible
 from jaxlean.hub.families import efficientnet, mobilenet_v1, mobilenet_v2
+from jaxlean.hub.names import Names
 
 FAMILIES = [mobilenet_v1.FAMILY, mobilenet_v2.FAMILY, efficientnet.FAMILY]
 
@@ -50,33 +50,20 @@ def test_sizes_of_the_papers_models():
 
 def test_names_of_tensors():
     config = mobilenet_v2.FAMILY.config(AutoConfig.for_model("mobilenet_v2"))
-    modules = mobilenet_v2.FAMILY.modules(config)
-    assert tensor("blocks.00.depthwise.filters", modules) == "mobilenet_v2.conv_stem.conv_3x3.convolution.weight"
-    assert tensor("blocks.12.expand_norm.var", modules) == (
-        "mobilenet_v2.layer.11.expand_1x1.normalization.running_var"
-    )
-    assert "blocks.00.expand" not in modules
+    names = Names(mobilenet_v2.FAMILY.family, config)
+    assert names.tensor("blocks.00.depthwise.filters") == "mobilenet_v2.conv_stem.conv_3x3.convolution.weight"
+    assert names.tensor("blocks.12.expand_norm.var") == "mobilenet_v2.layer.11.expand_1x1.normalization.running_var"
+    assert "blocks.00.expand" not in mobilenet_v2.FAMILY.modules(config)
 
 
-@pytest.mark.parametrize(
-    ("path", "shape"),
-    [
-        ("blocks.1.depthwise.filters", (8, 1, 3, 5)),
-        ("blocks.1.expand.kernel", (8, 4, 1, 1)),
-        ("classifier.kernel", (8, 4)),
-        ("stem_norm.scale", (8,)),
-    ],
-)
-def test_shapes_go_both_ways(path, shape):
-    theirs = np.arange(np.prod(shape)).reshape(shape)
-    ours = to_ours(path, theirs)
-    assert ours.shape[-1] == 8
-    np.testing.assert_array_equal(to_theirs(path, ours), theirs)
-
-
-def test_a_filter_keeps_its_height_and_width():
-    theirs = np.arange(6 * 2 * 3 * 5).reshape(6, 2, 3, 5)
-    assert to_ours("stem.filters", theirs)[2, 4, 1, 5] == theirs[5, 1, 2, 4]
+def test_how_a_tensor_lies_in_its_file():
+    """A convolution is [out, in / groups, height, width] there; one of a single pixel is a matrix here."""
+    family = mobilenet_v2.FAMILY
+    names = Names(family.family, family.config(AutoConfig.for_model("mobilenet_v2")))
+    assert names.axes("blocks.01.depthwise.filters", 4) == (2, 3, 1, 0)
+    assert names.axes("blocks.01.expand.kernel", 2) == names.axes("classifier.kernel", 2) == (1, 0)
+    assert names.on_file("blocks.01.expand.kernel", (8, 4)) == (8, 4, 1, 1)
+    assert names.on_file("classifier.kernel", (8, 4)) == (8, 4)
 
 
 @pytest.mark.parametrize(
