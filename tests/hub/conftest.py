@@ -106,12 +106,13 @@ def parity(loaded: Callable[[str], Model], expected: Callable[[str], dict[str, n
     return check
 
 
-def same_gradients(model: Model, ours: tree.Tree, wanted: dict[str, np.ndarray]) -> None:
+def same_gradients(model: Model, ours: tree.Tree, wanted: dict[str, np.ndarray], *, relative: bool = False) -> None:
     """Assert that the gradients of some of a file's tensors are those wanted."""
     found = dict(written(model.names, ours, np.dtype(np.float32)))
     for key, gradient in wanted.items():
         assert np.abs(gradient).max() > 1e-3
-        np.testing.assert_allclose(found[key], gradient, atol=TOLERANCE, rtol=0, err_msg=key)
+        atol = TOLERANCE * (np.abs(gradient).max() if relative else 1.0)
+        np.testing.assert_allclose(found[key], gradient, atol=atol, rtol=0, err_msg=key)
 
 
 @pytest.fixture
@@ -135,7 +136,8 @@ def image_parity(
 ) -> Callable[..., None]:
     """`parity` of a model of images: what it says, relative to the largest number; the loss of labels, or of pairs."""
 
-    def check(name: str, *, of_loss: float = 1e-5) -> None:
+    def check(name: str, *, large: bool = False) -> None:
+        """`large`: loss and gradients are too, and are compared relative to their largest number."""
         model, wanted = loaded(name), expected(name)
         says = next(key for key in ("logits_per_image", "logits", "hidden") if key in wanted)
         inputs = [wanted[key] for key in model.config.inputs]
@@ -152,8 +154,9 @@ def image_parity(
         gradients = {key.removeprefix("grad:"): value for key, value in wanted.items() if key.startswith("grad:")}
         if gradients:
             loss, grads = jax.jit(jax.value_and_grad(mean_loss))(model.params)
+            of_loss = TOLERANCE * np.abs(wanted["loss"]) if large else 1e-5
             np.testing.assert_allclose(loss, wanted["loss"], atol=of_loss, rtol=0)
-            same_gradients(model, grads, gradients)
+            same_gradients(model, grads, gradients, relative=large)
 
     return check
 
