@@ -63,12 +63,9 @@ def checkpoints(family: str) -> list[Path]:
 
 def inputs_of(model: Model, expected: Mapping[str, np.ndarray]) -> tuple[list[Any], dict[str, Any]]:
     """What the model is called with: tokens and what stands beside them, or images."""
-    given = dict(expected)
-    if "pixel_values" in given:  # [batch, channels, height, width]
-        given["pixels"] = given["pixel_values"].transpose(0, 2, 3, 1)
     names = {"attention_mask": "segments", "token_type_ids": "token_types"}
-    beside = {ours: jnp.asarray(given[theirs]) for theirs, ours in names.items() if theirs in given}
-    return [jnp.asarray(given[key]) for key in getattr(model.config, "inputs", ("tokens",))], beside
+    beside = {ours: jnp.asarray(expected[theirs]) for theirs, ours in names.items() if theirs in expected}
+    return [jnp.asarray(expected[key]) for key in getattr(model.config, "inputs", ("tokens",))], beside
 
 
 def answer(model: Model, expected: Mapping[str, np.ndarray], params: tree.Tree) -> tuple[str, jax.Array]:

@@ -103,7 +103,8 @@ def draw(case: Case, config: Any, generator: torch.Generator) -> dict[str, torch
         if case.segments:
             inputs["token_type_ids"] = (torch.arange(case.length) > case.length // 3).long().repeat(2, 1)
     if hasattr(vision, "image_size"):
-        size = vision.image_size if isinstance(vision.image_size, list) else [vision.image_size] * 2
+        stated = vision.image_size if isinstance(vision.image_size, list) else [vision.image_size] * 2
+        size = case.image or stated
         inputs["pixel_values"] = torch.randn(2, vision.num_channels, *size, generator=generator)
     return inputs
 

@@ -37,15 +37,8 @@ def loaded(golden: Path) -> Callable[[str], Model]:
 
 @pytest.fixture(scope="session")
 def expected(golden: Path) -> Callable[[str], dict[str, np.ndarray]]:
-    """What transformers (or PEFT) computed for a golden folder; images as we have them, channels last."""
-
-    def read(name: str) -> dict[str, np.ndarray]:
-        found = dict(np.load(golden / name / "expected.npz"))
-        if "pixel_values" in found:
-            found["pixels"] = found.pop("pixel_values").transpose(0, 2, 3, 1)
-        return found
-
-    return read
+    """What transformers (or PEFT) computed for a golden folder."""
+    return lambda name: dict(np.load(golden / name / "expected.npz"))
 
 
 def inputs_of(expected: dict[str, np.ndarray]) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -106,13 +99,12 @@ def parity(loaded: Callable[[str], Model], expected: Callable[[str], dict[str, n
     return check
 
 
-def same_gradients(model: Model, ours: tree.Tree, wanted: dict[str, np.ndarray], *, relative: bool = False) -> None:
+def same_gradients(model: Model, ours: tree.Tree, wanted: dict[str, np.ndarray]) -> None:
     """Assert that the gradients of some of a file's tensors are those wanted."""
     found = dict(written(model.names, ours, np.dtype(np.float32)))
     for key, gradient in wanted.items():
         assert np.abs(gradient).max() > 1e-3
-        atol = TOLERANCE * (np.abs(gradient).max() if relative else 1.0)
-        np.testing.assert_allclose(found[key], gradient, atol=atol, rtol=0, err_msg=key)
+        np.testing.assert_allclose(found[key], gradient, atol=TOLERANCE, rtol=0, err_msg=key)
 
 
 @pytest.fixture
@@ -133,11 +125,10 @@ def balance_parity(
 @pytest.fixture
 def image_parity(
     loaded: Callable[[str], Model], expected: Callable[[str], dict[str, np.ndarray]]
-) -> Callable[..., None]:
+) -> Callable[[str], None]:
     """`parity` of a model of images: what it says, relative to the largest number; the loss of labels, or of pairs."""
 
-    def check(name: str, *, large: bool = False) -> None:
-        """`large`: loss and gradients are too, and are compared relative to their largest number."""
+    def check(name: str) -> None:
         model, wanted = loaded(name), expected(name)
         says = next(key for key in ("logits_per_image", "logits", "hidden") if key in wanted)
         inputs = [wanted[key] for key in model.config.inputs]
@@ -154,9 +145,8 @@ def image_parity(
         gradients = {key.removeprefix("grad:"): value for key, value in wanted.items() if key.startswith("grad:")}
         if gradients:
             loss, grads = jax.jit(jax.value_and_grad(mean_loss))(model.params)
-            of_loss = TOLERANCE * np.abs(wanted["loss"]) if large else 1e-5
-            np.testing.assert_allclose(loss, wanted["loss"], atol=of_loss, rtol=0)
-            same_gradients(model, grads, gradients, relative=large)
+            np.testing.assert_allclose(loss, wanted["loss"], atol=1e-5, rtol=0)
+            same_gradients(model, grads, gradients)
 
     return check
 

@@ -88,8 +88,8 @@ def test_what_is_not_supported_is_refused(model_type, changes, says):
 
 def test_narrower_blocks_are_read_from_the_config(golden, tmp_path):
     family = mobilenet_v2.FAMILY
-    raw = json.loads((golden / "mobilenet_v2_same" / "config.json").read_text())
-    plain = family.config(AutoConfig.from_pretrained(golden / "mobilenet_v2_same"))
+    raw = json.loads((golden / "mobilenetv2_classify" / "config.json").read_text())
+    plain = family.config(AutoConfig.from_pretrained(golden / "mobilenetv2_classify"))
     widths = [block.expanded and block.expanded - 1 for block in plain.blocks]
 
     def read(widths):

@@ -32,14 +32,16 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     },
     # Convolutions of 1x1: to PEFT convolutions, whose A is [r, in, 1, 1] and B [out, r, 1, 1].
     "pointwise": {"r": 2, "lora_alpha": 4, "target_modules": r".*(_1x1\.convolution|expand_conv|project_conv)"},
+    "every_second": {"r": 2, "lora_alpha": 4, "target_modules": r".*layer\.\d*[13579]\.convolution"},
     # Not `all-linear`: PEFT takes pre_classifier for classifier, which is saved whole, and then adapts it too.
     "named": {"r": 4, "lora_alpha": 8, "target_modules": ["q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"]},
     "one_layer": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1]},
 }
-EVERYWHERE = [name for name in ADAPTERS if name not in ("experts", "pointwise", "named")]
+EVERYWHERE = [name for name in ADAPTERS if name not in ("experts", "pointwise", "every_second", "named")]
 ADAPTED = {
     "llama_gqa": EVERYWHERE,
     "qwen3_tied": EVERYWHERE,
+    "mistral_window": ["plain"],
     "qwen2_tied": ["dora"],  # DoRA scales x W but not the bias
     "gemma_mqa": ["plain"],
     "gemma2_soft": ["plain"],
@@ -67,6 +69,8 @@ ADAPTED = {
     "vit_classify": ["plain"],
     "clip_classify": ["plain"],
     "clip_both": ["plain"],
-    "mobilenetv2_spread": ["pointwise"],  # with tf_padding transformers asks PEFT's layer for a stride
+    # with tf_padding transformers asks PEFT's layer for a stride
+    "mobilenetv1_symmetric": ["every_second"],
+    "mobilenetv2_spread": ["pointwise"],
     "efficientnet_classify": ["pointwise"],
 }

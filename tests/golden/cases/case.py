@@ -59,6 +59,7 @@ class Case:
         length: T, tokens in a row.
         lengths: how many tokens of each row are real; the rest is padding, `attention_mask` is written, and what the
             model gives at the padding is written as zeros.
+        image: height and width of the images that it is given; by default what its config says.
         segments: give `token_type_ids` of both kinds.
     """
 
@@ -78,6 +79,7 @@ class Case:
     mute: tuple[str, ...] = ()
     length: int = 24
     lengths: tuple[int, ...] = ()
+    image: tuple[int, int] | None = None
     segments: bool = False
 
     @property

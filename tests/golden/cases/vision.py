@@ -120,7 +120,44 @@ CLIP_CASES = [
     ),
 ]
 
-MOBILENET: dict[str, Any] = {
+MOBILENET_V1: dict[str, Any] = {"image_size": 32, "depth_multiplier": 0.1, "min_depth": 4, "num_labels": 3}
+MOBILENET_V1_CASES = [
+    Case(
+        "mobilenetv1_classify",
+        {"layer_norm_eps": 0.03},
+        matters=[{"layer_norm_eps": 0.001}, {"tf_padding": False}, {"hidden_act": "relu"}],
+        base=MOBILENET_V1,
+        model_type="mobilenet_v1",
+        head=CLASSIFY,
+        image=(45, 38),
+        gradients=(
+            "mobilenet_v1.conv_stem.convolution.weight",
+            "mobilenet_v1.layer.4.convolution.weight",
+            "mobilenet_v1.layer.7.convolution.weight",
+            "mobilenet_v1.layer.20.normalization.weight",
+            "classifier.bias",
+        ),
+    ),
+    Case(
+        "mobilenetv1_smooth",
+        {"depth_multiplier": 0.15, "hidden_act": "gelu"},
+        matters=[{"hidden_act": "relu6"}, {"tf_padding": False}],
+        base=MOBILENET_V1,
+        model_type="mobilenet_v1",
+        head=CLASSIFY,
+        image=(40, 33),
+    ),
+    Case(
+        "mobilenetv1_symmetric",
+        {"tf_padding": False},
+        matters=[{"tf_padding": True}],
+        base=MOBILENET_V1,
+        model_type="mobilenet_v1",
+        head=CLASSIFY,
+    ),
+]
+
+MOBILENET_V2: dict[str, Any] = {
     "image_size": 24,
     "depth_multiplier": 0.05,
     "depth_divisible_by": 4,
@@ -129,7 +166,7 @@ MOBILENET: dict[str, Any] = {
     "finegrained_output": False,
     "num_labels": 3,
 }
-MOBILENET_CASES = [
+MOBILENET_V2_CASES = [
     Case(
         "mobilenetv2_classify",
         {"layer_norm_eps": 0.1},
@@ -140,7 +177,7 @@ MOBILENET_CASES = [
             {"output_stride": 16},
             {"hidden_act": "relu"},
         ],
-        base=MOBILENET,
+        base=MOBILENET_V2,
         model_type="mobilenet_v2",
         head=CLASSIFY,
         gradients=(
@@ -157,17 +194,18 @@ MOBILENET_CASES = [
         "mobilenetv2_spread",
         {"output_stride": 8, "tf_padding": False, "first_layer_is_expansion": False, "image_size": 22},
         matters=[{"tf_padding": True}, {"output_stride": 16}],
-        base=MOBILENET,
+        base=MOBILENET_V2,
         model_type="mobilenet_v2",
         head=CLASSIFY,
     ),
     Case(
         "mobilenetv2_odd",
-        {"image_size": 27, "expand_ratio": 3.0},
-        matters=[{"tf_padding": False}],
-        base=MOBILENET,
+        {"expand_ratio": 3.0, "finegrained_output": True, "output_stride": 16, "layer_norm_eps": 0.3},
+        matters=[{"tf_padding": False}, {"output_stride": 32}],
+        base=MOBILENET_V2,
         model_type="mobilenet_v2",
         head=CLASSIFY,
+        image=(50, 37),
     ),
 ]
 
@@ -204,9 +242,11 @@ EFFICIENTNET_CASES = [
     ),
     Case(
         "efficientnet_deep",
-        {"depth_coefficient": 1.5, "strides": [2, 1, 2], "kernel_sizes": [5, 3, 3], "depthwise_padding": [2]},
+        {"depth_coefficient": 1.5, "strides": [2, 1, 2], "kernel_sizes": [5, 3, 7], "depthwise_padding": [5]},
+        matters=[{"depthwise_padding": []}],
         base=EFFICIENTNET,
         head=CLASSIFY,
+        image=(46, 39),
     ),
     Case(
         "efficientnet_max",
@@ -217,4 +257,4 @@ EFFICIENTNET_CASES = [
     ),
 ]
 
-CASES = [*VIT_CASES, *CLIP_CASES, *MOBILENET_CASES, *EFFICIENTNET_CASES]
+CASES = [*VIT_CASES, *CLIP_CASES, *MOBILENET_V1_CASES, *MOBILENET_V2_CASES, *EFFICIENTNET_CASES]

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-CASES = sorted(folder.name for folder in (Path(__file__).parents[2] / "golden").glob("mobilenet_v1_*"))
+CASES = sorted(folder.name for folder in (Path(__file__).parents[2] / "golden").glob("mobilenetv1_*"))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_golden(case, image_parity, image_round_trip):
-    image_parity(case, large=True)
+    image_parity(case)
     image_round_trip(case)
 
 
