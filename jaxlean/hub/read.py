@@ -27,6 +27,8 @@ Place = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 # Bytes that are read of a file before it is closed: until then its mapped pages count as our memory. To open it anew
 # for each tensor would take longer than to read those of a mixture, which are small and thousands to a file.
 _READ_AT_ONCE = 8 * 2**20
+# Columns of a transposed tensor that are copied at a time: a cache holds the lines of the file's rows that they lie in.
+_STRIP = 16
 
 
 class Stored(NamedTuple):
@@ -132,8 +134,9 @@ class _Source:
         bounds = [range(*cut.indices(size)) for cut, size in zip(index, self.shape, strict=True)]
         out = _aligned(tuple(len(b) for b in bounds), self.dtype)
         for places in product(*(enumerate(b) for b in bounds[: self.leading])):
-            at, own = tuple(place for place, _ in places), tuple(number for _, number in places)
-            out[at] = self.whole(self.names.tensor(self.path, *own), index[self.leading :])
+            own = tuple(number for _, number in places)
+            at: tuple[Any, ...] = (*(place for place, _ in places), ...)
+            _copy(self.whole(self.names.tensor(self.path, *own), index[self.leading :]), out[at])
         return out
 
     def whole(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
@@ -189,6 +192,14 @@ class _Opened:
         self._bytes += num_bytes
         if self._bytes > _READ_AT_ONCE:
             self._file = None
+
+
+def _copy(source: np.ndarray, to: np.ndarray) -> None:
+    if source.ndim < 2 or source.flags.c_contiguous:
+        to[...] = source
+        return
+    for start in range(0, source.shape[-1], _STRIP):
+        to[..., start : start + _STRIP] = source[..., start : start + _STRIP]
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
