@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jaxlean.errors import ModelError, did_you_mean
+from jaxlean.errors import ModelError
 from jaxlean.hub.family import Family
 from jaxlean.models.convnet import ConvNetConfig
-from jaxlean.models.convolution import ACTIVATIONS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -95,15 +94,3 @@ def divisible(value: float, divisor: int, least: int | None = None) -> int:
     """
     rounded = max(least if least is not None else divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
-
-
-def activation(hf: "PreTrainedConfig") -> str:
-    """`hidden_act`, if there is one of that name."""
-    if hf.hidden_act not in ACTIVATIONS:
-        raise ModelError(
-            "an activation that is not supported",
-            got=hf.hidden_act,
-            wanted=", ".join(ACTIVATIONS),
-            fix=did_you_mean(str(hf.hidden_act), ACTIVATIONS),
-        )
-    return hf.hidden_act

@@ -152,6 +152,7 @@ ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
     "quick_gelu": "quick_gelu",
     "relu": "relu",
+    "relu6": "relu6",
 }
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlean.errors import ModelError
 from jaxlean.hub.family import activation
-from jaxlean.models.mlp import ACTIVATION_FUNCTIONS
+from jaxlean.models.activation import ACTIVATION_FUNCTIONS
 from jaxlean.models.vision import VisionConfig
 
 if TYPE_CHECKING:

@@ -122,7 +122,7 @@ class LayersConfig:
         attention_softcap: scores become `cap * tanh(scores / cap)` (Gemma 2, arXiv 2408.00118).
         attention_sinks: every head has a learned score to which weight may go that no token gets (gpt-oss).
         latent: of latent attention; `head_dim` is then that of queries and keys.
-        activation: a name in `models.mlp.ACTIVATION_FUNCTIONS`.
+        activation: a name in `models.activation.ACTIVATION_FUNCTIONS`.
         gated: `down(act(gate(x)) * up(x))` (arXiv 2002.05202); otherwise `down(act(up(x)))`.
         fused_gate_up: gate and up are one kernel, one after the other.
         experts: of the layers whose kind is sparse.

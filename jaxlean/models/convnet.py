@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxlean.models.convolution import ACTIVATIONS as FUNCTIONS
+from jaxlean.models.activation import ACTIVATION_FUNCTIONS
 from jaxlean.models.convolution import BatchNorm, Convolution, Padding, he
 from jaxlean.models.cpu import keep
 from jaxlean.models.layout import Layout
@@ -65,7 +65,7 @@ class ConvNetConfig:
         top: channels of the last product over pixels; None for none.
         num_labels: classes.
         num_channels: of the images.
-        activation: one of `models.convolution.ACTIVATIONS`.
+        activation: one of `models.activation.ACTIVATION_FUNCTIONS`.
         norm_eps: added to each variance.
         stem_padding: of the first convolution.
         pooling: what a channel's pixels become.
@@ -138,7 +138,7 @@ class Squeeze(nnx.Module):
     def __init__(self, channels: int, inner: int, *, activation: str, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.reduce = _pointwise(channels, inner, bias=True, dtype=dtype, rngs=rngs)
         self.expand = _pointwise(inner, channels, bias=True, dtype=dtype, rngs=rngs)
-        self.activation = FUNCTIONS[activation]
+        self.activation = ACTIVATION_FUNCTIONS[activation]
 
     def __call__(self, x: jax.Array, dropout: Dropout | None) -> jax.Array:
         """[batch, height, width, channels] -> the same shape and dtype."""
@@ -170,7 +170,7 @@ class Block(nnx.Module):
         )
         self.project = _pointwise(wide, config.channels, dtype=dtype, rngs=rngs)
         self.project_norm = BatchNorm(config.channels, eps=eps)
-        self.activation = FUNCTIONS[net.activation]
+        self.activation = ACTIVATION_FUNCTIONS[net.activation]
         self.config = config
         self.dtype = dtype
 
@@ -219,7 +219,7 @@ class ConvNet(nnx.Module):
         )
         self.top_norm: BatchNorm | None = BatchNorm(config.features, eps=config.norm_eps) if has_top else nnx.data(None)
         self.classifier = Linear(config.features, config.num_labels, bias=True, dtype=dtype, rngs=rngs)
-        self.activation = FUNCTIONS[config.activation]
+        self.activation = ACTIVATION_FUNCTIONS[config.activation]
         self.config = config
         self.dtype = dtype
 

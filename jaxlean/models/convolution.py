@@ -6,7 +6,6 @@ that look around: the first layer of a network, and depthwise ones, each of whos
 they are few parameters (3 % of MobileNetV2), so they are always held in the compute dtype or wider.
 """
 
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
 
@@ -24,14 +23,6 @@ from jaxlean.models.linear import normal
 #   late       one less before than after, as Keras' EfficientNet does before a stride of 2
 Padding = Literal["same", "symmetric", "late"]
 Margin = tuple[int, int]  # zeros before and after
-
-ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
-    "relu": jax.nn.relu,
-    "relu6": jax.nn.relu6,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-    "gelu": partial(jax.nn.gelu, approximate=False),
-}
 
 
 def margins(size: int, kernel: int, stride: int, dilation: int, padding: Padding) -> Margin:

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxlean.models.activation import ACTIVATION_FUNCTIONS
 from jaxlean.models.attention import Slots
 from jaxlean.models.config import LayersConfig
 from jaxlean.models.embedding import Embedding
 from jaxlean.models.layer import LAYER_INPUT, Layer
 from jaxlean.models.layout import ALONE, Layout
 from jaxlean.models.linear import Dropout, Linear
-from jaxlean.models.mlp import ACTIVATION_FUNCTIONS
 from jaxlean.models.pooling import first_tokens, segment_mean
 from jaxlean.models.self_attention import make_norm
 from jaxlean.models.stack import Scan, stacked, through

@@ -16,12 +16,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from jaxlean import codec
+from jaxlean.models.activation import ACTIVATION_FUNCTIONS
 from jaxlean.models.config import Experts, LayersConfig
 from jaxlean.models.cpu import from_bits, keep, to_bits
 from jaxlean.models.grouped import GroupedLinear, Leaves, grouped_linear
 from jaxlean.models.layout import ALONE, FOLDED, Layout
 from jaxlean.models.linear import Dropout, Linear, dot_wide
-from jaxlean.models.mlp import ACTIVATION_FUNCTIONS, MLP
+from jaxlean.models.mlp import MLP
 
 # Which experts a token goes to. Every remat policy keeps it: computed again, a near tie could turn out otherwise.
 ROUTING = "routing"

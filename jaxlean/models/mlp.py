@@ -1,31 +1,17 @@
 """A layer's MLP, gated or not."""
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxlean.models.activation import ACTIVATION_FUNCTIONS
 from jaxlean.models.config import LayersConfig
 from jaxlean.models.cpu import keep
 from jaxlean.models.layout import ALONE, Layout
 from jaxlean.models.linear import Dropout, Linear
 from jaxlean.models.projection import project
-
-
-def _quick_gelu(x: jax.Array) -> jax.Array:
-    return x * jax.nn.sigmoid(1.702 * x)
-
-
-ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "silu": jax.nn.silu,
-    "relu": jax.nn.relu,
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
-    "quick_gelu": _quick_gelu,
-    "tanh": jnp.tanh,
-}
 
 
 class MLP(nnx.Module):

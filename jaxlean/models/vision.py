@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlean.errors import ModelError
+from jaxlean.models.activation import ACTIVATION_FUNCTIONS
 from jaxlean.models.attention import Slots
 from jaxlean.models.config import LayersConfig
 from jaxlean.models.layer import LAYER_INPUT, Layer
 from jaxlean.models.layout import ALONE, Layout
 from jaxlean.models.linear import Dropout, Linear, dot, normal
-from jaxlean.models.mlp import ACTIVATION_FUNCTIONS
 from jaxlean.models.rope import Rope
 from jaxlean.models.self_attention import make_norm
 from jaxlean.models.stack import Scan, stacked, through

@@ -4,7 +4,8 @@ import math
 from typing import TYPE_CHECKING
 
 from jaxlean.errors import ModelError
-from jaxlean.hub.convnets import ConvNetFamily, activation, divisible
+from jaxlean.hub.convnets import ConvNetFamily, divisible
+from jaxlean.hub.family import activation
 from jaxlean.models.convnet import BlockConfig, ConvNetConfig
 from jaxlean.models.convolution import Padding
 

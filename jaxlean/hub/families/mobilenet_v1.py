@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from jaxlean.hub.convnets import ConvNetFamily, activation
+from jaxlean.hub.convnets import ConvNetFamily
+from jaxlean.hub.family import activation
 from jaxlean.models.convnet import BlockConfig, ConvNetConfig
 from jaxlean.models.convolution import Padding
 
