@@ -2,9 +2,9 @@
 
 The rows lie sorted by their group. They are taken in blocks of a fixed size, one after another; a block belongs to one
 group, and what it has of the next group's rows is written over by that group's own block. So no token is dropped,
-whatever the sizes, and little is computed in vain, where XLA's own `ragged_dot` multiplies every row with every kernel
-on CPU and GPU, and on TPU in the gradient of the kernels (jaxlib 0.10). A group's parameters are decoded, or taken out
-of their stack, for its blocks only.
+whatever the sizes, and little is computed in vain. A group's parameters are decoded, or taken out of their stack, for
+its blocks only. On TPUs, where XLA has a kernel for the rows (`models/ragged.py`), only the gradients of kernels are
+computed so.
 """
 
 from collections.abc import Mapping
@@ -17,13 +17,14 @@ from flax import nnx
 from jax.custom_derivatives import SymbolicZero
 
 from jaxlean import codec
+from jaxlean.models import ragged
+from jaxlean.models.blocks import Blocks, block_size, cut
 from jaxlean.models.cpu import from_bits, to_bits
 from jaxlean.models.linear import Linear, dot, product
 from jaxlean.models.quantized import Matmul
+from jaxlean.platform import platform
 
 Leaves = Mapping[str, jax.Array]
-# Rows of a block: at least what fills a matrix unit, at most what is enough for a kernel to be read once.
-_SMALLEST, _LARGEST = 16, 256
 
 
 class GroupedLinear(Linear):
@@ -59,9 +60,8 @@ def grouped_linear(
     Returns:
         [rows, out] in the dtype of `x`.
     """
-    return _each_block(
-        partial(_linear, matmul), _Cut(_block_size(x.shape[0], sizes.shape[0]), rest), x, dict(leaves), sizes
-    )
+    how = _How(block_size(x.shape[0], sizes.shape[0]), rest, matmul, matmul == "default" and platform() == "tpu")
+    return _grouped(how, x, dict(leaves), sizes)
 
 
 def _linear(matmul: Matmul, x: jax.Array, leaves: Leaves) -> jax.Array:
@@ -74,104 +74,103 @@ def _linear(matmul: Matmul, x: jax.Array, leaves: Leaves) -> jax.Array:
     return y if "bias" not in leaves else y + leaves["bias"].astype(x.dtype)
 
 
-class _Cut(NamedTuple):
+class _How(NamedTuple):
     block: int  # rows of a block
     rest: bool  # whether rows may be of no group
+    matmul: Matmul
+    ragged: bool  # whether XLA has a kernel for the rows
 
 
-def _block_size(rows: int, groups: int) -> int:
-    """A quarter of a group's rows, so that the half empty last block of each costs an eighth more."""
-    size = _SMALLEST
-    while size < _LARGEST and size * 4 * groups < rows:
-        size *= 2
-    return size
-
-
-class _Blocks(NamedTuple):
-    """Which rows each block has; of those that no group needs, the ones behind all others."""
-
-    group: jax.Array  # int32 [blocks]
-    start: jax.Array  # int32 [blocks]
-    end: jax.Array  # int32 [blocks], of the group's rows
-
-
-def _blocks(sizes: jax.Array, rows: int, block: int) -> _Blocks:
-    groups = sizes.shape[0]
-    filled = min(groups, rows)
-    num = (rows - filled) // block + filled  # the most that sizes can need
-    sizes = sizes.astype(jnp.int32)
-    each = -(-sizes // block)
-    last, stop = jnp.cumsum(each), jnp.cumsum(sizes)
-    number = jnp.arange(num, dtype=jnp.int32)
-    group = jnp.searchsorted(last, number, side="right").astype(jnp.int32)
-    own = jnp.minimum(group, groups - 1)
-    start = (stop - sizes)[own] + (number - (last - each)[own]) * block
-    return _Blocks(own, jnp.where(group < groups, start, rows), jnp.where(group < groups, stop[own], 0))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _each_block(function: Any, cut: _Cut, x: jax.Array, params: dict[str, jax.Array], sizes: jax.Array) -> jax.Array:
-    """`function(rows of a block, its group's parameters)` over all blocks."""
-    rows, (block, rest) = x.shape[0], cut
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _grouped(how: _How, x: jax.Array, params: dict[str, jax.Array], sizes: jax.Array) -> jax.Array:
+    """Each row through the layer of its group."""
+    if how.ragged:
+        return ragged.forward(x, params, sizes)
+    rows, block = x.shape[0], how.block
     source, held = _padded(x, block), jax.tree.map(to_bits, params)
 
-    def work(own: _Blocks) -> jax.Array:
-        return to_bits(function(_rows(source, own.start, block), _group(held, own.group)))
+    def work(own: Blocks) -> jax.Array:
+        return to_bits(_linear(how.matmul, _rows(source, own.start, block), _group(held, own.group)))
 
-    def one(out: jax.Array, own: _Blocks) -> tuple[jax.Array, None]:
+    def one(out: jax.Array, own: Blocks) -> tuple[jax.Array, None]:
         def write(out: jax.Array) -> jax.Array:
             return jax.lax.dynamic_update_slice_in_dim(out, work(own), own.start, 0)
 
         # with rows of no group most blocks may be empty
-        return (jax.lax.cond(own.start < rows, write, lambda out: out, out) if rest else write(out)), None
+        return (jax.lax.cond(own.start < rows, write, lambda out: out, out) if how.rest else write(out)), None
 
-    blocks = _blocks(sizes, rows, block)
+    blocks = cut(sizes, rows, block)
     shape = jax.eval_shape(work, jax.tree.map(lambda a: a[0], blocks))
     out, _ = jax.lax.scan(one, jnp.zeros((rows + block, shape.shape[1]), shape.dtype), blocks)
-    return _without_rest(from_bits(out[:rows]), sizes, rest)
+    return _without_rest(from_bits(out[:rows]), sizes, how.rest)
 
 
-def _forward(function: Any, cut: _Cut, x: Any, params: Any, sizes: Any) -> tuple[jax.Array, Any]:
+def _forward(how: _How, x: Any, params: Any, sizes: Any) -> tuple[jax.Array, Any]:
     values = {name: leaf.value for name, leaf in params.items()}
     # told apart by where they stand, for what is frozen needs no gradient, nor memory for one
     trained = {name: leaf for name, leaf in values.items() if params[name].perturbed}
     frozen = {name: leaf for name, leaf in values.items() if name not in trained}
-    return _each_block(function, cut, x.value, values, sizes.value), (x.value, trained, frozen, sizes.value)
+    return _grouped(how, x.value, values, sizes.value), (x.value, trained, frozen, sizes.value)
 
 
-def _backward(function: Any, cut: _Cut, saved: Any, grad: Any) -> tuple[Any, Any, None]:
+def _backward(how: _How, saved: Any, grad: Any) -> tuple[Any, Any, None]:
     x, trained, frozen, sizes = saved
-    rows, (block, rest) = x.shape[0], cut
     if isinstance(grad, SymbolicZero):
         return jnp.zeros_like(x), {**jax.tree.map(jnp.zeros_like, trained), **dict.fromkeys(frozen)}, None
+    if how.ragged:
+        every = {**trained, **frozen}
+        of_x = ragged.backward(grad, every, sizes)
+        found = ragged.of_adapter(x, grad, every, sizes, how.block) if "lora_a" in trained else {}
+        of_params = {name: found[name].astype(leaf.dtype) for name, leaf in trained.items() if name in found}
+        rest = {name: leaf for name, leaf in trained.items() if name not in of_params}
+        if rest:
+            fixed = {name: leaf for name, leaf in every.items() if name not in rest}
+            of_params |= _backward_in_blocks(how, x, rest, fixed, sizes, grad)[1]
+    else:
+        of_x, of_params = _backward_in_blocks(how, x, trained, frozen, sizes, grad)
+    return of_x, {**of_params, **dict.fromkeys(frozen)}, None
+
+
+def _backward_in_blocks(
+    how: _How,
+    x: jax.Array,
+    trained: dict[str, jax.Array],
+    frozen: dict[str, jax.Array],
+    sizes: jax.Array,
+    grad: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The gradients of the rows, and of what trains."""
+    rows, block = x.shape[0], how.block
     source, source_grad = _padded(x, block), _padded(grad, block)
     held, held_frozen = jax.tree.map(to_bits, trained), jax.tree.map(to_bits, frozen)
 
-    def one(carry: Any, own: _Blocks) -> tuple[Any, None]:
+    def one(carry: Any, own: Blocks) -> tuple[Any, None]:
         def add(carry: Any) -> Any:
             out, sums = carry
             inside = own.start + jnp.arange(block) < own.end  # the others are the next group's
             own_grad = jnp.where(inside[:, None], _rows(source_grad, own.start, block), 0)
             fixed = _group(held_frozen, own.group)
             _, pull = jax.vjp(
-                lambda x, t: function(x, {**t, **fixed}), _rows(source, own.start, block), _group(held, own.group)
+                lambda x, t: _linear(how.matmul, x, {**t, **fixed}),
+                _rows(source, own.start, block),
+                _group(held, own.group),
             )
             of_x, of_params = pull(own_grad)
             sums = {name: s.at[own.group].add(of_params[name].astype(s.dtype)) for name, s in sums.items()}
             return jax.lax.dynamic_update_slice_in_dim(out, to_bits(of_x), own.start, 0), sums
 
-        return (jax.lax.cond(own.start < rows, add, lambda carry: carry, carry) if rest else add(carry)), None
+        return (jax.lax.cond(own.start < rows, add, lambda carry: carry, carry) if how.rest else add(carry)), None
 
     start = (
         jnp.zeros((rows + block, x.shape[1]), source.dtype),
         {name: jnp.zeros(leaf.shape, jnp.float32) for name, leaf in trained.items()},
     )
-    (out, sums), _ = jax.lax.scan(one, start, _blocks(sizes, rows, block))
+    (out, sums), _ = jax.lax.scan(one, start, cut(sizes, rows, block))
     of_params = {name: s.astype(trained[name].dtype) for name, s in sums.items()}
-    return _without_rest(from_bits(out[:rows]), sizes, rest), {**of_params, **dict.fromkeys(frozen)}, None
+    return _without_rest(from_bits(out[:rows]), sizes, how.rest), of_params
 
 
-_each_block.defvjp(_forward, _backward, symbolic_zeros=True)
+_grouped.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _padded(x: jax.Array, block: int) -> jax.Array:

@@ -125,7 +125,7 @@ def work_of(eqn: Any) -> Work:
 
 def _work_of(eqn: Any) -> Work:
     name, params = eqn.primitive.name, eqn.params
-    if name == "dot_general":
+    if name in ("dot_general", "ragged_dot_general"):  # the latter as a TPU does it: each row with one kernel
         moved = sum(map(nbytes, (*eqn.invars, *eqn.outvars)))
         return Work({eqn.invars[0].aval.dtype.name: _dot_flops(eqn)}, moved)
     if name.removesuffix("_wrapper") in _CUDNN:
@@ -212,7 +212,8 @@ def _names_something(jaxpr: Jaxpr) -> bool:
 
 
 def _dot_flops(eqn: Any) -> float:
-    (contracted, _), _ = eqn.params["dimension_numbers"]
+    numbers = eqn.params.get("dimension_numbers") or eqn.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
+    (contracted, _), _ = numbers
     left = eqn.invars[0].aval.shape
     return 2.0 * eqn.outvars[0].aval.size * float(np.prod([left[dim] for dim in contracted]))
 

@@ -7,6 +7,7 @@ import pytest
 
 from jaxlean import codec
 from jaxlean.models.grouped import grouped_linear
+from jaxlean.platform import written_for
 
 GROUPS, IN, OUT, RANK = 5, 6, 4, 2
 SIZES = [(20, 20, 20, 20, 20), (100, 0, 0, 0, 0), (0, 0, 0, 0, 100), (1, 33, 0, 65, 1), (17, 16, 15, 49, 3)]
@@ -50,6 +51,14 @@ def float32(tree):
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
 
 
+@pytest.fixture(params=["cpu", "tpu"])
+def platform(request):
+    """Written for one or the other; both run here."""
+    with written_for(request.param):
+        yield request.param
+
+
+@pytest.mark.usefixtures("platform")
 @pytest.mark.parametrize("rest", [0, 37])
 @pytest.mark.parametrize("sizes", SIZES)
 def test_whatever_the_sizes_it_is_a_loop_over_the_groups(sizes, rest):
@@ -66,6 +75,7 @@ def test_whatever_the_sizes_it_is_a_loop_over_the_groups(sizes, rest):
         np.testing.assert_allclose(of[name], leaf, atol=2e-4, err_msg=name)
 
 
+@pytest.mark.usefixtures("platform")
 @pytest.mark.parametrize("form", ["int8", "nf4"])
 def test_a_quantized_kernel_is_decoded_group_by_group(form):
     x, leaves = draw()

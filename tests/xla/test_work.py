@@ -240,3 +240,9 @@ def test_what_several_devices_do_alike_counts_as_often():
     assert once.total_flops == 2 * without.total_flops == 2 * (2 * 8**3)
     assert five.total_flops == without.total_flops + 5 * (2 * 8**3), "once, also where it is a function of its own"
     assert five.elements - without.elements == 5 * (once.elements - without.elements) > 0
+
+
+def test_a_ragged_product_multiplies_each_row_once():
+    x, kernels, sizes = jnp.zeros((12, 5)), jnp.zeros((3, 5, 7)), jnp.asarray([4, 0, 8])
+    work = count(jax.make_jaxpr(jax.lax.ragged_dot)(x, kernels, sizes).jaxpr)
+    assert work.total_flops == 2 * 12 * 5 * 7
