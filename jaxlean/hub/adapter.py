@@ -22,7 +22,7 @@ from jaxlean.config import LoraSection
 from jaxlean.errors import ModelError
 from jaxlean.hub import expert_adapter
 from jaxlean.hub.family import LEAVES
-from jaxlean.hub.files import read_json
+from jaxlean.hub.files import read_json, write_tensors
 from jaxlean.hub.head import PEFT_TASKS, saved_modules
 from jaxlean.hub.names import Index, Names
 
@@ -57,8 +57,6 @@ def write_adapter(
     Raises:
         ModelError: what was read back is not what was written.
     """
-    from safetensors.numpy import save_file
-
     names = names.of_adapters
     every = {path: np.asarray(jax.device_get(leaf)) for path, leaf in tree.flatten(adapter).items()}
     leaves = {path: leaf for path, leaf in every.items() if ".lora_" in path}
@@ -123,7 +121,7 @@ def write_adapter(
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_tensors(part / "adapter_model.safetensors", tensors)
     (part / "adapter_config.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
     if settings is not None:
         text = json.dumps(dict(settings), indent=2, sort_keys=True, default=str) + "\n"

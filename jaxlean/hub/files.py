@@ -1,8 +1,11 @@
-"""Where a model's files are: a local folder, or the Hugging Face hub's cache."""
+"""A model's files: where they are, in a local folder or the Hugging Face hub's cache, and how tensors are written."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from jaxlean.errors import ModelError
 
@@ -97,3 +100,13 @@ def tensors_by_file(folder: Path) -> dict[str, Path]:
         if present.get(name) != file:
             raise ModelError(f"the index places {name} in a file that does not hold it", where=file)
     return present
+
+
+def write_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a safetensors file, which whoever may read the files beside it may read: by itself only its owner could."""
+    from safetensors.numpy import save_file
+
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(dict(tensors), file, metadata={"format": "pt"})
+    file.chmod(mode)

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxlean import codec, tree
 from jaxlean.errors import ModelError, RunError
+from jaxlean.hub.files import write_tensors
 from jaxlean.hub.load import Model
 from jaxlean.hub.names import Names
 from jaxlean.hub.read import stored_tensors
@@ -104,14 +105,12 @@ def _carried(model: Model, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _write_tensors(folder: Path, named: Iterable[tuple[str, np.ndarray]], limit: int) -> None:
-    from safetensors.numpy import save_file
-
     files: list[list[str]] = []
     waiting: dict[str, np.ndarray] = {}
     size = total = 0
 
     def close() -> None:
-        save_file(waiting, folder / f"part-{len(files)}", metadata={"format": "pt"})
+        write_tensors(folder / f"part-{len(files)}", waiting)
         files.append(list(waiting))
         waiting.clear()
 

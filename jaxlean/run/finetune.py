@@ -135,7 +135,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
     held = _held(config, model)
     say(f"model: {model.family.model_type}, {num_params:,} parameters in {held}, {num_trainable:,} train")
     say(f"attention: {model.attention}")
-    if model.drawn:
+    if model.drawn and not resume:
         say(f"new: {', '.join(sorted(model.drawn))}: drawn by seed {config.seed}, since {config.model.path} has none")
 
     # ---- step

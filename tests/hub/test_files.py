@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from jaxlean.errors import ModelError
-from jaxlean.hub.files import locate, read_json, tensors_by_file
+from jaxlean.hub.files import locate, read_json, tensors_by_file, write_tensors
 
 
 def message(function, *args):
@@ -151,3 +153,11 @@ def test_a_shard_cut_short_is_the_one_named(checkpoint):
     files = copy.shard(3)
     files[2].write_bytes(files[2].read_bytes()[:-7])
     assert files[2].name in message(tensors_by_file, copy.folder)
+
+
+def test_tensors_may_be_read_by_whom_other_files_may(tmp_path):
+    plain, written = tmp_path / "plain", tmp_path / "x.safetensors"
+    plain.touch()
+    write_tensors(written, {"x": np.arange(3.0)})
+    assert written.stat().st_mode == plain.stat().st_mode
+    np.testing.assert_array_equal(load_file(written)["x"], [0, 1, 2])
