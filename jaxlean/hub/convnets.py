@@ -71,6 +71,7 @@ class ConvNetFamily:
             ignored=(r"^classifier\.", *self.carried),
             carried=self.carried,
             ones={r"^(?!classifier).*\.kernel$": (2, 3)},
+            apart=(r"\.squeeze\.",),  # narrower than an adapter would be
         )
 
     def modules(self, config: ConvNetConfig) -> dict[str, str]:

@@ -17,7 +17,6 @@ from typing import Any
 
 from jaxlean.config import MeshSection, RunConfig, build
 from jaxlean.config.read import told
-from jaxlean.data.loader import train_batches
 from jaxlean.errors import ConfigError
 from jaxlean.plan.candidate import rows_per_step
 from jaxlean.plan.offer import JobSize, Offer, offer, ranked
@@ -129,19 +128,11 @@ def _check_job(config: RunConfig, length: int) -> None:
     Raises:
         UserError: as `finetune` before it trains.
     """
-    import jax
-
     from jaxlean.run.job import ANY_ACTIVATION, outline
-    from jaxlean.xla.mesh import make_mesh
     from jaxlean.xla.remat import check
 
     check(config.train.remat, ANY_ACTIVATION)
-    one = config.model_copy(deep=True)
-    one.mesh = MeshSection(data=1)
-    one.train.sync = "step"
-    # what only some hardware has is for its own row to tell
-    one.model.attention, one.model.matmul = "auto", "default"
-    outline(one, make_mesh(one.mesh, jax.devices("cpu")[:1]), length=length)
+    outline(*_on_one_device(config), length=length)
 
 
 def describe(config: RunConfig, *, rows: int | None = None) -> JobSize:
@@ -153,28 +144,45 @@ def describe(config: RunConfig, *, rows: int | None = None) -> JobSize:
     Raises:
         UserError: as `finetune`, for the model's config, the tokenizer and the data.
     """
-    from jaxlean.hub.files import locate
-    from jaxlean.hub.load import load_tokenizer
+    from jaxlean.models.config import LayersConfig
+    from jaxlean.run.inputs import batches_of, tokenizer_of
+    from jaxlean.run.job import base
 
     if config.data.train is None:
         raise ConfigError("data.train is not set", fix="data.train=FILE, or a `data:` section in the config")
-    path = config.model.tokenizer or config.model.path
-    if path is None:
+    if config.model.path is None and config.model.architecture is None:
         raise ConfigError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
-    # a tokenizer of its own has revisions of its own
-    revision = config.model.revision if config.model.tokenizer is None else None
-    tokenizer = load_tokenizer(str(locate(path, revision=revision, weights=False)))
-    template = chat_template(config.model)
-    if template is not None:
-        tokenizer.chat_template = template
     config = resolved(config)
+    model = base(*_on_one_device(config), shapes=True)
+    if not isinstance(model.config, LayersConfig):
+        raise ConfigError(
+            "plans reckon with the layers of a transformer, and this is another model", where=config.model.path,
+            got=model.family.model_type, fix="finetune: it says what it takes as soon as its step is compiled",
+        )  # fmt: skip
+    tokenizer = tokenizer_of(model)
+    template = chat_template(config.model)
+    if template is not None and tokenizer is not None:
+        tokenizer.chat_template = template
     rows = rows if rows is not None else rows_per_step(config)
-    batches = train_batches(config, tokenizer, rows_per_step=rows)
+    batches = batches_of(config, model, tokenizer, rows=rows)
     try:
         tokens = batches.stats.tokens
         return JobSize(batches.num_steps, rows, batches.length, tokens)
     finally:
         batches.close()
+
+
+def _on_one_device(config: RunConfig) -> tuple[RunConfig, Any]:
+    """The job without what only some hardware has, which is for that hardware's own row to tell; and a mesh."""
+    import jax
+
+    from jaxlean.xla.mesh import make_mesh
+
+    one = config.model_copy(deep=True)
+    one.mesh = MeshSection(data=1)
+    one.train.sync = "step"
+    one.model.attention, one.model.matmul = "auto", "default"
+    return one, make_mesh(one.mesh, jax.devices("cpu")[:1])
 
 
 def write(found: Plan, file: Path) -> None:

@@ -14,8 +14,8 @@ from jaxlean.hub.family import Family
 
 # What holds for every family that is listed.
 ALWAYS = (
-    "Each: LoRA, rsLoRA, DoRA, PiSSA and full fine-tuning, remat, frozen bases in int8 and NF4, meshes, plans; files "
-    "as transformers and PEFT write them, in and out."
+    "Each: LoRA, rsLoRA, DoRA (but for experts), PiSSA and full fine-tuning, remat, frozen bases in int8 and NF4, "
+    "meshes, plans (but for mobilenet and efficientnet); files as transformers and PEFT write them, in and out."
 )
 
 

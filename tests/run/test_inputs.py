@@ -15,6 +15,7 @@ from jaxlean.errors import ConfigError, ModelError
 from jaxlean.hub.adapter import read_adapter
 from jaxlean.hub.load import initial, load
 from jaxlean.hub.write import write_model
+from jaxlean.plan.plan import describe
 from jaxlean.run.finetune import finetune
 from jaxlean.run.predictions import predict
 
@@ -144,3 +145,10 @@ def test_what_does_not_fit_is_refused(run: Callable[..., Any], tmp_path: Path) -
         finetune(run())
     with pytest.raises((ModelError, ConfigError), match="task"):
         finetune(run("task=tag", "data.text_column=image", "data.label_column=label", "data.labels=[a,b]"))
+
+
+def test_a_plan_knows_how_many_images_there_are(run: Callable[..., Any], golden: Path) -> None:
+    work = describe(run())
+    assert (work.num_steps, work.rows, work.length, work.tokens) == (20, 6, 5, 24)  # four patches and the class token
+    with pytest.raises(ConfigError, match="the layers of a transformer"):
+        describe(run(f"model.path={golden / 'mobilenetv2_classify'}"))
