@@ -42,7 +42,7 @@ def targets(
 
     Args:
         params: the base.
-        target_modules: `all-linear` (every kernel but the output head's), a list of names, or one regex.
+        target_modules: `all-linear` (every kernel but the output head's and those `apart`), names, or one regex.
         names: our module path -> its name elsewhere (`model.layers.{}.self_attn.q_proj`), which may be used as well.
         apart: regexes of modules that `all-linear` leaves out.
 

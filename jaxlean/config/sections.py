@@ -176,7 +176,8 @@ class LoraSection(Section):
     lora_alpha: float = Field(32.0, gt=0, description="The adapter is scaled by lora_alpha / r.")
     lora_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout on the adapter's input.")
     target_modules: str | list[str] = Field(
-        "all-linear", description="'all-linear' (all but the head), a list of names (q_proj, query ...), or a regex."
+        "all-linear",
+        description="'all-linear' (not heads, routers), a list of names (q_proj, query ...), or a regex.",
     )
     use_rslora: bool = Field(False, description="Scale by lora_alpha / sqrt(r) (arXiv 2312.03732).")
     use_dora: bool = Field(False, description="Learn magnitude and direction apart (arXiv 2402.09353).")

@@ -71,7 +71,7 @@ class ConvNetFamily:
             ignored=(r"^classifier\.", *self.carried),
             carried=self.carried,
             ones={r"^(?!classifier).*\.kernel$": (2, 3)},
-            apart=(r"\.squeeze\.",),  # narrower than an adapter would be
+            apart=(r"\.squeeze\.",),  # 4 to 48 channels: narrower than many an adapter
         )
 
     def modules(self, config: ConvNetConfig) -> dict[str, str]:

@@ -75,7 +75,7 @@ class Family:
             PEFT's adapters have the newer ones.
         renamed: (regex, replacement): names of tensors in old files -> those of today.
         more_layers: whether files may hold layers beyond those of the config, which nobody needs.
-        apart: regexes of our modules that PEFT's `all-linear` does not adapt, beside the head.
+        apart: regexes of our modules that `all-linear` does not adapt, beside the head: what PEFT leaves out too.
         unsupported: Hugging Face's settings that change what is computed and are not there -> the value that is.
     """
 
@@ -141,7 +141,7 @@ def head_dim(hf: "PreTrainedConfig") -> int:
     return getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
 
 
-# Hugging Face's name of an activation -> ours (`models.mlp`).
+# Hugging Face's name of an activation -> ours (`models.activation`).
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",

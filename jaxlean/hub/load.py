@@ -306,7 +306,7 @@ def load_tokenizer(path_or_id: str) -> "PreTrainedTokenizerFast":
     Raises:
         ModelError: there is none, or its files cannot be read.
     """
-    folder = locate(path_or_id)
+    folder = locate(path_or_id, weights=False)
     from transformers import AutoTokenizer
 
     try:

@@ -85,7 +85,7 @@ class _How(NamedTuple):
 def _grouped(how: _How, x: jax.Array, params: dict[str, jax.Array], sizes: jax.Array) -> jax.Array:
     """Each row through the layer of its group."""
     if how.ragged:
-        return ragged.forward(x, params, sizes)
+        return ragged.forward(x, params, sizes, rest=how.rest)
     rows, block = x.shape[0], how.block
     source, held = _padded(x, block), jax.tree.map(to_bits, params)
 
@@ -119,13 +119,13 @@ def _backward(how: _How, saved: Any, grad: Any) -> tuple[Any, Any, None]:
         return jnp.zeros_like(x), {**jax.tree.map(jnp.zeros_like, trained), **dict.fromkeys(frozen)}, None
     if how.ragged:
         every = {**trained, **frozen}
-        of_x = ragged.backward(grad, every, sizes)
-        found = ragged.of_adapter(x, grad, every, sizes, how.block) if "lora_a" in trained else {}
+        of_x = ragged.backward(grad, every, sizes, rest=how.rest)
+        found = ragged.of_adapter(x, grad, every, sizes, block=how.block, rest=how.rest) if "lora_a" in trained else {}
         of_params = {name: found[name].astype(leaf.dtype) for name, leaf in trained.items() if name in found}
         rest = {name: leaf for name, leaf in trained.items() if name not in of_params}
         if rest:
             fixed = {name: leaf for name, leaf in every.items() if name not in rest}
-            of_params |= _backward_in_blocks(how, x, rest, fixed, sizes, grad)[1]
+            of_params |= _backward_in_blocks(how, x, rest, fixed, sizes, grad, of_rows=False)[1]
     else:
         of_x, of_params = _backward_in_blocks(how, x, trained, frozen, sizes, grad)
     return of_x, {**of_params, **dict.fromkeys(frozen)}, None
@@ -138,8 +138,10 @@ def _backward_in_blocks(
     frozen: dict[str, jax.Array],
     sizes: jax.Array,
     grad: jax.Array,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The gradients of the rows, and of what trains."""
+    *,
+    of_rows: bool = True,
+) -> tuple[Any, dict[str, jax.Array]]:
+    """The gradients of the rows (None where nobody wants them), and of what trains."""
     rows, block = x.shape[0], how.block
     source, source_grad = _padded(x, block), _padded(grad, block)
     held, held_frozen = jax.tree.map(to_bits, trained), jax.tree.map(to_bits, frozen)
@@ -150,24 +152,27 @@ def _backward_in_blocks(
             inside = own.start + jnp.arange(block) < own.end  # the others are the next group's
             own_grad = jnp.where(inside[:, None], _rows(source_grad, own.start, block), 0)
             fixed = _group(held_frozen, own.group)
-            _, pull = jax.vjp(
-                lambda x, t: _linear(how.matmul, x, {**t, **fixed}),
-                _rows(source, own.start, block),
-                _group(held, own.group),
-            )
+            own_rows = _rows(source, own.start, block)
+
+            def layer(x: jax.Array | None, params: dict[str, jax.Array]) -> jax.Array:
+                return _linear(how.matmul, own_rows if x is None else x, {**params, **fixed})
+
+            _, pull = jax.vjp(layer, own_rows if of_rows else None, _group(held, own.group))
             of_x, of_params = pull(own_grad)
             sums = {name: s.at[own.group].add(of_params[name].astype(s.dtype)) for name, s in sums.items()}
-            return jax.lax.dynamic_update_slice_in_dim(out, to_bits(of_x), own.start, 0), sums
+            if of_rows:
+                out = jax.lax.dynamic_update_slice_in_dim(out, to_bits(of_x), own.start, 0)
+            return out, sums
 
         return (jax.lax.cond(own.start < rows, add, lambda carry: carry, carry) if how.rest else add(carry)), None
 
     start = (
-        jnp.zeros((rows + block, x.shape[1]), source.dtype),
+        jnp.zeros((rows + block, x.shape[1]), source.dtype) if of_rows else None,
         {name: jnp.zeros(leaf.shape, jnp.float32) for name, leaf in trained.items()},
     )
     (out, sums), _ = jax.lax.scan(one, start, cut(sizes, rows, block))
     of_params = {name: s.astype(trained[name].dtype) for name, s in sums.items()}
-    return _without_rest(from_bits(out[:rows]), sizes, how.rest), of_params
+    return (None if out is None else _without_rest(from_bits(out[:rows]), sizes, how.rest)), of_params
 
 
 _grouped.defvjp(_forward, _backward, symbolic_zeros=True)

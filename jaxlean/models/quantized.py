@@ -6,7 +6,8 @@ held, never a wide copy of it. A quantized kernel is frozen and has no gradient.
 How the numbers are multiplied (`model.matmul`):
 
     default  x and the kernel in the compute dtype, added up in float32. An int8 kernel goes into the product as its
-             whole numbers, which bfloat16 holds exactly, and the columns' scales follow in float32.
+             whole numbers, which bfloat16 holds exactly, and the columns' scales follow in float32. (Of experts on
+             TPUs all kernels of a layer are decoded first: `models/ragged.py`.)
     int8     x is scaled by each token's absmax to int8 as well, and int8 x int8 is added up in int32
              (LLM.int8(), arXiv 2208.07339, without its outliers). The gradient that goes back to x likewise.
     fp8      the same with float8_e4m3fn forward and float8_e5m2 for the gradient (arXiv 2209.05433), added up in

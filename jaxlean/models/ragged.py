@@ -15,37 +15,39 @@ from jaxlean.models.blocks import cut
 Leaves = Mapping[str, jax.Array]
 
 
-def forward(x: jax.Array, leaves: Leaves, sizes: jax.Array) -> jax.Array:
-    """Each row through the linear layer of its group, as `models.grouped.grouped_linear`; rows of no group give zero.
+def forward(x: jax.Array, leaves: Leaves, sizes: jax.Array, *, rest: bool = False) -> jax.Array:
+    """Each row through the linear layer of its group, as `models.grouped.grouped_linear`.
 
     A kernel in fewer bits is decoded whole, for the moment.
     """
-    y = _times(x, _kernel(leaves, x), sizes)
+    y = _times(x, _kernel(leaves, x), sizes, rest)
     group = _group_of_rows(sizes, x.shape[0])
     if "lora_a" in leaves:
-        low = _scaled(_times(x, leaves["lora_a"].astype(x.dtype), sizes), leaves, group)
-        y = y + _times(low, leaves["lora_b"].astype(x.dtype), sizes)
+        low = _scaled(_times(x, leaves["lora_a"].astype(x.dtype), sizes, rest), leaves, group)
+        y = y + _times(low, leaves["lora_b"].astype(x.dtype), sizes, rest)
     if "bias" in leaves:
         inside = jnp.arange(x.shape[0]) < sizes.sum()
         y = y + jnp.where(inside[:, None], leaves["bias"][group].astype(x.dtype), 0)
     return y
 
 
-def backward(grad: jax.Array, leaves: Leaves, sizes: jax.Array) -> jax.Array:
+def backward(grad: jax.Array, leaves: Leaves, sizes: jax.Array, *, rest: bool = False) -> jax.Array:
     """The gradient of the rows: `grad` [rows, out] -> [rows, in]."""
-    of_x = _times(grad, _turned(_kernel(leaves, grad)), sizes)
+    of_x = _times(grad, _turned(_kernel(leaves, grad)), sizes, rest)
     if "lora_a" in leaves:
         group = _group_of_rows(sizes, grad.shape[0])
-        low = _scaled(_times(grad, _turned(leaves["lora_b"].astype(grad.dtype)), sizes), leaves, group)
-        of_x = of_x + _times(low, _turned(leaves["lora_a"].astype(grad.dtype)), sizes)
+        low = _scaled(_times(grad, _turned(leaves["lora_b"].astype(grad.dtype)), sizes, rest), leaves, group)
+        of_x = of_x + _times(low, _turned(leaves["lora_a"].astype(grad.dtype)), sizes, rest)
     return of_x
 
 
-def of_adapter(x: jax.Array, grad: jax.Array, leaves: Leaves, sizes: jax.Array, block: int) -> dict[str, jax.Array]:
+def of_adapter(
+    x: jax.Array, grad: jax.Array, leaves: Leaves, sizes: jax.Array, *, block: int, rest: bool = False
+) -> dict[str, jax.Array]:
     """The gradients of `lora_a`, `lora_b` and `lora_scale`, float32; summed up in blocks of so many rows."""
     group = _group_of_rows(sizes, x.shape[0])
-    low = _times(x, leaves["lora_a"].astype(x.dtype), sizes)
-    of_low = _times(grad, _turned(leaves["lora_b"].astype(x.dtype)), sizes)
+    low = _times(x, leaves["lora_a"].astype(x.dtype), sizes, rest)
+    of_low = _times(grad, _turned(leaves["lora_b"].astype(x.dtype)), sizes, rest)
     by_row = (low.astype(jnp.float32) * of_low.astype(jnp.float32)).sum(axis=-1)
     return {
         "lora_a": _outer(x, _scaled(of_low, leaves, group), sizes, block),
@@ -62,14 +64,20 @@ def _outer(x: jax.Array, y: jax.Array, sizes: jax.Array, block: int) -> jax.Arra
     blocks = cut(sizes, x.shape[0], block)
     number = blocks.start[:, None] + jnp.arange(block)
     inside = (number < blocks.end[:, None])[..., None]
-    x, y = (z.at[number].get(mode="clip", indices_are_sorted=True) for z in (x, y))
+    x, y = (z.at[number].get(mode="clip") for z in (x, y))
     sums = jnp.einsum("nbi,nbo->nio", x, jnp.where(inside, y, 0), preferred_element_type=jnp.float32)
     return jax.ops.segment_sum(sums, blocks.group, sizes.shape[0], indices_are_sorted=True)
 
 
-def _times(x: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
-    """[rows, in] x [groups, in, out], added up in float32, in the dtype of `x`."""
-    wide = jax.lax.ragged_dot(x, kernels, sizes.astype(jnp.int32), preferred_element_type=jnp.float32)
+def _times(x: jax.Array, kernels: jax.Array, sizes: jax.Array, rest: bool) -> jax.Array:
+    """[rows, in] x [groups, in, out], added up in float32, in the dtype of `x`; zero in rows of no group."""
+    # of 16 bits there is but one precision, and TPUs refuse to be asked for another
+    precision = jax.lax.Precision.DEFAULT if x.dtype.itemsize == 2 else None
+    wide = jax.lax.ragged_dot(
+        x, kernels, sizes.astype(jnp.int32), precision=precision, preferred_element_type=jnp.float32
+    )
+    if rest:  # where the kernel writes nothing, or anything
+        wide = jnp.where(jnp.arange(x.shape[0])[:, None] < sizes.sum(), wide, 0)
     return wide.astype(x.dtype)
 
 
@@ -87,5 +95,5 @@ def _scaled(low: jax.Array, leaves: Leaves, group: jax.Array) -> jax.Array:
 
 
 def _group_of_rows(sizes: jax.Array, rows: int) -> jax.Array:
-    """int32 [rows]; of rows of no group the last, whose products are zero."""
+    """int32 [rows]; of rows of no group the last."""
     return jnp.repeat(jnp.arange(sizes.shape[0]), sizes, total_repeat_length=rows)

@@ -152,6 +152,7 @@ def _file(config: RunConfig, target: Target, candidate: Candidate, length: int) 
         "job": {name: getattr(config, name).model_dump(mode="json") for name in ("model", "train")},
         "lora": None if config.lora is None else config.lora.model_dump(mode="json"),
         "architecture": _architecture(config),
+        "task": [config.task, config.data.labels, config.data.text_column],
         "candidate": candidate.as_dict(),
         "target": target.device.model_dump(mode="json", exclude=_PRICES),
         "shape": target.shape,

@@ -157,7 +157,8 @@ def describe(config: RunConfig, *, rows: int | None = None) -> JobSize:
     if not isinstance(model.config, LayersConfig):
         raise ConfigError(
             "plans reckon with the layers of a transformer, and this is another model", where=config.model.path,
-            got=model.family.model_type, fix="finetune: it says what it takes as soon as its step is compiled",
+            got=model.family.model_type,
+            fix="set the mesh yourself (mesh.data=-1); finetune says what its step takes as soon as it is compiled",
         )  # fmt: skip
     tokenizer = tokenizer_of(model)
     template = chat_template(config.model)
@@ -182,7 +183,7 @@ def _on_one_device(config: RunConfig) -> tuple[RunConfig, Any]:
     one.mesh = MeshSection(data=1)
     one.train.sync = "step"
     one.model.attention, one.model.matmul = "auto", "default"
-    return one, make_mesh(one.mesh, jax.devices("cpu")[:1])
+    return one, make_mesh(one.mesh, jax.local_devices()[:1])
 
 
 def write(found: Plan, file: Path) -> None:

@@ -135,8 +135,6 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
     held = _held(config, model)
     say(f"model: {model.family.model_type}, {num_params:,} parameters in {held}, {num_trainable:,} train")
     say(f"attention: {model.attention}")
-    if model.drawn and not resume:
-        say(f"new: {', '.join(sorted(model.drawn))}: drawn by seed {config.seed}, since {config.model.path} has none")
 
     # ---- step
     transform = optimizer(config.train, num_steps, trainable, ratio=lora.learning_rate_ratios(config.lora))
@@ -186,6 +184,8 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
         say(f"resumed at step {saved.step} of {num_steps}")
     elif resume:
         say("no checkpoint to resume from: starting at step 0")
+    if model.drawn and saved is None:
+        say(f"new: {', '.join(sorted(model.drawn))}: drawn by seed {config.seed}, since {config.model.path} has none")
     done = saved.step if saved is not None else 0
     resume_step = saved.step if saved is not None else None
     written = output_dir if peers.is_first else None

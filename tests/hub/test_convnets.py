@@ -5,10 +5,12 @@ import json
 import pytest
 from transformers import AutoConfig
 
+from jaxlean.adapt import lora
 from jaxlean.errors import ModelError
 from jaxlean.hub.convnets import EXPANDED, divisible
 from jaxlean.hub.families import efficientnet, mobilenet_v1, mobilenet_v2
 from jaxlean.hub.names import Names
+from jaxlean.models.build import abstract
 
 FAMILIES = [mobilenet_v1.FAMILY, mobilenet_v2.FAMILY, efficientnet.FAMILY]
 
@@ -46,6 +48,13 @@ def test_sizes_of_the_papers_models():
         *(16, 24, 24, 40, 40, 80, 80, 80, 112, 112, 112, 192, 192, 192, 192, 320)
     ]
     assert (b0.stem, b0.top, b0.blocks[1].squeeze, b0.blocks[1].expanded) == (32, 1280, 4, 96)
+
+
+def test_gates_are_no_part_of_all_linear():
+    family = efficientnet.FAMILY.family
+    config = family.config(AutoConfig.for_model("efficientnet", **SIZES["efficientnet"]))
+    found = lora.targets(abstract(config)[1], "all-linear", apart=family.apart)
+    assert {name.split(".")[-1] for name in found} == {"expand", "project", "top"}
 
 
 def test_names_of_tensors():

@@ -113,3 +113,39 @@ def test_in_bfloat16_it_adds_up_in_float32(equations):
     assert products
     assert {e.outvars[0].aval.dtype.name for e in products} == {"float32"}
     assert {v.aval.dtype.name for e in products for v in e.invars} == {"bfloat16"}
+
+
+@pytest.mark.usefixtures("platform")
+@pytest.mark.parametrize("name", ["lora_b", "lora_a", "bias"])
+def test_one_part_alone_may_train(name):
+    x, leaves = draw()
+    sizes, grad = SIZES[3], np.random.default_rng(1).normal(size=(100, OUT))
+    _, want = gradients_by_hand(x, leaves, sizes, grad)
+    x, leaves = float32((x, leaves))
+    trained = leaves.pop(name)
+    _, pull = jax.vjp(lambda leaf: grouped_linear(x, {**leaves, name: leaf}, jnp.asarray(sizes)), trained)
+    np.testing.assert_allclose(pull(jnp.asarray(grad, jnp.float32))[0], want[name], atol=2e-4)
+
+
+def test_in_bfloat16_both_platforms_agree():
+    x, leaves = jax.tree.map(lambda y: jnp.asarray(y, jnp.bfloat16), draw(137))
+    leaves["lora_scale"] = leaves["lora_scale"].astype(jnp.float32)
+    grad = jnp.asarray(np.random.default_rng(1).normal(size=(137, OUT)), jnp.bfloat16)
+
+    def run(name):
+        with written_for(name):
+            y, pull = jax.vjp(lambda x, leaves: grouped_linear(x, leaves, jnp.asarray(SIZES[3]), rest=True), x, leaves)
+            return jax.tree.map(lambda z: np.asarray(z, np.float32), (y, pull(grad)))
+
+    for got, want in zip(jax.tree.leaves(run("tpu")), jax.tree.leaves(run("cpu")), strict=True):
+        np.testing.assert_allclose(got, want, atol=0.02 * np.abs(want).max())
+
+
+def test_what_a_kernel_leaves_in_rows_of_no_group_reaches_nothing(monkeypatch):
+    def careless(x, kernels, sizes, **how):
+        return jnp.where(jnp.arange(len(x))[:, None] < sizes.sum(), plain(x, kernels, sizes, **how), jnp.nan)
+
+    plain = jax.lax.ragged_dot
+    monkeypatch.setattr(jax.lax, "ragged_dot", careless)
+    with written_for("tpu"):
+        test_whatever_the_sizes_it_is_a_loop_over_the_groups(SIZES[3], 37)

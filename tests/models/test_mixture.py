@@ -18,6 +18,7 @@ from jaxlean.models.config import Experts, Kind
 from jaxlean.models.decoder import ACTIVATIONS, DecoderConfig
 from jaxlean.models.layout import layout_on
 from jaxlean.models.mixture import Mixture
+from jaxlean.platform import written_for
 from jaxlean.train.objective import objective
 from jaxlean.xla.mesh import make_mesh, place
 from jaxlean.xla.remat import scan_layers
@@ -114,8 +115,15 @@ MESHES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "form"), [("shared", "none"), ("oss", "int8"), ("plain", "nf4")])
-def test_on_every_mesh_the_loss_and_its_gradient_are_the_same(kind, form):
+@pytest.mark.parametrize(
+    ("kind", "form", "platform"), [("shared", "none", "cpu"), ("oss", "int8", "cpu"), ("plain", "nf4", "tpu")]
+)
+def test_on_every_mesh_the_loss_and_its_gradient_are_the_same(kind, form, platform):
+    with written_for(platform):
+        check_meshes(kind, form)
+
+
+def check_meshes(kind, form):
     shape = config(KINDS[kind])
     params = randomise(abstract(shape)[1])
     modules = [f"layers.mlp.experts.{name}" for name in (["gate_up"] if KINDS[kind].fused else ["gate", "up"])]
