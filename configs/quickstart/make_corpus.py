@@ -1,6 +1,6 @@
 """Writes the text that the quickstart's base model is pre-trained on, as JSONL rows `{"text": ...}`.
 
-    python configs/quickstart/make_corpus.py --data ../shared/data --seed 0 --out corpus.jsonl
+    python configs/quickstart/make_corpus.py --data data/ --seed 0 --out corpus.jsonl
 
 The file is a curriculum, to be read in order. First lines of random words, said two or three times: nothing in them can
 be learned but to copy, and a small model that copies learns the rest in a fraction of the steps (without this lesson
