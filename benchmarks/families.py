@@ -168,13 +168,13 @@ def generation(model: Model, expected: Mapping[str, np.ndarray]) -> float | None
         return None
     tokens = jnp.asarray(expected["tokens"])
     batch, length = tokens.shape
-    rope = model.config.rope
+    rope, first = model.config.rope, length // 3
     # past its first context such a rope turns all tokens anew, which a cache does not: begin there
-    grows = rope is not None and rope.rope_type in ("dynamic", "longrope")
-    first = rope.original_max_position_embeddings + 1 if grows else length // 3  # type: ignore[union-attr]
-    if first < length and rope is not None and rope.rope_type == "dynamic":
-        return None  # turned anew at every length
-    first = first if first < length else length // 3
+    if rope is not None and rope.rope_type in ("dynamic", "longrope"):
+        context = rope.original_max_position_embeddings
+        if context + 1 < length and rope.rope_type == "dynamic":
+            return None  # turned anew at every length
+        first = context + 1 if context + 1 < length else first
     cache = Cache.empty(model.config, batch, length, jnp.float32)
 
     @jax.jit

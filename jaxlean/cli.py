@@ -123,10 +123,11 @@ def generate(
 def predict(
     config: Config,
     overrides: Overrides = None,
-    data: Annotated[Path, typer.Option("--input", "-i", help="File with the texts, in the column of the data.")] = ...,  # type: ignore[assignment]
+    *,
+    data: Annotated[Path, typer.Option("--input", "-i", help="File with the texts, in the column of the data.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="File to write: .jsonl, the rows with labels; embed: .npy.")
-    ] = ...,  # type: ignore[assignment]
+    ],
     adapter: Annotated[Path | None, typer.Option(help="PEFT adapter folder; default: the model alone.")] = None,
 ) -> None:
     """Write the labels (task=classify, tag) or vectors (task=embed) of the rows of a file."""

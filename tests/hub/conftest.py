@@ -215,13 +215,13 @@ def token_by_token(
     def check(name: str) -> None:
         model, tokens = loaded(name), jnp.asarray(expected(name)["tokens"])
         batch, length = tokens.shape
-        rope = model.config.rope
+        rope, first = model.config.rope, length // 3
         # past its first context such a rope turns all tokens anew, which a cache does not
-        grows = rope is not None and rope.rope_type in ("dynamic", "longrope")
-        first = rope.original_max_position_embeddings + 1 if grows else length // 3
-        if first < length and rope is not None and rope.rope_type == "dynamic":
-            return  # turned anew at every length
-        first = first if first < length else length // 3
+        if rope is not None and rope.rope_type in ("dynamic", "longrope"):
+            context = rope.original_max_position_embeddings
+            if context + 1 < length and rope.rope_type == "dynamic":
+                return  # turned anew at every length
+            first = context + 1 if context + 1 < length else first
         cache = Cache.empty(model.config, batch, length + 2, jnp.float32)
 
         @jax.jit
