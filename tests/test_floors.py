@@ -21,7 +21,7 @@ FLOORS = {
     "hub": 3,
     **dict.fromkeys(("train", "compress"), 4),
     "run": 5,
-    **dict.fromkeys(("search", "plan"), 6),
+    **dict.fromkeys(("search", "plan", "curate"), 6),
     "cli": 7,
     **dict.fromkeys(("__init__", "__main__"), 8),  # the faces of the package: they import what they show
 }

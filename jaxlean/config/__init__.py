@@ -1,18 +1,16 @@
 """A run is one `RunConfig`: every setting once (`sections`), read from YAML with overrides (`read`)."""
 
+from jaxlean.config.data import DataSection, SourceSection
+from jaxlean.config.model import LoraSection, ModelSection
 from jaxlean.config.read import build, dump, load
+from jaxlean.config.section import Section
 from jaxlean.config.sections import (
     CostSection,
-    DataSection,
     DistributedSection,
     EvalSection,
-    LoraSection,
     MeshSection,
-    ModelSection,
     ReportSection,
     RunConfig,
-    Section,
-    SourceSection,
     TrainSection,
 )
 

@@ -6,7 +6,8 @@ from typing import Any, get_origin
 import yaml
 from pydantic import AliasChoices, ValidationError
 
-from jaxlean.config.sections import MeshSection, RunConfig, Section
+from jaxlean.config.section import Section
+from jaxlean.config.sections import MeshSection, RunConfig
 from jaxlean.errors import ConfigError, did_you_mean
 
 

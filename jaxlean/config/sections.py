@@ -1,192 +1,17 @@
-"""Every setting, once: its name, type, default and meaning.
+"""A run and how it is trained, measured and placed: name, type, default and meaning of every setting, once.
 
 Keys carry the names that Hugging Face, PEFT and TRL users know; the common aliases (`micro_batch_size`, `cutoff_len`,
 `lora_r` ...) are accepted.
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-def _named(default: Any, description: str, *aliases: str, **constraints: Any) -> Any:
-    """A field that is also accepted under other projects' names for it (its own stays valid: `populate_by_name`)."""
-    return Field(default, description=description, validation_alias=AliasChoices(*aliases), **constraints)
-
-
-class Section(BaseModel):
-    """A part of the config. Unknown keys are errors, and a value is checked again when it is assigned."""
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, validate_assignment=True, protected_namespaces=())
-
-
-class ModelSection(Section):
-    """Which model, and the numbers it is held in."""
-
-    path: str | None = _named(None, "Hugging Face id or folder of the base model.", "model_name_or_path", "base_model")
-    revision: str | None = Field(None, description="Branch, tag or commit on the Hugging Face hub.")
-    architecture: dict[str, Any] | None = Field(
-        None, description="pretrain only: a Hugging Face config (model_type, hidden_size ...) to start from zero."
-    )
-    tokenizer: str | None = Field(None, description="Folder or id of the tokenizer; default: the one beside the model.")
-    chat_template: str | None = Field(None, description="A Jinja file that replaces the tokenizer's chat template.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="What matrices are multiplied in. auto: float32 on CPU, bfloat16 on GPU and TPU."
-    )
-    save_dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="What a whole written model is held in (lora: null). auto: as dtype."
-    )
-    quantization: Literal["none", "int8", "nf4"] = Field(
-        "none",
-        description="With lora: hold the layers' frozen matrices in 8 bits (load_in_8bit: true) or in 4 as QLoRA does "
-        "(load_in_4bit: true).",
-    )
-    matmul: Literal["default", "int8", "fp8"] = Field(
-        "default",
-        description="What the layers' matrices and their inputs are rounded to for a product. default: dtype. "
-        "fp8 needs hardware that has it.",
-    )
-    attention: Literal["auto", "plain", "block", "cudnn", "splash"] = _named(
-        "auto", "Back end of attention. auto: the fastest that runs on the hardware; printed.", "attn_implementation"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bits_name_a_format(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or not {"load_in_8bit", "load_in_4bit"} & values.keys():
-            return values
-        values = dict(values)
-        flags = {"load_in_8bit": "int8", "load_in_4bit": "nf4"}
-        asked = []
-        for key, form in flags.items():
-            flag = values.pop(key, False)
-            if not isinstance(flag, bool):
-                raise ValueError(f"{key} is true or false, not {flag!r}")
-            asked += [form] if flag else []
-        if len({*asked, values.get("quantization", "none")} - {"none"}) > 1:
-            raise ValueError("load_in_8bit, load_in_4bit and quantization say different things: keep one")
-        return values | ({"quantization": asked[0]} if asked else {})
-
-
-class SourceSection(Section):
-    """One dataset: a file (.jsonl .json .csv .tsv .parquet .txt), a `datasets` folder, a URL, or a hub id."""
-
-    path: str = Field(description="File, folder or hub id.")
-    split: str = Field("train", description="Split of a folder or hub dataset.")
-    name: str | None = Field(None, description="Configuration name of a hub dataset (`datasets` calls it name).")
-    weight: float | None = Field(
-        None,
-        gt=0,
-        description="Share of this source in the mix, if all sources have one; default: every row counts alike.",
-    )
-    format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "template"] = _named(
-        "auto", "Shape of a row. auto recognises it from the columns.", "type"
-    )
-    prompt: str | None = Field(None, description="Template of the prompt over the columns: 'Classify: {text}'.")
-    completion: str | None = Field(None, description="Template of what is learned: '{category}'.")
-    system: str | None = Field(None, description="System message put before each conversation.")
-    limit: PositiveInt | None = Field(None, description="Read only the first rows.")
-
-
-class DataSection(Section):
-    """What is learned from, and how rows become tokens."""
-
-    train: list[SourceSection] | None = _named(
-        None, "Training data: a path, or a list of sources.", "dataset", "datasets"
-    )
-    eval: list[SourceSection] | None = Field(None, description="Held-out data: a path, or a list of sources.")
-    eval_fraction: Fraction = Field(0.0, description="Without `eval`: this share of the training rows is held out.")
-    prompt: str | None = Field(None, description="Default `prompt` template of every source.")
-    completion: str | None = Field(None, description="Default `completion` template of every source.")
-    system: str | None = Field(None, description="Default `system` message of every source.")
-    text_column: str | list[str] | None = _named(
-        None,
-        "task classify, tag, embed: the column of the text (tag: of the words), or two columns: [first, second] "
-        "text of a pair, [anchor, positive]. Default: recognised by its name.",
-        "text_column_name", "text_column_names",
-    )  # fmt: skip
-    label_column: str | None = _named(
-        None, "task classify, tag: the column of the label (tag: of the words' tags). Default: recognised.",
-        "label_column_name", "target_column",
-    )  # fmt: skip
-    image_column: str | None = _named(
-        None, "task classify of a model of images: the column of the image. Default: recognised.", "image_column_name"
-    )
-    augment: bool = Field(
-        False,
-        description="Images only: learn from a random part of each, mirrored or not, drawn anew each epoch. (Not where "
-        "left and right matter.)",
-    )
-    labels: list[str] | None = Field(
-        None,
-        description="task classify, tag: names of the labels in the order of their ids; default: those of the model, "
-        "if it has a trained head, else those in the training data, sorted.",
-    )
-    chat: bool = Field(
-        True, description="Render prompt/completion rows through the chat template where the tokenizer has one."
-    )
-    max_length: PositiveInt = _named(1024, "Tokens a row may have.", "max_seq_length", "cutoff_len", "sequence_len")
-    on_long: Literal["error", "truncate", "drop"] = _named(
-        "error", "What happens to a longer row; the counts are printed.", "excess_length_strategy"
-    )
-    packing: bool = _named(
-        True,
-        "Put several rows into one sequence, each seeing only itself. (Not for task: embed: a text has its own.)",
-        "sample_packing",
-    )
-    train_on: Literal["completion", "all"] = Field(
-        "completion", description="Loss on assistant/completion tokens only, or on every token."
-    )
-    shuffle: bool = Field(True, description="A new order each epoch, from the seed.")
-    streaming: bool = Field(
-        False, description="Read while training, for data larger than the disk; needs train.max_steps."
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _path_is_a_source(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            for key in ("train", "eval", "dataset", "datasets"):
-                value = values.get(key)
-                if isinstance(value, str):
-                    values = {**values, key: [{"path": value}]}
-                elif isinstance(value, dict):
-                    values = {**values, key: [value]}
-                elif isinstance(value, list):
-                    values = {**values, key: [{"path": v} if isinstance(v, str) else v for v in value]}
-        return values
-
-
-class LoraSection(Section):
-    """Low-rank adaptation (arXiv 2106.09685), with PEFT's names."""
-
-    r: PositiveInt = _named(16, "Rank.", "lora_r", "lora_rank")
-    lora_alpha: float = Field(32.0, gt=0, description="The adapter is scaled by lora_alpha / r.")
-    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout on the adapter's input.")
-    target_modules: str | list[str] = Field(
-        "all-linear",
-        description="'all-linear' (not heads, routers), a list of names (q_proj, query ...), or a regex.",
-    )
-    use_rslora: bool = Field(False, description="Scale by lora_alpha / sqrt(r) (arXiv 2312.03732).")
-    use_dora: bool = Field(False, description="Learn magnitude and direction apart (arXiv 2402.09353).")
-    init_lora_weights: Literal["default", "pissa"] = Field(
-        "default", description="default: A random, B zero. pissa: the principal singular vectors (arXiv 2404.02948)."
-    )
-    loraplus_lr_ratio: float | None = Field(
-        None, gt=0, description="LoRA+ (arXiv 2402.12354): B learns this much faster."
-    )
+from jaxlean.config.data import DataSection
+from jaxlean.config.model import LoraSection, ModelSection
+from jaxlean.config.section import Fraction, Section, named
 
 
 class DilocoSection(Section):
@@ -220,14 +45,14 @@ _OPTIMIZER_NAMES = {
 class TrainSection(Section):
     """How it is trained."""
 
-    learning_rate: float = _named(2e-4, "Peak learning rate.", "lr", gt=0)
-    num_train_epochs: float = _named(1.0, "Passes over the data; max_steps wins over it.", "num_epochs", "epochs", gt=0)
+    learning_rate: float = named(2e-4, "Peak learning rate.", "lr", gt=0)
+    num_train_epochs: float = named(1.0, "Passes over the data; max_steps wins over it.", "num_epochs", "epochs", gt=0)
     max_steps: PositiveInt | None = Field(None, description="Optimizer updates; default: from num_train_epochs.")
-    per_device_train_batch_size: PositiveInt = _named(
+    per_device_train_batch_size: PositiveInt = named(
         8, "Sequences in one forward and backward pass on one device.", "micro_batch_size", "batch_size"
     )
     gradient_accumulation_steps: PositiveInt = Field(1, description="Microbatches in one optimizer update.")
-    optim: Literal["adamw", "adamw_8bit", "adafactor", "lion", "sgd", "muon"] = _named(
+    optim: Literal["adamw", "adamw_8bit", "adafactor", "lion", "sgd", "muon"] = named(
         "adamw", "Optimizer; adamw_8bit holds its two moments in 8 bits each.", "optimizer"
     )
     momentum_dtype: Literal["float32", "bfloat16"] = Field(
@@ -239,7 +64,7 @@ class TrainSection(Section):
     momentum: Fraction = Field(0.9, description="sgd and muon.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled; never on norms, biases or 1-d parameters.")
     max_grad_norm: float | None = Field(1.0, gt=0, description="Clip the global gradient norm; null turns it off.")
-    lr_scheduler_type: Literal["constant", "linear", "cosine", "warmup_stable_decay", "cosine_with_restarts"] = _named(
+    lr_scheduler_type: Literal["constant", "linear", "cosine", "warmup_stable_decay", "cosine_with_restarts"] = named(
         "cosine", "Shape of the learning rate after warm-up.", "lr_scheduler"
     )
     warmup_ratio: Fraction = Field(0.03, description="Share of the steps in linear warm-up.")
@@ -257,7 +82,7 @@ class TrainSection(Section):
     trainable: list[str] | None = Field(
         None, description="lora: null only. Regexes of the parameter paths that train; default: all."
     )
-    remat: str | list[str] | dict[str, list[str]] = _named(
+    remat: str | list[str] | dict[str, list[str]] = named(
         "none",
         "Activations to recompute: none, full, dots, dots_no_batch, attention, mlp, nested, auto; or names to keep; or "
         "{save: names, offload: names}. true is full, false is none.",
@@ -320,7 +145,7 @@ class EvalSection(Section):
         None, description="Steps between evaluations of the loss; default: only the ends."
     )
     before: bool = Field(True, description="Measure the base before training, so that the gain is known.")
-    per_device_eval_batch_size: PositiveInt = _named(16, "Sequences at a time.", "eval_batch_size")
+    per_device_eval_batch_size: PositiveInt = named(16, "Sequences at a time.", "eval_batch_size")
     exact_match: bool = Field(False, description="Generate each held-out completion and compare it, word for word.")
     max_new_tokens: PositiveInt = Field(128, description="Longest generation.")
     max_examples: PositiveInt | None = Field(None, description="Use only the first held-out rows.")
@@ -394,7 +219,7 @@ class CostSection(Section):
     usd_per_hour: float | None = Field(
         None, ge=0, description="Price of all devices of the run together; wins over the table."
     )
-    hardware: str | None = _named(
+    hardware: str | None = named(
         None, "A YAML table of prices and hardware that goes before configs/hardware.yaml.", "prices"
     )
 

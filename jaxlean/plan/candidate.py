@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jaxlean.config import MeshSection, RunConfig
-from jaxlean.config.sections import Section
+from jaxlean.config.section import Section
 from jaxlean.errors import ConfigError
 from jaxlean.models.decoder import DecoderConfig
 from jaxlean.xla.mesh import AXES, ROWS

@@ -1,0 +1,75 @@
+"""Which model, and how it is adapted."""
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from jaxlean.config.section import Section, named
+
+
+class ModelSection(Section):
+    """Which model, and the numbers it is held in."""
+
+    path: str | None = named(None, "Hugging Face id or folder of the base model.", "model_name_or_path", "base_model")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hugging Face hub.")
+    architecture: dict[str, Any] | None = Field(
+        None, description="pretrain only: a Hugging Face config (model_type, hidden_size ...) to start from zero."
+    )
+    tokenizer: str | None = Field(None, description="Folder or id of the tokenizer; default: the one beside the model.")
+    chat_template: str | None = Field(None, description="A Jinja file that replaces the tokenizer's chat template.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="What matrices are multiplied in. auto: float32 on CPU, bfloat16 on GPU and TPU."
+    )
+    save_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="What a whole written model is held in (lora: null). auto: as dtype."
+    )
+    quantization: Literal["none", "int8", "nf4"] = Field(
+        "none",
+        description="With lora: hold the layers' frozen matrices in 8 bits (load_in_8bit: true) or in 4 as QLoRA does "
+        "(load_in_4bit: true).",
+    )
+    matmul: Literal["default", "int8", "fp8"] = Field(
+        "default",
+        description="What the layers' matrices and their inputs are rounded to for a product. default: dtype. "
+        "fp8 needs hardware that has it.",
+    )
+    attention: Literal["auto", "plain", "block", "cudnn", "splash"] = named(
+        "auto", "Back end of attention. auto: the fastest that runs on the hardware; printed.", "attn_implementation"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bits_name_a_format(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not {"load_in_8bit", "load_in_4bit"} & values.keys():
+            return values
+        values = dict(values)
+        flags = {"load_in_8bit": "int8", "load_in_4bit": "nf4"}
+        asked = []
+        for key, form in flags.items():
+            flag = values.pop(key, False)
+            if not isinstance(flag, bool):
+                raise ValueError(f"{key} is true or false, not {flag!r}")
+            asked += [form] if flag else []
+        if len({*asked, values.get("quantization", "none")} - {"none"}) > 1:
+            raise ValueError("load_in_8bit, load_in_4bit and quantization say different things: keep one")
+        return values | ({"quantization": asked[0]} if asked else {})
+
+
+class LoraSection(Section):
+    """Low-rank adaptation (arXiv 2106.09685), with PEFT's names."""
+
+    r: PositiveInt = named(16, "Rank.", "lora_r", "lora_rank")
+    lora_alpha: float = Field(32.0, gt=0, description="The adapter is scaled by lora_alpha / r.")
+    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout on the adapter's input.")
+    target_modules: str | list[str] = Field(
+        "all-linear",
+        description="'all-linear' (not heads, routers), a list of names (q_proj, query ...), or a regex.",
+    )
+    use_rslora: bool = Field(False, description="Scale by lora_alpha / sqrt(r) (arXiv 2312.03732).")
+    use_dora: bool = Field(False, description="Learn magnitude and direction apart (arXiv 2402.09353).")
+    init_lora_weights: Literal["default", "pissa"] = Field(
+        "default", description="default: A random, B zero. pissa: the principal singular vectors (arXiv 2404.02948)."
+    )
+    loraplus_lr_ratio: float | None = Field(
+        None, gt=0, description="LoRA+ (arXiv 2402.12354): B learns this much faster."
+    )
