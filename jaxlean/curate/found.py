@@ -1,4 +1,4 @@
-"""What a step found: rows to leave out, each with its reason, and a score for every row; in files, whole or not at all."""
+"""What a step found: rows to leave out, each with its reason, scores of all rows; in files, whole or not at all."""
 
 import json
 import os
