@@ -2,11 +2,11 @@
 
     def near_duplicates(corpus: Corpus, alive: np.ndarray, settings: NearDuplicatesSection, work: Work) -> Found
 
-It gets the rows of all sources (`Corpus`), which of them are alive ([rows] bool, not to be changed), its settings, and a
-folder for what took long to compute (`Work.shards`: kept shard by shard, so that what is killed goes on there).
-It gives back the rows to leave out, each with a reason, and scores for all rows that it has one for (`Found`). It is a
+It gets the rows of all sources (`Corpus`), which of them are alive ([rows] bool, not to be changed), its settings, and
+a folder for what took long to compute (`Work.shards`: kept shard by shard, so that what is killed goes on there). It
+gives back the rows to leave out, each with a reason, and scores for all rows that it has one for (`Found`). It is a
 function of these arguments and `corpus.config` alone: the same rows, killed and resumed or not, on however many
-processes.
+processes. Where `alive` leaves nothing to do it finds nothing; that is no error of its own.
 """
 
 from collections.abc import Callable
