@@ -6,7 +6,7 @@ computes it, in which order, or how often.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -102,7 +102,7 @@ class Work:
         name: str = "shard",
         rows: int = SHARD,
         here: bool = False,
-    ) -> Iterator[tuple[np.ndarray, Arrays]]:
+    ) -> Iterator[tuple[np.ndarray, Mapping[str, np.ndarray]]]:
         """Compute arrays over the rows that are alive, shard by shard, each kept in a file.
 
         Args:
@@ -116,7 +116,8 @@ class Work:
             here: in this process, one after the other (for a model on a device).
 
         Yields:
-            (numbers, arrays) of each shard, in order; read from the file where it was there.
+            (numbers, arrays) of each shard, in order. An array of a file is read when it is asked for, so that a second
+            walk may take one of many.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         starts = range(0, len(corpus), rows)
@@ -132,7 +133,7 @@ class Work:
             if i in missing:
                 found = next(results)
                 write_arrays(file, found)
+                yield numbers[i], found
             else:
                 with np.load(file) as arrays:
-                    found = dict(arrays)
-            yield numbers[i], found
+                    yield numbers[i], arrays
