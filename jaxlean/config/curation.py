@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_serializer, model_validator
 
+from jaxlean.config.quality import QualitySection
 from jaxlean.config.section import Section
 
 
@@ -44,11 +45,30 @@ class NearDuplicatesSection(Section):
     across_labels: bool = Field(False, description="task classify, tag: rows with two labels may be one row as well.")
 
 
+class LeakageSection(Section):
+    """Training rows that also stand in the held-out data. Looked for wherever there are any (`data.eval`)."""
+
+    action: Literal["error", "drop", "keep"] = Field(
+        "error", description="error: stop and say which; drop: leave them out of the training data; keep: only report."
+    )
+    over: Literal["row", "prompt"] = Field(
+        "prompt", description="What is compared: what a row asks, or all of its own text."
+    )
+    ngram: PositiveInt = Field(
+        13, description="Words in a run (13: GPT-3, arXiv 2005.14165, appendix C). Shorter rows leak as a whole or not."
+    )
+    threshold: float = Field(
+        0.5, gt=0, le=1, description="Share of the runs of a held-out row that stand in one training row."
+    )
+
+
 class StepSection(Section):
     """One step: its name, or its name with its settings. A new step is a field here and a file in `curate/`."""
 
     exact_duplicates: ExactDuplicatesSection | None = None
     near_duplicates: NearDuplicatesSection | None = None
+    quality: QualitySection | None = None
+    leakage: LeakageSection | None = None
 
     @model_validator(mode="before")
     @classmethod

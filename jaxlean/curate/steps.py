@@ -6,7 +6,7 @@ It gets the rows of all sources (`Corpus`), which of them are alive ([rows] bool
 a folder for what took long to compute (`Work.shards`: kept shard by shard, so that what is killed goes on there). It
 gives back the rows to leave out, each with a reason, and scores for all rows that it has one for (`Found`). It is a
 function of these arguments and `corpus.config` alone: the same rows, killed and resumed or not, on however many
-processes. Libraries that jaxlean does without stand in the module's NEEDS. Where `alive` leaves nothing to do it finds nothing; that is no error of its own.
+processes. Where nothing is alive it finds nothing. Libraries that jaxlean does without stand in the module's NEEDS.
 """
 
 from collections.abc import Callable
