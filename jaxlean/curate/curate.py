@@ -17,7 +17,7 @@ from jaxlean.curate.output import write
 from jaxlean.curate.reading import lengths, reading, schema
 from jaxlean.curate.report import Answer, publish, show
 from jaxlean.curate.steps import find
-from jaxlean.curate.work import Work, Workers
+from jaxlean.curate.work import Processes, Work
 from jaxlean.errors import ConfigError, DataError
 
 
@@ -57,7 +57,7 @@ def curate(
     every = np.ones(len(corpus), bool)
     alive = every.copy()
     answers: list[Answer] = []
-    with Workers(config) as workers:
+    with _workers(config) as workers:
         read = Work(folder / "work" / "00-reading", workers)
         answers.append(_ended("reading", {}, read, alive, lambda: reading(corpus, every, read)))
         for number, (step, function) in enumerate(zip(steps, functions, strict=True), 1):
@@ -92,6 +92,14 @@ def planned(config: RunConfig) -> list[StepSection]:
     if config.data.eval and all(step.name != "leakage" for step in steps):
         return [StepSection.model_validate("leakage"), *steps]
     return steps
+
+
+def _workers(config: RunConfig) -> Any:
+    if config.curate.engine == "ray":
+        from jaxlean.curate.cluster import RayWorkers
+
+        return RayWorkers(config)
+    return Processes(config)
 
 
 def _bound(function: Any, corpus: Corpus, alive: np.ndarray, step: StepSection, work: Work) -> Callable[[], Found]:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +103,25 @@ def _check_same(folder: Path, config: RunConfig) -> None:
         before = settings.build(yaml.safe_load(file.read_text(encoding="utf-8")), where=file)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RunError("the config of the job cannot be read", where=file, got=error) from error
-    old, new = before.model_dump(), config.model_dump()
-    for section in old:
-        if section in _FREE or old[section] == new[section]:
-            continue
-        if not isinstance(old[section], dict) or not isinstance(new[section], dict):
-            raise changed(folder, section, old[section], new[section])
-        for key in old[section]:
-            if old[section][key] != new[section][key] and not (section == "curate" and key in _FREE_IN_CURATE):
-                raise changed(folder, f"{section}.{key}", old[section][key], new[section][key])
+    old, new = (
+        one.model_dump(exclude=dict.fromkeys(_FREE, True) | {"curate": _FREE_IN_CURATE}) for one in (before, config)
+    )
+    for key, one, other in _differences(old, new):
+        raise changed(folder, key, one, other)
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, old, new) of each setting that is another, as deep as both have it."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        parts: Any = ((name, old[name], new[name]) for name in old)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        parts = ((i, *pair) for i, pair in enumerate(zip(old, new, strict=True)))
+    else:
+        if old != new:
+            yield key, old, new
+        return
+    for name, one, other in parts:
+        yield from _differences(one, other, f"{key}.{name}" if key else str(name))
 
 
 def _check_spares_inputs(folder: Path, config: RunConfig) -> None:

@@ -45,7 +45,7 @@ def schema(corpus: Corpus, alive: np.ndarray, work: Work) -> pa.Schema:
 
 
 def _read(corpus: Corpus, numbers: np.ndarray) -> Arrays:
-    """`chars` [n] int64, -1 where unreadable; `code` [n] int16, of `reasons` (JSON), -1 for none; `schema`, serialised."""
+    """`chars` [n] int64, -1 where unreadable; `code` [n] int16, of `reasons` (JSON) or -1; `schema`, serialised."""
     settings = corpus.config.curate
     chars, code = np.full(len(numbers), -1, np.int64), np.full(len(numbers), -1, np.int16)
     reasons: list[str] = []

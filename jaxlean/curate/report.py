@@ -136,6 +136,7 @@ def _example(found: Found, at: int, corpus: Corpus, held_out: Corpus | None) -> 
     told["text"] = _text(corpus, number)
     other = corpus if found.beside == "train" else held_out
     if found.of is not None and found.of[at] >= 0 and other is not None:
+        told["beside"] = found.beside
         told["duplicate_of"] = other.origin(int(found.of[at]))
         told["its_text"] = _text(other, int(found.of[at]))
     return told
@@ -181,8 +182,9 @@ def _markdown(told: dict[str, Any], drawn: bool) -> str:
                 value = f" ({example['value']:g})" if "value" in example else ""
                 lines += [f"**{example['origin']}**{value}", "", _quoted(example["text"]), ""]
                 if "duplicate_of" in example:
+                    where = "held out" if example["beside"] == "eval" else "stays"
                     lines += [
-                        f"stays, or is held out: **{example['duplicate_of']}**",
+                        f"{where}: **{example['duplicate_of']}**",
                         "",
                         _quoted(example["its_text"]),
                         "",
@@ -199,6 +201,7 @@ def _draw(file: Path, chars: np.ndarray, alive: np.ndarray, answers: list[Answer
     if importlib.util.find_spec("matplotlib") is None:
         return False
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     readable = chars > 0
     panels: list[tuple[str, list[np.ndarray], list[str], bool]] = [
@@ -220,6 +223,8 @@ def _draw(file: Path, chars: np.ndarray, alive: np.ndarray, answers: list[Answer
         for values, label, colour in zip(series, labels, ("#c7c7c7", "#1f77b4"), strict=False):
             axes.hist(values, edges, label=label, color=colour)
         axes.set(title=title, ylabel="rows", xscale="log" if logarithmic else "linear")
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.legend()
     figure.savefig(file, dpi=110, metadata={"Software": None})
     return True
