@@ -7,6 +7,7 @@ Every node reads the sources by the paths in the config, and writes nothing: res
 
 import io
 import logging
+import pickle
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -66,7 +67,6 @@ class RayWorkers:
             UserError: as the function.
         """
         import ray.data
-        from ray.exceptions import RayError
 
         rows = [{"numbers": _packed({"numbers": numbers})} for numbers in shards]
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
@@ -74,16 +74,10 @@ class RayWorkers:
             fn_constructor_args=(self._values, which, function, more),
             compute=ray.data.ActorPoolStrategy(size=min(self.num, len(rows))),
         )
-        try:
-            for row in done.iter_rows():
-                yield _unpacked(row["arrays"])
-        except RayError as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, UserError):
-                cause = getattr(cause, "cause", None) or cause.__cause__
-            if cause is None:
-                raise
-            raise cause from None
+        for row in done.iter_rows():
+            if row["error"]:
+                raise pickle.loads(row["error"])
+            yield _unpacked(row["arrays"])
 
 
 class _Shard:
@@ -94,7 +88,10 @@ class _Shard:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         numbers = _unpacked(row["numbers"])["numbers"]
-        return {"arrays": _packed(self._function(self._corpus, numbers, *self._more))}
+        try:
+            return {"arrays": _packed(self._function(self._corpus, numbers, *self._more)), "error": b""}
+        except UserError as error:  # raised, it would come back as Ray's, with two tracebacks
+            return {"arrays": b"", "error": pickle.dumps(error)}
 
 
 def _packed(arrays: Arrays) -> bytes:
