@@ -27,7 +27,7 @@ class NearDuplicatesSection(Section):
     """Rows that say nearly the same: of each the shingles (runs of characters or words) overlap with one that stays."""
 
     threshold: float = Field(
-        0.8, gt=0, le=1, description="Jaccard overlap of the shingles from which on two rows are taken for one."
+        0.7, gt=0, le=1, description="Jaccard overlap of the shingles from which on two rows are taken for one."
     )
     over: Literal["row", "prompt"] = Field(
         "row", description="What is compared: all of the row's own text, or what it asks (answers may then differ)."

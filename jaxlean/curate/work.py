@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -88,8 +89,15 @@ _opened: dict[str, Any] = {}
 
 
 def _open(values: dict[str, Any]) -> None:
+    # a parent that is killed tells nobody, and its children would wait for work for ever
+    Thread(target=_leave_with, args=(parent_process(),), daemon=True).start()
     _opened.clear()
     _opened["config"] = settings.build(values)
+
+
+def _leave_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _call(function: Function, which: Which, numbers: np.ndarray, more: tuple[Any, ...]) -> Arrays:

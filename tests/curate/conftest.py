@@ -1,0 +1,57 @@
+"""Small datasets, curated in this process."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+from jaxlean import config
+from jaxlean.config import RunConfig
+from jaxlean.curate.curate import curate
+
+TEXTS = [
+    "The cat sat on the mat and looked at the birds in the garden.",
+    "the cat sat on the mat, and looked at the birds in the garden!",
+    "The cat sat on the mat and looked at the bees in the garden.",
+    "A train leaves the station at seven in the morning.",
+    "Nobody has seen the river this high since the spring of the flood.",
+    "A train leaves the station at seven in the morning.",
+]
+
+
+def write(file: Path, rows: list[Any]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Callable[..., RunConfig]:
+    """`job(rows, steps, eval=rows, section={...})`: a config over rows that are written to a file."""
+
+    def make(rows: list[Any], steps: list[Any], held_out: list[Any] | None = None, **values: Any) -> RunConfig:
+        data: dict[str, Any] = {"train": str(write(tmp_path / "rows.jsonl", rows))} | values.pop("data", {})
+        if held_out is not None:
+            data["eval"] = str(write(tmp_path / "heldout.jsonl", held_out))
+        own = {"steps": steps, "processes": 1} | values.pop("curate", {})
+        return config.build({"data": data, "curate": own, "output_dir": str(tmp_path / "out"), **values})
+
+    return make
+
+
+@pytest.fixture
+def curated(job: Callable[..., RunConfig]) -> Callable[..., tuple[dict[str, Any], list[Any], list[Any]]]:
+    """The same, curated: (the report, the rows that stay, those that do not)."""
+
+    def run(*arguments: Any, **values: Any) -> tuple[dict[str, Any], list[Any], list[Any]]:
+        made = job(*arguments, **values)
+        told = curate(made)
+        folder = Path(made.output_dir)
+        kept, dropped = (
+            pyarrow.parquet.read_table(folder / name).to_pylist() for name in ("train.parquet", "dropped.parquet")
+        )
+        return told, kept, dropped
+
+    return run
