@@ -12,6 +12,7 @@ from jaxlean import config
 from jaxlean.config import RunConfig
 from jaxlean.curate.curate import curate
 
+
 def write(file: Path, rows: list[Any]) -> Path:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file

@@ -37,10 +37,14 @@ def test_shards_are_kept_and_not_computed_again(made, tmp_path):
 
     with Processes(config) as workers:
         work = Work(tmp_path / "work", workers)
-        first = [(numbers, found["length"]) for numbers, found in work.shards(noted, corpus, alive, 2, rows=16, here=True)]
+        first = [
+            (numbers, found["length"]) for numbers, found in work.shards(noted, corpus, alive, 2, rows=16, here=True)
+        ]
         assert asked == [list(range(0, 16, 2)), list(range(16, 32, 2)), list(range(32, 40, 2))]
         (tmp_path / "work" / "shard-000001.npz").unlink()
-        again = [(numbers, found["length"]) for numbers, found in work.shards(noted, corpus, alive, 2, rows=16, here=True)]
+        again = [
+            (numbers, found["length"]) for numbers, found in work.shards(noted, corpus, alive, 2, rows=16, here=True)
+        ]
     assert asked[3:] == [list(range(16, 32, 2))]
     for (one, length), (other, same) in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -56,14 +56,14 @@ def test_examples_that_models_are_tuned_on_pass_the_profile_for_them(text):
         ("gopher", "min_stop_words", " ".join(f"Wort{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(60))),
         ("gopher", "max_duplicate_lines", "\n".join(["a line", "a line", PROSE])),
         ("rows", "max_duplicate_lines", "again\n" * 5),
-        ("gopher", "max_duplicate_paragraphs", f"{PROSE}\n\nOne.\n\nOne.\n\nOne."),
+        ("gopher", "max_duplicate_paragraphs", PROSE.replace(". ", ".\n") + "\n\nOne.\n\nOne.\n\nOne."),
         ("gopher", "max_top_2gram", PROSE[:200] + " buy now" * 30),
         ("rows", "max_top_2gram", "buy now " * 60),
         ("gopher", "max_duplicate_5gram", PROSE + " " + PROSE[:120]),
         ("c4", "min_sentences", "One sentence. Two sentences."),
         ("c4", "min_terminal_lines", f"Home\nAbout\nContact\n{PROSE}"),
         ("c4", "forbidden", PROSE + " Lorem ipsum dolor."),
-        ("c4", "forbidden", PROSE + " function() {"),
+        ("c4", "forbidden", PROSE + " function() { return 1; }."),
     ],
 )
 def test_what_breaks_a_rule_is_found_by_it(profile, rule, text):
@@ -94,9 +94,7 @@ def slow_top(words, n):
 
 def slow_duplicates(words, n):
     counts = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
-    inside = {
-        i + j for i in range(len(words) - n + 1) if counts[tuple(words[i : i + n])] > 1 for j in range(n)
-    }
+    inside = {i + j for i in range(len(words) - n + 1) if counts[tuple(words[i : i + n])] > 1 for j in range(n)}
     return sum(len(words[i]) for i in inside) / len("".join(words))
 
 
