@@ -1,5 +1,6 @@
 """A run is one `RunConfig`: every setting once (`sections`), read from YAML with overrides (`read`)."""
 
+from jaxlean.config.curation import CurateSection, StepSection
 from jaxlean.config.data import DataSection, SourceSection
 from jaxlean.config.model import LoraSection, ModelSection
 from jaxlean.config.read import build, dump, load
@@ -19,6 +20,7 @@ __all__ = [
     "dump",
     "load",
     "CostSection",
+    "CurateSection",
     "DataSection",
     "DistributedSection",
     "EvalSection",
@@ -29,5 +31,6 @@ __all__ = [
     "RunConfig",
     "Section",
     "SourceSection",
+    "StepSection",
     "TrainSection",
 ]

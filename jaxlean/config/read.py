@@ -6,6 +6,7 @@ from typing import Any, get_origin
 import yaml
 from pydantic import AliasChoices, ValidationError
 
+from jaxlean.config.curation import StepSection
 from jaxlean.config.section import Section
 from jaxlean.config.sections import MeshSection, RunConfig
 from jaxlean.errors import ConfigError, did_you_mean
@@ -81,6 +82,8 @@ def _canonical(values: Any, section: type[Section], where: object) -> Any:
     """The same settings under our names for them, so that a file and an override may use different ones."""
     if isinstance(values, list):
         return [_canonical(value, section, where) for value in values]
+    if section is StepSection and isinstance(values, str):  # so that an override finds the settings of a bare name
+        return {values: {}}
     if not isinstance(values, dict):
         return values
     out: dict[Any, Any] = {}

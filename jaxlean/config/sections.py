@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
+from jaxlean.config.curation import CurateSection
 from jaxlean.config.data import DataSection
 from jaxlean.config.model import LoraSection, ModelSection
 from jaxlean.config.section import Fraction, Section, named
@@ -266,6 +267,7 @@ class RunConfig(Section):
     mesh: MeshSection = Field(default_factory=MeshSection)
     distributed: DistributedSection = Field(default_factory=DistributedSection)
     cost: CostSection = Field(default_factory=CostSection)
+    curate: CurateSection = Field(default_factory=CurateSection)
     report: ReportSection = Field(default_factory=ReportSection)
 
     @field_validator("compilation_cache", mode="before")

@@ -141,6 +141,15 @@ def fill(template: str, row: dict[str, Any], origin: str) -> str:
     return _PLACE.sub(lambda place: _string(row, place[1], origin), template)
 
 
+def places(template: str) -> list[str]:
+    """The columns that a template names, in order.
+
+    >>> places('{question} -> {"is": "{answer}"}')
+    ['question', 'answer']
+    """
+    return _PLACE.findall(template)
+
+
 def _guess(columns: list[str], path: str) -> str:
     fits = [shape for shape, needed in SHAPES.items() if set(needed) <= set(columns)]
     if len(fits) == 1:
@@ -167,8 +176,8 @@ def _templates(prompt: str | None, completion: str | None, columns: list[str], p
             )
     prompt, completion = prompt or "{prompt}", completion or "{completion}"
     for name, template in (("prompt", prompt), ("completion", completion)):
-        places = _PLACE.findall(template)
-        for place in places:
+        named = places(template)
+        for place in named:
             if place not in columns:
                 raise DataError(
                     f"the {name} template names a column that is not there",
@@ -177,7 +186,7 @@ def _templates(prompt: str | None, completion: str | None, columns: list[str], p
                     wanted=f"columns {', '.join(columns)}",
                     fix=did_you_mean(place, columns),
                 )
-        if not places:
+        if not named:
             raise DataError(
                 f"the {name} template names no column: every row would be the same",
                 where=path,

@@ -1,0 +1,84 @@
+"""What `jaxlean curate` leaves out: the steps, in order, each with its settings."""
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, field_validator, model_serializer, model_validator
+
+from jaxlean.config.section import Section
+
+
+class ExactDuplicatesSection(Section):
+    """Rows that say the same, word for word: the first of them stays."""
+
+    over: Literal["row", "prompt"] = Field(
+        "row", description="What is compared: all of the row's own text, or what it asks (answers may then differ)."
+    )
+    ignore: list[Literal["unicode", "case", "punctuation", "whitespace"]] = Field(
+        default=["unicode", "case", "punctuation", "whitespace"],
+        description="What makes no difference: forms of the same letter (NFKC), case, marks between words, spacing.",
+    )
+    across_labels: bool = Field(
+        False, description="task classify, tag: a text that stands there with two labels is one text as well."
+    )
+
+
+class StepSection(Section):
+    """One step: its name, or its name with its settings. A new step is a field here and a file in `curate/`."""
+
+    exact_duplicates: ExactDuplicatesSection | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_is_a_step(cls, values: Any) -> Any:
+        if isinstance(values, str):
+            return {values: {}}
+        if isinstance(values, dict):
+            return {name: {} if settings is None else settings for name, settings in values.items()}
+        return values
+
+    @model_validator(mode="after")
+    def _is_one_step(self) -> "StepSection":
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"an entry is one step, not {' and '.join(given) or 'none'}: a list keeps their order")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_the_others(self, dump: Any) -> dict[str, Any]:
+        return {name: settings for name, settings in dump(self).items() if settings is not None}
+
+    @property
+    def name(self) -> str:
+        """Of the step."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @property
+    def settings(self) -> Section:
+        """Of the step."""
+        settings = getattr(self, self.name)
+        assert isinstance(settings, Section)
+        return settings
+
+
+class CurateSection(Section):
+    """How a dataset is made smaller before it is trained on."""
+
+    steps: list[StepSection] = Field(
+        default_factory=list,
+        description="In order; each a name (exact_duplicates) or a name with settings (near_duplicates: {threshold: "
+        "0.8}).",
+    )
+    text_column: str | list[str] | None = Field(
+        None, description="The column, or columns, that are compared and judged. Default: what the row is trained on."
+    )
+    max_chars: PositiveInt = Field(1_000_000, description="Longer rows are dropped before anything else reads them.")
+    bad_rows: Literal["error", "drop"] = Field(
+        "error", description="Rows that cannot be read or trained on: malformed JSON, an empty answer."
+    )
+    processes: PositiveInt | None = Field(None, description="That share the work on rows; default: one a core.")
+    examples: PositiveInt = Field(3, description="Rows that the report shows of each reason.")
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _one_step_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | dict) else value

@@ -1,0 +1,139 @@
+"""Work on rows in shards: by several processes or in this one, each shard in a file as soon as it is done.
+
+What is killed goes on after the last shard. A shard is a function of its rows alone, so that it does not matter who
+computes it, in which order, or how often.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxlean import config as settings
+from jaxlean.config import RunConfig
+from jaxlean.config.read import told
+from jaxlean.curate.corpus import Corpus
+from jaxlean.curate.found import write_arrays
+from jaxlean.errors import RunError
+
+SHARD = 4096  # rows
+Arrays = dict[str, np.ndarray]
+# (corpus, numbers of the rows to look at, *more) -> arrays; at the top of a module, so that a process can be told of it.
+Function = Callable[..., Arrays]
+
+
+class Workers:
+    """Processes that have the data open. They start with the first shards that are worth it."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.num = config.curate.processes or (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )
+        self._values = told(config)
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def map(
+        self, function: Function, which: str, jobs: Iterator[tuple[np.ndarray, tuple[Any, ...]]]
+    ) -> Iterator[Arrays]:
+        """The result of each job, in order.
+
+        Raises:
+            RunError: a process died.
+        """
+        if self._pool is None:
+            # spawned, not forked: the parent may hold jax's threads
+            self._pool = ProcessPoolExecutor(self.num, get_context("spawn"), _open, (self._values,))
+        waiting: deque[Future[Arrays]] = deque()
+        try:
+            for numbers, more in jobs:
+                waiting.append(self._pool.submit(_call, function, which, numbers, more))
+                if len(waiting) > 2 * self.num:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a process that read rows was ended from outside",
+                got=error,
+                fix="memory is the usual reason: lower curate.processes or curate.max_chars, then --resume",
+            ) from error
+
+
+_opened: dict[str, Any] = {}
+
+
+def _open(values: dict[str, Any]) -> None:
+    _opened.clear()
+    _opened["config"] = settings.build(values)
+
+
+def _call(function: Function, which: Literal["train", "eval"], numbers: np.ndarray, more: tuple[Any, ...]) -> Arrays:
+    if which not in _opened:
+        _opened[which] = Corpus(_opened["config"], which)
+    return function(_opened[which], numbers, *more)
+
+
+@dataclass
+class Work:
+    """A step's folder, and who works for it."""
+
+    folder: Path
+    workers: Workers
+
+    def shards(
+        self,
+        function: Function,
+        corpus: Corpus,
+        alive: np.ndarray,
+        *more: Any,
+        name: str = "shard",
+        rows: int = SHARD,
+        here: bool = False,
+    ) -> Iterator[tuple[np.ndarray, Arrays]]:
+        """Compute arrays over the rows that are alive, shard by shard, each kept in a file.
+
+        Args:
+            function: `(corpus, numbers, *more) -> {name: array}`: `numbers` are the alive rows of a shard. A function at
+                the top of a module, unless `here`.
+            corpus: whose rows.
+            alive: [rows of the corpus] bool.
+            more: passed on; what `told` or pickle can carry.
+            name: of the files; another for each set of shards of a step.
+            rows: of the corpus in a shard.
+            here: in this process, one after the other (for a model on a device).
+
+        Yields:
+            (numbers, arrays) of each shard, in order; read from the file where it was there.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        starts = range(0, len(corpus), rows)
+        files = [self.folder / f"{name}-{start // rows:06d}.npz" for start in starts]
+        numbers = [start + np.flatnonzero(alive[start : start + rows]) for start in starts]
+        missing = {i for i, file in enumerate(files) if not file.exists()}
+        jobs = ((numbers[i], more) for i in sorted(missing))
+        if here or self.workers.num == 1 or len(missing) < 2:
+            results: Iterator[Arrays] = (function(corpus, rows, *more) for rows, more in jobs)
+        else:
+            results = self.workers.map(function, corpus.which, jobs)
+        for i, file in enumerate(files):
+            if i in missing:
+                found = next(results)
+                write_arrays(file, found)
+            else:
+                with np.load(file) as arrays:
+                    found = dict(arrays)
+            yield numbers[i], found
