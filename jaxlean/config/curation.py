@@ -5,6 +5,15 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, field_validator, model_serializer, model_validator
 
 from jaxlean.config.section import Section
+from jaxlean.config.selection import (
+    El2nSection,
+    IfdSection,
+    ImportanceSection,
+    KeepSection,
+    LearnabilitySection,
+    LossSection,
+    SemanticDuplicatesSection,
+)
 
 
 class ExactDuplicatesSection(Section):
@@ -26,6 +35,13 @@ class StepSection(Section):
     """One step: its name, or its name with its settings. A new step is a field here and a file in `curate/`."""
 
     exact_duplicates: ExactDuplicatesSection | None = None
+    semantic_duplicates: SemanticDuplicatesSection | None = None
+    loss: LossSection | None = None
+    ifd: IfdSection | None = None
+    learnability: LearnabilitySection | None = None
+    el2n: El2nSection | None = None
+    importance: ImportanceSection | None = None
+    keep: KeepSection | None = None
 
     @model_validator(mode="before")
     @classmethod

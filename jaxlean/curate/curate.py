@@ -27,11 +27,13 @@ def curate(config: RunConfig, *, resume: bool = False, overwrite: bool = False) 
     corpus = Corpus(config)
     alive = np.ones(len(corpus), bool)
     done: list[tuple[str, Found]] = []
+    scores: dict[str, np.ndarray] = {}
     with Workers(config) as workers:
         for number, step in enumerate(config.curate.steps, 1):
-            work = Work(folder / "work" / f"{number:02d}-{step.name}", workers)
+            work = Work(folder / "work" / f"{number:02d}-{step.name}", workers, scores)
             found = _run(step.name, step.settings, corpus, alive, work)
             alive[found.rows] = False
+            scores |= found.scores
             done.append((step.name, found))
             if not alive.any():
                 raise DataError("nothing is left", where=f"after curate.steps.{number - 1} ({step.name})")

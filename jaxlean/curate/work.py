@@ -6,10 +6,10 @@ computes it, in which order, or how often.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -89,10 +89,11 @@ def _call(function: Function, which: Literal["train", "eval"], numbers: np.ndarr
 
 @dataclass
 class Work:
-    """A step's folder, and who works for it."""
+    """A step's folder, who works for it, and the scores of the steps before: name -> float32 [rows of the corpus]."""
 
     folder: Path
     workers: Workers
+    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def shards(
         self,

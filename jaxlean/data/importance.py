@@ -4,6 +4,7 @@ Words and pairs of words are hashed into buckets; a bag of buckets is drawn from
 target and one for all rows. A row's weight is how much likelier the target's distribution makes it.
 """
 
+import itertools
 import re
 import zlib
 from collections.abc import Iterable
@@ -24,7 +25,7 @@ def hashed(text: str, buckets: int = BUCKETS) -> np.ndarray:
     7
     """
     words = [word.encode() for word in _WORD.findall(text.lower())]
-    grams = words + [one + b" " + other for one, other in zip(words, words[1:], strict=False)]
+    grams = words + [one + b" " + other for one, other in itertools.pairwise(words)]
     return np.fromiter((zlib.crc32(gram) % buckets for gram in grams), np.uint32, len(grams))
 
 

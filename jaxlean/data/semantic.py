@@ -8,19 +8,27 @@ from jaxlean.data.clusters import k_means
 _BLOCK = 1024
 
 
-def duplicates(vectors: np.ndarray, *, epsilon: float, num_clusters: int | None = None, seed: int = 0) -> np.ndarray:
+def duplicates(
+    vectors: np.ndarray,
+    *,
+    epsilon: float,
+    num_clusters: int | None = None,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
+) -> np.ndarray:
     """For each row the one that is kept in its place: rows of one cluster whose cosine is above 1 - epsilon.
 
     Within a cluster the rows are gone through from the one farthest from the centre to the nearest (the paper keeps
     those with the least similarity to it); each that is like one kept already is dropped. (The published code compares
-    with dropped ones as well, so that of a chain of rows, each like the next, only one is left, though its ends may have
-    little in common. Here each dropped row is like the row that stands for it.) Rows in different clusters are never
-    compared: that is what makes it fast.
+    with dropped ones as well, so that of a chain of rows, each like the next, only one is left, though its ends may
+    have little in common. Here each dropped row is like the row that stands for it.) Rows in different clusters are
+    never compared: that is what makes it fast.
 
     Args:
         vectors: float32 [rows, hidden], unit vectors (`clusters.unit`).
         epsilon: 0 drops only the same vectors; 0.05 is a cosine of 0.95.
         num_clusters: default: the square root of the rows, so that comparing costs as much as clustering.
+        groups: int [rows]: rows of different groups (labels) are never duplicates. Default: one group.
         seed: of the clusters.
 
     Returns:
@@ -29,8 +37,10 @@ def duplicates(vectors: np.ndarray, *, epsilon: float, num_clusters: int | None 
     rows = len(vectors)
     labels, centres = k_means(vectors, num_clusters or max(round(rows**0.5), 1), seed=seed)
     kept_for = np.arange(rows)
-    order = np.argsort(labels, kind="stable")
-    for members in np.split(order, np.cumsum(np.bincount(labels, minlength=len(centres)))[:-1]):
+    apart = np.zeros(rows, np.int64) if groups is None else groups
+    order = np.lexsort((apart, labels))
+    ends = np.flatnonzero((np.diff(labels[order]) != 0) | (np.diff(apart[order]) != 0)) + 1
+    for members in np.split(order, ends):
         if len(members) > 1:
             near = vectors[members] @ centres[labels[members[0]]]
             members = members[np.argsort(near, kind="stable")]

@@ -47,3 +47,10 @@ def test_of_alike_rows_the_one_farthest_from_the_centre_is_kept() -> None:
 def test_the_same_vectors_are_alike_though_float32_rounds() -> None:
     vectors = unit(np.repeat(np.random.default_rng(1).normal(size=(5, 384)), 3, axis=0))
     assert len(set(duplicates(vectors, epsilon=0.0).tolist())) == 5
+
+
+def test_rows_of_different_groups_are_never_duplicates() -> None:
+    vectors = unit(np.repeat(np.random.default_rng(1).normal(size=(6, 16)), 4, axis=0))
+    got = duplicates(vectors, epsilon=0.0, groups=np.tile([0, 1, 1, 2], 6), num_clusters=2)
+    assert len(set(got.tolist())) == 18
+    assert all(row % 4 in (1, 2) for row in np.flatnonzero(got != np.arange(24)))
