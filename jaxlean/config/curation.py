@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_serializer, model_validator
 
+from jaxlean.config.quality import QualitySection
 from jaxlean.config.section import Section
 from jaxlean.config.selection import (
     El2nSection,
@@ -31,10 +32,52 @@ class ExactDuplicatesSection(Section):
     )
 
 
+class NearDuplicatesSection(Section):
+    """Rows that say nearly the same: of each the shingles (runs of characters or words) overlap with one that stays."""
+
+    threshold: float = Field(
+        0.8, gt=0, le=1, description="Jaccard overlap of the shingles from which on two rows are taken for one."
+    )
+    over: Literal["row", "prompt"] = Field(
+        "row", description="What is compared: all of the row's own text, or what it asks (answers may then differ)."
+    )
+    unit: Literal["characters", "words"] = Field(
+        "characters",
+        description="Of which a shingle is a run. Words do for long texts; in short ones each counts much.",
+    )
+    ngram: PositiveInt = Field(5, description="Units in a shingle.")
+    num_perm: int = Field(128, ge=16, le=1024, description="Hashes of a MinHash signature; more miss fewer pairs.")
+    keep: Literal["first", "longest"] = Field("first", description="Which of them stays.")
+    same_numbers: bool = Field(
+        True, description="Rows whose numbers differ are two rows: 3 apples and 5 apples have different answers."
+    )
+    across_labels: bool = Field(False, description="task classify, tag: rows with two labels may be one row as well.")
+
+
+class LeakageSection(Section):
+    """Training rows that also stand in the held-out data. Looked for wherever there are any (`data.eval`)."""
+
+    action: Literal["error", "drop", "keep"] = Field(
+        "error", description="error: stop and say which; drop: leave them out of the training data; keep: only report."
+    )
+    over: Literal["row", "prompt"] = Field(
+        "prompt", description="What is compared: what a row asks, or all of its own text."
+    )
+    ngram: PositiveInt = Field(
+        13, description="Words in a run (13: GPT-3, arXiv 2005.14165, appendix C). Shorter rows leak as a whole or not."
+    )
+    threshold: float = Field(
+        0.5, gt=0, le=1, description="Share of the runs of a held-out row that stand in one training row."
+    )
+
+
 class StepSection(Section):
     """One step: its name, or its name with its settings. A new step is a field here and a file in `curate/`."""
 
     exact_duplicates: ExactDuplicatesSection | None = None
+    near_duplicates: NearDuplicatesSection | None = None
+    quality: QualitySection | None = None
+    leakage: LeakageSection | None = None
     semantic_duplicates: SemanticDuplicatesSection | None = None
     loss: LossSection | None = None
     ifd: IfdSection | None = None

@@ -16,6 +16,7 @@ from jaxlean.errors import ConfigError, DataError
 
 # Rows parsed at a time: few, because one may have megabytes.
 _AT_A_TIME = 16
+Which = Literal["train", "eval"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Corpus:
     Made anew in every process that works on rows, from the config; nothing but indices is held.
     """
 
-    def __init__(self, config: RunConfig, which: Literal["train", "eval"] = "train") -> None:
+    def __init__(self, config: RunConfig, which: Which = "train") -> None:
         """Open the sources.
 
         Raises:

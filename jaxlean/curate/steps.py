@@ -2,15 +2,16 @@
 
     def near_duplicates(corpus: Corpus, alive: np.ndarray, settings: NearDuplicatesSection, work: Work) -> Found
 
-It gets the rows of all sources (`Corpus`), which of them are alive ([rows] bool, not to be changed), its settings, and a
-folder for what took long to compute (`Work.shards`: kept shard by shard, so that what is killed goes on there).
-It gives back the rows to leave out, each with a reason, and scores for all rows that it has one for (`Found`). It is a
+It gets the rows of all sources (`Corpus`), which of them are alive ([rows] bool, not to be changed), its settings, and
+a folder for what took long to compute (`Work.shards`: kept shard by shard, so that what is killed goes on there). It
+gives back the rows to leave out, each with a reason, and scores for all rows that it has one for (`Found`). It is a
 function of these arguments and `corpus.config` alone: the same rows, killed and resumed or not, on however many
-processes.
+processes. Where nothing is alive it finds nothing. Libraries that jaxlean does without stand in the module's NEEDS.
 """
 
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,20 @@ import numpy as np
 from jaxlean.curate.corpus import Corpus
 from jaxlean.curate.found import Found
 from jaxlean.curate.work import Work
+from jaxlean.errors import ConfigError
 
 Step = Callable[[Corpus, np.ndarray, Any, Work], Found]
 
 
 def find(name: str) -> Step:
-    """The function of a step; its libraries are imported now, and not before."""
-    step: Step = getattr(import_module(f"jaxlean.curate.{name}"), name)
+    """The function of a step; what it imports is imported now, and not before.
+
+    Raises:
+        ConfigError: a library that the module names in `NEEDS` is not installed.
+    """
+    module = import_module(f"jaxlean.curate.{name}")
+    for library in getattr(module, "NEEDS", ()):
+        if find_spec(library) is None:
+            raise ConfigError(f"curate.steps: {name} needs {library}", fix="pip install 'jaxlean[curate]'")
+    step: Step = getattr(module, name)
     return step

@@ -12,21 +12,22 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from jaxlean import config as settings
 from jaxlean.config import RunConfig
 from jaxlean.config.read import told
-from jaxlean.curate.corpus import Corpus
+from jaxlean.curate.corpus import Corpus, Which
 from jaxlean.curate.found import write_arrays
 from jaxlean.errors import RunError
 
 SHARD = 4096  # rows
 Arrays = dict[str, np.ndarray]
-# (corpus, numbers of the rows to look at, *more) -> arrays; at the top of a module, so that a process can be told of it.
+# (corpus, numbers of rows, *more) -> arrays; at the top of a module, so that another process finds it.
 Function = Callable[..., Arrays]
+Job = tuple[np.ndarray, tuple[Any, ...]]  # numbers of rows, and more
 
 
 class Workers:
@@ -46,9 +47,7 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def map(
-        self, function: Function, which: str, jobs: Iterator[tuple[np.ndarray, tuple[Any, ...]]]
-    ) -> Iterator[Arrays]:
+    def map(self, function: Function, which: Which, jobs: Iterator[Job]) -> Iterator[Arrays]:
         """The result of each job, in order.
 
         Raises:
@@ -81,7 +80,7 @@ def _open(values: dict[str, Any]) -> None:
     _opened["config"] = settings.build(values)
 
 
-def _call(function: Function, which: Literal["train", "eval"], numbers: np.ndarray, more: tuple[Any, ...]) -> Arrays:
+def _call(function: Function, which: Which, numbers: np.ndarray, more: tuple[Any, ...]) -> Arrays:
     if which not in _opened:
         _opened[which] = Corpus(_opened["config"], which)
     return function(_opened[which], numbers, *more)
@@ -104,12 +103,12 @@ class Work:
         name: str = "shard",
         rows: int = SHARD,
         here: bool = False,
-    ) -> Iterator[tuple[np.ndarray, Arrays]]:
+    ) -> Iterator[tuple[np.ndarray, Mapping[str, np.ndarray]]]:
         """Compute arrays over the rows that are alive, shard by shard, each kept in a file.
 
         Args:
-            function: `(corpus, numbers, *more) -> {name: array}`: `numbers` are the alive rows of a shard. A function at
-                the top of a module, unless `here`.
+            function: `(corpus, numbers, *more) -> {name: array}`: `numbers` are the alive rows of a shard. At the top
+                of a module, unless `here`.
             corpus: whose rows.
             alive: [rows of the corpus] bool.
             more: passed on; what `told` or pickle can carry.
@@ -118,7 +117,8 @@ class Work:
             here: in this process, one after the other (for a model on a device).
 
         Yields:
-            (numbers, arrays) of each shard, in order; read from the file where it was there.
+            (numbers, arrays) of each shard, in order. An array of a file is read when it is asked for, so that a second
+            walk may take one of many.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         starts = range(0, len(corpus), rows)
@@ -134,7 +134,7 @@ class Work:
             if i in missing:
                 found = next(results)
                 write_arrays(file, found)
+                yield numbers[i], found
             else:
                 with np.load(file) as arrays:
-                    found = dict(arrays)
-            yield numbers[i], found
+                    yield numbers[i], arrays

@@ -11,6 +11,8 @@ import numpy as np
 # letters' accents, and a mark right before a digit, as in -4, .5 and 3-4.
 _MARKS = re.compile(r"""[-.,;:!?"'`´()\[\]{}…—–−«»“”„‘’‚_·¡¿。、「」『』؟،؛]+(?!\d)""")  # noqa: RUF001
 
+_NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
+
 
 def normalise(text: str, ignore: Iterable[str] = ("unicode", "case", "punctuation", "whitespace")) -> str:
     """The text without what makes no difference.
@@ -32,6 +34,15 @@ def normalise(text: str, ignore: Iterable[str] = ("unicode", "case", "punctuatio
     if "whitespace" in ignore or "punctuation" in ignore:
         text = " ".join(text.split())
     return text
+
+
+def numbers_of(text: str) -> str:
+    """The numbers in a text, sorted.
+
+    >>> numbers_of("from 3 apples to 1,000 of 2024")
+    '1,000 2024 3'
+    """
+    return " ".join(sorted(_NUMBER.findall(text)))
 
 
 def key(text: str) -> bytes:
