@@ -201,6 +201,9 @@ def without_prompt(tokens: Tokens, prefix: list[int]) -> tuple[Tokens, Tokens] |
         None where no token is left that counts.
     """
     ids, learned = tokens.input_ids, tokens.loss_mask
+    start = int(learned.argmax())
+    if learned[start:].all() and start <= max(len(prefix), 1):  # plain text: it has no prompt
+        return tokens, tokens
     counted = learned.copy()
     if not prefix:
         counted[np.flatnonzero(learned)[:1]] = False

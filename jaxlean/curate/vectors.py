@@ -50,11 +50,13 @@ def vectors_of(corpus: Corpus, alive: np.ndarray, settings: VectorsSection, work
     shards = Work(work.folder.parent / f"vectors-{_key(config, settings)}", work.workers)
     parts: list[np.ndarray] = []
     for numbers, found in shards.shards(function, corpus, alive, rows=_ROWS, here=True):
-        at = np.searchsorted(found["rows"], numbers)
-        assert (found["rows"][at] == numbers).all(), "rows only become fewer"
-        _check(corpus, numbers, found["vectors"][at])
-        if len(numbers):
-            parts.append(unit(found["vectors"][at]))
+        if not len(numbers):
+            continue
+        rows, vectors = found["rows"], found["vectors"]
+        at = np.searchsorted(rows, numbers)
+        assert (rows[at] == numbers).all(), "rows only become fewer"
+        _check(corpus, numbers, vectors[at])
+        parts.append(unit(vectors[at]))
     sizes = {part.shape[1] for part in parts}
     if len(sizes) > 1:
         raise DataError(
@@ -70,7 +72,7 @@ def _key(config: RunConfig, settings: VectorsSection) -> str:
 
 
 def _check(corpus: Corpus, numbers: np.ndarray, vectors: np.ndarray) -> None:
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1)) if vectors.size else np.zeros(0, np.int64)
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise DataError(
             "a vector that is not all numbers (NaN or infinity)", where=corpus.origin(int(numbers[bad[0]])),
