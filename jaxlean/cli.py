@@ -166,6 +166,21 @@ def inspect(
 
 
 @app.command()
+def curate(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in output_dir after what is done.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in output_dir.")] = False,
+) -> None:
+    """Leave out what teaches nothing: duplicates, broken rows, leaks; write a smaller dataset and a report."""
+    settings = _load(config, overrides)
+    from jaxlean.curate.curate import curate
+
+    curate(settings, resume=resume, overwrite=overwrite)
+    typer.echo(f"curated data: {settings.output_dir}")
+
+
+@app.command()
 def plan(
     config: Config,
     overrides: Overrides = None,

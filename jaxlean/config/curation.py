@@ -36,7 +36,7 @@ class NearDuplicatesSection(Section):
     """Rows that say nearly the same: of each the shingles (runs of characters or words) overlap with one that stays."""
 
     threshold: float = Field(
-        0.8, gt=0, le=1, description="Jaccard overlap of the shingles from which on two rows are taken for one."
+        0.7, gt=0, le=1, description="Jaccard overlap of the shingles from which on two rows are taken for one."
     )
     over: Literal["row", "prompt"] = Field(
         "row", description="What is compared: all of the row's own text, or what it asks (answers may then differ)."
@@ -67,7 +67,7 @@ class LeakageSection(Section):
         13, description="Words in a run (13: GPT-3, arXiv 2005.14165, appendix C). Shorter rows leak as a whole or not."
     )
     threshold: float = Field(
-        0.5, gt=0, le=1, description="Share of the runs of a held-out row that stand in one training row."
+        0.6, gt=0, le=1, description="Share of the runs of a held-out row that stand in one training row."
     )
 
 
@@ -133,6 +133,9 @@ class CurateSection(Section):
     max_chars: PositiveInt = Field(1_000_000, description="Longer rows are dropped before anything else reads them.")
     bad_rows: Literal["error", "drop"] = Field(
         "error", description="Rows that cannot be read or trained on: malformed JSON, an empty answer."
+    )
+    engine: Literal["processes", "ray"] = Field(
+        "processes", description="Who works on rows: processes of this machine, or a Ray cluster (RAY_ADDRESS)."
     )
     processes: PositiveInt | None = Field(None, description="That share the work on rows; default: one a core.")
     examples: PositiveInt = Field(3, description="Rows that the report shows of each reason.")

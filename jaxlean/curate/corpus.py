@@ -14,8 +14,9 @@ from jaxlean.data.source import open_rows
 from jaxlean.data.words import Reader, Words, reader
 from jaxlean.errors import ConfigError, DataError
 
-# Rows parsed at a time: few, because one may have megabytes.
-_AT_A_TIME = 16
+# Rows parsed together, at most; after some with more characters than this, fewer.
+_TOGETHER = 64
+_LARGE = 2**22
 Which = Literal["train", "eval"]
 
 
@@ -81,20 +82,34 @@ class Corpus:
         Raises:
             DataError: a row that cannot be read.
         """
-        at = 0
+        for item in self.attempts(numbers):
+            if isinstance(item, DataError):
+                raise item
+            yield item
+
+    def attempts(self, numbers: np.ndarray) -> Iterator[Item | DataError]:
+        """As `items`, with the error in the place of a row that cannot be read."""
+        at, together = 0, 1
         while at < len(numbers):
-            source, own = self.place(int(numbers[at]))
-            stop = at + 1
-            while (
-                stop < len(numbers)
-                and stop - at < _AT_A_TIME
-                and int(numbers[stop]) == int(numbers[at]) + stop - at
-                and int(numbers[stop]) < self.starts[source + 1]
-            ):
-                stop += 1
+            first = int(numbers[at])
+            source, own = self.place(first)
+            most = min(at + together, len(numbers), at + int(self.starts[source + 1]) - first)
+            gaps = np.flatnonzero(np.diff(numbers[at:most]) != 1)
+            stop = at + 1 + int(gaps[0]) if len(gaps) else most
             part = self.parts[source]
-            for i, row in enumerate(part.read(own, own + stop - at)):
-                yield Item(int(numbers[at]) + i, row, part.origin(own + i), source)
+            try:
+                rows = part.read(own, own + stop - at)
+            except DataError as error:
+                if stop > at + 1:
+                    together = 1
+                    continue
+                yield error
+                at = stop
+                continue
+            # after a row of megabytes, one at a time again
+            together = min(2 * together, _TOGETHER) if sum(map(_size, rows)) < _LARGE else 1
+            for i, row in enumerate(rows):
+                yield Item(first + i, row, part.origin(own + i), source)
             at = stop
 
     def words(self, numbers: np.ndarray) -> Iterator[Words]:
@@ -122,6 +137,15 @@ class Corpus:
                 first = list(next(_good_rows(part)))
             found.append(reader(first, source, self.config))
         return found
+
+
+def _size(value: object) -> int:
+    """Characters of a value, roughly."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 8
 
 
 def _good_rows(rows: Rows) -> Iterator[Row]:

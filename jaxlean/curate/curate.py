@@ -1,52 +1,138 @@
 """`jaxlean curate`: a dataset in, a smaller one out, with a reason for each row that is not in it."""
 
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
-from jaxlean.config import RunConfig
+from jaxlean.config import RunConfig, StepSection
+from jaxlean.curate import folder as folders
 from jaxlean.curate.corpus import Corpus
 from jaxlean.curate.found import Found, restore, save
+from jaxlean.curate.output import write
+from jaxlean.curate.reading import lengths, reading, schema
+from jaxlean.curate.report import Answer, publish, show
 from jaxlean.curate.steps import find
-from jaxlean.curate.work import Work, Workers
+from jaxlean.curate.work import Processes, Work
 from jaxlean.errors import ConfigError, DataError
 
 
-def curate(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
-    """Run the steps of `curate.steps` over `data.train` and write what is left into `output_dir`.
+def curate(
+    config: RunConfig, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
+) -> dict[str, Any]:
+    """Take the rows of `data.train` through `curate.steps` and write what is left into `output_dir`.
+
+    Writes `train.parquet` (`data.train=FOLDER` reads it, and nothing else there), `dropped.parquet`, `report.md`,
+    `report.json` and `histograms.png`. Killed, it goes on with `resume` after the last shard, to the same rows.
+
+    Returns:
+        What stands in `report.json`.
 
     Raises:
-        ConfigError: no steps, no data.
-        DataError: a row that cannot be read, nothing left.
+        ConfigError: no steps, no data, a library that is missing.
+        DataError: a row that cannot be read, training rows in the held-out data, nothing left.
+        RunError: a folder that holds another job, or cannot be written.
     """
-    if not config.curate.steps:
-        raise ConfigError("curate.steps is empty: there is nothing to do", fix="curate.steps=[exact_duplicates]")
-    folder = Path(config.output_dir)
-    corpus = Corpus(config)
-    alive = np.ones(len(corpus), bool)
-    done: list[tuple[str, Found]] = []
-    scores: dict[str, np.ndarray] = {}
-    with Workers(config) as workers:
-        for number, step in enumerate(config.curate.steps, 1):
-            work = Work(folder / "work" / f"{number:02d}-{step.name}", workers, scores)
-            found = _run(step.name, step.settings, corpus, alive, work)
-            alive[found.rows] = False
-            scores |= found.scores
-            done.append((step.name, found))
-            if not alive.any():
-                raise DataError("nothing is left", where=f"after curate.steps.{number - 1} ({step.name})")
-    return {"rows": len(corpus), "kept": int(alive.sum()), "steps": [(name, found.counts()) for name, found in done]}
-
-
-def _run(name: str, settings: Any, corpus: Corpus, alive: np.ndarray, work: Work) -> Found:
-    """A step's answer: from its folder, where it has ended before."""
-    before = restore(work.folder)
-    if before is not None:
-        return before[0]
+    console = console or Console(highlight=False)
     start = time.perf_counter()
-    work.folder.mkdir(parents=True, exist_ok=True)
-    found = find(name)(corpus, alive, settings, work)
-    save(found, work.folder, time.perf_counter() - start)
-    return found
+
+    # what is to be done, and where
+    steps = planned(config)
+    functions = [find(step.name) for step in steps]
+    corpus = Corpus(config)
+    held_out = Corpus(config, "eval") if config.data.eval else None
+    folder = Path(config.output_dir)
+    folders.claim(folder, config, resume=resume, overwrite=overwrite)
+    before = folders.finished(folder)
+    if before is not None:
+        show(before, console)
+        return before
+    folders.check_same_data(folder, corpus)
+
+    # every row is read once, then the steps, each over what is left
+    every = np.ones(len(corpus), bool)
+    alive = every.copy()
+    answers: list[Answer] = []
+    with _workers(config) as workers:
+        read = Work(folder / "work" / "00-reading", workers)
+        answers.append(_ended("reading", {}, read, alive, lambda: reading(corpus, every, read)))
+        for number, (step, function) in enumerate(zip(steps, functions, strict=True), 1):
+            scores = {name: score for answer in answers for name, score in answer.found.scores.items()}
+            work = Work(folder / "work" / f"{number:02d}-{step.name}", workers, scores)
+            settings = step.settings.model_dump(mode="json")
+            todo = _bound(function, corpus, alive, step, work)
+            answers.append(_ended(step.name, settings, work, alive, todo))
+            _check_something_is_left(answers, alive, corpus)
+        chars, columns = lengths(corpus, every, read), schema(corpus, every, read)
+
+    # what is left, what is not, and why
+    write(folder, corpus, columns, chars, alive, [(answer.step, answer.found) for answer in answers], held_out)
+    told = publish(folder, corpus, held_out, chars, alive, answers, time.perf_counter() - start)
+    shutil.rmtree(folder / "work")
+    show(told, console)
+    return told
+
+
+def planned(config: RunConfig) -> list[StepSection]:
+    """The steps of the config; where there are held-out rows, leakage is looked for first unless it is among them.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    steps = config.curate.steps
+    if not steps:
+        raise ConfigError(
+            "curate.steps is empty: there is nothing to do",
+            wanted="steps in their order: curate.steps=[exact_duplicates, near_duplicates, quality]",
+            fix="configs/curate.yaml shows all of them",
+        )
+    if config.data.eval and all(step.name != "leakage" for step in steps):
+        return [StepSection.model_validate("leakage"), *steps]
+    return steps
+
+
+def _workers(config: RunConfig) -> Any:
+    if config.curate.engine == "ray":
+        from jaxlean.curate.cluster import RayWorkers
+
+        return RayWorkers(config)
+    return Processes(config)
+
+
+def _bound(function: Any, corpus: Corpus, alive: np.ndarray, step: StepSection, work: Work) -> Callable[[], Found]:
+    return lambda: function(corpus, alive.copy(), step.settings, work)
+
+
+def _ended(step: str, settings: dict[str, Any], work: Work, alive: np.ndarray, compute: Callable[[], Found]) -> Answer:
+    """A step's answer, from its folder where it has ended before; `alive` is then without what it left out."""
+    rows = int(alive.sum())
+    found = restore(work.folder)
+    if found is None:
+        start = time.perf_counter()
+        work.folder.mkdir(parents=True, exist_ok=True)
+        found = compute(), time.perf_counter() - start
+        save(found[0], work.folder, found[1])
+    alive[found[0].rows] = False
+    return Answer(step, settings, rows, found[0], found[1])
+
+
+def _check_something_is_left(answers: list[Answer], alive: np.ndarray, corpus: Corpus) -> None:
+    if alive.any():
+        return
+    said = "; ".join(
+        f"{answer.step} dropped {len(answer.found.rows):,} of {answer.rows:,} ("
+        + ", ".join(f"{reason}: {count:,}" for reason, count in answer.found.counts().items() if count)
+        + ")"
+        for answer in answers
+        if len(answer.found.rows)
+    )
+    raise DataError(
+        f"nothing is left of {len(corpus):,} row{'s' * (len(corpus) != 1)}",
+        where=f"curate.steps, after {answers[-1].step}",
+        got=said,
+        fix="loosen that step's settings, or leave it out",
+    )

@@ -6,13 +6,14 @@ computes it, in which order, or how often.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,11 +28,21 @@ SHARD = 4096  # rows
 Arrays = dict[str, np.ndarray]
 # (corpus, numbers of rows, *more) -> arrays; at the top of a module, so that another process finds it.
 Function = Callable[..., Arrays]
-Job = tuple[np.ndarray, tuple[Any, ...]]  # numbers of rows, and more
 
 
-class Workers:
-    """Processes that have the data open. They start with the first shards that are worth it."""
+class Workers(Protocol):
+    """Who computes shards, `num` at a time."""
+
+    num: int
+
+    def map(
+        self, function: Function, which: Which, shards: Iterable[np.ndarray], more: tuple[Any, ...]
+    ) -> Iterator[Arrays]:
+        """`function(corpus, numbers, *more)` for each shard's numbers, in order."""
+
+
+class Processes:
+    """Processes of this machine that have the data open. They start with the first shards that are worth it."""
 
     def __init__(self, config: RunConfig) -> None:
         self.num = config.curate.processes or (
@@ -40,15 +51,17 @@ class Workers:
         self._values = told(config)
         self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> "Workers":
+    def __enter__(self) -> "Processes":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def map(self, function: Function, which: Which, jobs: Iterator[Job]) -> Iterator[Arrays]:
-        """The result of each job, in order.
+    def map(
+        self, function: Function, which: Which, shards: Iterable[np.ndarray], more: tuple[Any, ...]
+    ) -> Iterator[Arrays]:
+        """`function(corpus, numbers, *more)` for each shard's numbers, in order.
 
         Raises:
             RunError: a process died.
@@ -58,7 +71,7 @@ class Workers:
             self._pool = ProcessPoolExecutor(self.num, get_context("spawn"), _open, (self._values,))
         waiting: deque[Future[Arrays]] = deque()
         try:
-            for numbers, more in jobs:
+            for numbers in shards:
                 waiting.append(self._pool.submit(_call, function, which, numbers, more))
                 if len(waiting) > 2 * self.num:
                     yield waiting.popleft().result()
@@ -76,8 +89,15 @@ _opened: dict[str, Any] = {}
 
 
 def _open(values: dict[str, Any]) -> None:
+    # a parent that is killed tells nobody, and its children would wait for work for ever
+    Thread(target=_leave_with, args=(parent_process(),), daemon=True).start()
     _opened.clear()
     _opened["config"] = settings.build(values)
+
+
+def _leave_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _call(function: Function, which: Which, numbers: np.ndarray, more: tuple[Any, ...]) -> Arrays:
@@ -125,11 +145,11 @@ class Work:
         files = [self.folder / f"{name}-{start // rows:06d}.npz" for start in starts]
         numbers = [start + np.flatnonzero(alive[start : start + rows]) for start in starts]
         missing = {i for i, file in enumerate(files) if not file.exists()}
-        jobs = ((numbers[i], more) for i in sorted(missing))
+        todo = [numbers[i] for i in sorted(missing)]
         if here or self.workers.num == 1 or len(missing) < 2:
-            results: Iterator[Arrays] = (function(corpus, rows, *more) for rows, more in jobs)
+            results: Iterator[Arrays] = (function(corpus, own, *more) for own in todo)
         else:
-            results = self.workers.map(function, corpus.which, jobs)
+            results = self.workers.map(function, corpus.which, todo, more)
         for i, file in enumerate(files):
             if i in missing:
                 found = next(results)

@@ -34,7 +34,7 @@ def claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool, dry
     """
     if resume and overwrite:
         raise RunError("--resume and --overwrite exclude each other")
-    _check_writable(folder)
+    check_writable(folder)
     holds_run = (folder / _CONFIG).exists()
     results = [name for name in _RESULTS if os.path.lexists(folder / name)]
     if results and not holds_run:
@@ -121,7 +121,12 @@ def _existing(folder: Path) -> Path:
     return next(place for place in (absolute, *absolute.parents) if os.path.lexists(place))
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
+    """Fail now: the folder, or where it is to be made, must be one that can be written.
+
+    Raises:
+        RunError: it is not.
+    """
     place = _existing(folder)
     if not place.is_dir():
         raise RunError(
@@ -179,14 +184,15 @@ def _check_same_run(folder: Path, config: RunConfig) -> None:
         if section in free or old[section] == new[section]:
             continue
         if not isinstance(old[section], dict) or not isinstance(new[section], dict):
-            raise _changed(folder, section, old[section], new[section])
+            raise changed(folder, section, old[section], new[section])
         for key in old[section]:
             allowed = section == "train" and key in free_in_train
             if old[section][key] != new[section][key] and not allowed:
-                raise _changed(folder, f"{section}.{key}", old[section][key], new[section][key])
+                raise changed(folder, f"{section}.{key}", old[section][key], new[section][key])
 
 
-def _changed(folder: Path, key: str, old: object, new: object) -> RunError:
+def changed(folder: Path, key: str, old: object, new: object) -> RunError:
+    """What to raise where `--resume` comes with another setting."""
     return RunError(
         f"--resume with another {key}",
         where=folder,

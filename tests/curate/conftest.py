@@ -1,4 +1,4 @@
-"""A corpus of a few rows, and a step's folder: what a step is called with."""
+"""Small datasets, curated in this process, as a whole or by one step."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -6,27 +6,70 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
-from jaxlean.config import build
+from jaxlean import config
+from jaxlean.config import RunConfig
 from jaxlean.curate.corpus import Corpus
+from jaxlean.curate.curate import curate
 from jaxlean.curate.found import Found
 from jaxlean.curate.steps import find
-from jaxlean.curate.work import Work, Workers
+from jaxlean.curate.work import Processes, Work
+
+TEXTS = [
+    "The cat sat on the mat and looked at the birds in the garden.",
+    "the cat sat on the mat, and looked at the birds in the garden!",
+    "The cat sat on the mat and looked at the bees in the garden.",
+    "A train leaves the station at seven in the morning.",
+    "Nobody has seen the river this high since the spring of the flood.",
+    "A train leaves the station at seven in the morning.",
+]
+
+
+def write(file: Path, rows: list[Any]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Callable[..., RunConfig]:
+    """`job(rows, steps, eval=rows, section={...})`: a config over rows that are written to a file."""
+
+    def make(rows: list[Any], steps: list[Any], held_out: list[Any] | None = None, **values: Any) -> RunConfig:
+        data: dict[str, Any] = {"train": str(write(tmp_path / "rows.jsonl", rows))} | values.pop("data", {})
+        if held_out is not None:
+            data["eval"] = str(write(tmp_path / "heldout.jsonl", held_out))
+        own = {"steps": steps, "processes": 1} | values.pop("curate", {})
+        return config.build({"data": data, "curate": own, "output_dir": str(tmp_path / "out"), **values})
+
+    return make
+
+
+@pytest.fixture
+def curated(job: Callable[..., RunConfig]) -> Callable[..., tuple[dict[str, Any], list[Any], list[Any]]]:
+    """The same, curated: (the report, the rows that stay, those that do not)."""
+
+    def run(*arguments: Any, **values: Any) -> tuple[dict[str, Any], list[Any], list[Any]]:
+        made = job(*arguments, **values)
+        told = curate(made)
+        folder = Path(made.output_dir)
+        kept, dropped = (
+            pyarrow.parquet.read_table(folder / name).to_pylist() for name in ("train.parquet", "dropped.parquet")
+        )
+        return told, kept, dropped
+
+    return run
 
 
 @pytest.fixture
 def corpus_of(tmp_path: Path) -> Callable[..., Corpus]:
-    """`corpus_of(rows, task="classify", ...)`: a file of these rows as the only source, under this config."""
+    """`corpus_of(rows, rows, task="classify", ...)`: files of these rows as the sources, under this config."""
 
-    def make(*sources: Sequence[dict[str, Any]], **values: Any) -> Corpus:
-        files = []
-        for number, rows in enumerate(sources):
-            file = tmp_path / f"source-{number}.jsonl"
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            files.append(str(file))
+    def make(*sources: list[Any], **values: Any) -> Corpus:
+        files = [str(write(tmp_path / f"source-{i}.jsonl", rows)) for i, rows in enumerate(sources)]
         data = {"train": files, **values.pop("data", {})}
-        return Corpus(build({"output_dir": str(tmp_path / "out"), "data": data, **values}))
+        return Corpus(config.build({"output_dir": str(tmp_path / "out"), "data": data, **values}))
 
     return make
 
@@ -43,12 +86,12 @@ def run_step(tmp_path: Path) -> Callable[..., Found]:
         scores: dict[str, Any] | None = None,
         folder: str = "work/01-step",
     ) -> Found:
-        config = corpus.config
-        (entry,) = build({"curate": {"steps": [step]}}).curate.steps
+        (entry,) = config.build({"curate": {"steps": [step]}}).curate.steps
         mask = np.zeros(len(corpus), bool)
         mask[slice(None) if alive is None else list(alive)] = True
-        with Workers(config) as workers:
-            work = Work(tmp_path / folder, workers, {k: np.asarray(v, np.float32) for k, v in (scores or {}).items()})
+        known = {name: np.asarray(score, np.float32) for name, score in (scores or {}).items()}
+        with Processes(corpus.config) as workers:
+            work = Work(tmp_path / folder, workers, known)
             work.folder.mkdir(parents=True, exist_ok=True)
             return find(entry.name)(corpus, mask, entry.settings, work)
 

@@ -8,7 +8,7 @@ import pytest
 from jaxlean.config import RunConfig
 from jaxlean.config.selection import ShortRunSection
 from jaxlean.curate.short_run import short_run
-from jaxlean.curate.work import Work, Workers
+from jaxlean.curate.work import Processes, Work
 from jaxlean.errors import ConfigError
 
 
@@ -39,7 +39,7 @@ def test_it_trains_on_a_share_of_the_rows_of_each_source(
     settings = ShortRunSection(fraction=0.25, num_train_epochs=0.5)
 
     def run() -> Path:
-        with Workers(corpus.config) as workers:
+        with Processes(corpus.config) as workers:
             work = Work(tmp_path / "work" / "01-step", workers)
             work.folder.mkdir(parents=True, exist_ok=True)
             return short_run(corpus, alive, corpus.config, settings, work)
@@ -64,5 +64,5 @@ def test_it_trains_on_a_share_of_the_rows_of_each_source(
 
 def test_an_adapter_that_is_not_there(corpus_of: Any, tmp_path: Path) -> None:
     corpus = corpus_of([{"text": "a"}])
-    with Workers(corpus.config) as workers, pytest.raises(ConfigError, match="the adapter's folder is not there"):
+    with Processes(corpus.config) as workers, pytest.raises(ConfigError, match="the adapter's folder is not there"):
         short_run(corpus, np.ones(1, bool), corpus.config, ShortRunSection(adapter="no"), Work(tmp_path, workers))

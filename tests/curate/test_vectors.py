@@ -7,14 +7,14 @@ import pytest
 from jaxlean.config.selection import VectorsSection
 from jaxlean.curate import vectors as module
 from jaxlean.curate.vectors import vectors_of
-from jaxlean.curate.work import Work, Workers
+from jaxlean.curate.work import Processes, Work
 from jaxlean.errors import ConfigError, DataError
 
 
 def of(corpus: Any, folder: Path, alive: Any = slice(None), **settings: Any) -> np.ndarray:
     mask = np.zeros(len(corpus), bool)
     mask[alive] = True
-    with Workers(corpus.config) as workers:
+    with Processes(corpus.config) as workers:
         return vectors_of(corpus, mask, VectorsSection(**settings), Work(folder / "work" / "01-step", workers))
 
 
