@@ -35,7 +35,7 @@ from report import median, publish
 from sentences import packaged, rows_of
 
 COLUMNS = {
-    "what": "", "seed": "d", "rows": ",d", "accuracy": ".2%", "spread": ".2%", "against_random": "+.2f",
+    "what": "", "seed": "d", "accuracy": ".2%", "spread": ".2%", "against_random": "+.2f",
     "against_all": "+.2f", "choosing_seconds": ",.0f", "seconds": ",.0f",
 }  # fmt: skip
 CONFIGS = Path(__file__).parent.parent / "configs"

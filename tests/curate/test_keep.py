@@ -1,6 +1,8 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from jaxlean.curate.keep import REASONS
@@ -100,17 +102,19 @@ def test_what_is_wrong_is_said(corpus_of: Any, run_step: Any) -> None:
         run_step(corpus, {"keep": {"count": 3, "diversity": "labels"}})
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({}, "keep: how many?"),
-        ({"count": 3, "fraction": 0.5}, "exclude each other"),
-        ({"count": 3, "order": "draw"}, "limits and orders are of a score"),
-        ({"mix": {"a": 0.0}}, "weights are above 0"),
-    ],
-)
-def test_settings_that_say_nothing_or_too_much(
-    run_step: Any, corpus_of: Any, values: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
-        run_step(corpus_of(ROWS), {"keep": values})
+@pytest.mark.usefixtures("small_machine")
+def test_what_is_kept_trains(cli: Any, tiny_yaml: Path, tmp_path: Path) -> None:
+    """From the command line: a score by the model, half of the rows, a run on them."""
+    out = tmp_path / "curated"
+    steps = "curate.steps=[loss, {keep: {fraction: 0.5, by: loss, order: lowest}}]"
+    code, _, err = cli("curate", tiny_yaml, steps, "data.eval=null", f"output_dir={out}", "curate.processes=1")
+    assert code == 0, err
+    kept, dropped = (
+        pyarrow.parquet.read_table(out / name).to_pylist() for name in ("train.parquet", "dropped.parquet")
+    )
+    assert len(kept) == len(dropped) == 12
+    assert max(row["jaxlean_loss"] for row in kept) <= min(row["jaxlean_loss"] for row in dropped)
+    assert {row["jaxlean_reason"] for row in dropped} == {"not chosen"}
+    code, said, err = cli("finetune", tiny_yaml, f"data.train={out}", "train.max_steps=2", "eval.before=false")
+    assert code == 0, err
+    assert "12 rows" in said or "12 examples" in said
