@@ -18,7 +18,7 @@ from jaxlean.curate.reading import lengths, reading, schema
 from jaxlean.curate.report import Answer, publish, show
 from jaxlean.curate.steps import find
 from jaxlean.curate.work import Processes, Work
-from jaxlean.errors import ConfigError, DataError
+from jaxlean.errors import ConfigError, DataError, UserError
 
 
 def curate(
@@ -57,17 +57,22 @@ def curate(
     every = np.ones(len(corpus), bool)
     alive = every.copy()
     answers: list[Answer] = []
-    with _workers(config) as workers:
-        read = Work(folder / "work" / "00-reading", workers)
-        answers.append(_ended("reading", {}, read, alive, lambda: reading(corpus, every, read)))
-        for number, (step, function) in enumerate(zip(steps, functions, strict=True), 1):
-            scores = {name: score for answer in answers for name, score in answer.found.scores.items()}
-            work = Work(folder / "work" / f"{number:02d}-{step.name}", workers, scores)
-            settings = step.settings.model_dump(mode="json")
-            todo = _bound(function, corpus, alive, step, work)
-            answers.append(_ended(step.name, settings, work, alive, todo))
+    try:
+        with _workers(config) as workers:
+            read = Work(folder / "work" / "00-reading", workers)
+            answers.append(_ended("reading", {}, read, alive, lambda: reading(corpus, every, read)))
+            for number, (step, function) in enumerate(zip(steps, functions, strict=True), 1):
+                _check_something_is_left(answers, alive, corpus)
+                scores = {name: score for answer in answers for name, score in answer.found.scores.items()}
+                work = Work(folder / "work" / f"{number:02d}-{step.name}", workers, scores)
+                todo = _bound(function, corpus, alive, step, work)
+                answers.append(_ended(step.name, step.settings.model_dump(mode="json"), work, alive, todo))
             _check_something_is_left(answers, alive, corpus)
-        chars, columns = lengths(corpus, every, read), schema(corpus, every, read)
+            chars, columns = lengths(corpus, every, read), schema(corpus, every, read)
+    except UserError:
+        if len(answers) < 2 and (not answers or steps[0].name == "leakage"):
+            folders.release(folder)  # only read so far, so that the command may be mended and given again
+        raise
 
     # what is left, what is not, and why
     write(folder, corpus, columns, chars, alive, [(answer.step, answer.found) for answer in answers], held_out)

@@ -89,6 +89,12 @@ def check_same_data(folder: Path, corpus: Corpus) -> None:
             )
 
 
+def release(folder: Path) -> None:
+    """Nothing was done that is worth keeping: the same command may start again."""
+    shutil.rmtree(folder / "work")
+    (folder / _CONFIG).unlink()
+
+
 def finished(folder: Path) -> dict[str, Any] | None:
     """The report of a job that has ended, or None."""
     if not (folder / REPORT).exists():

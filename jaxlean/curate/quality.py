@@ -69,9 +69,9 @@ def _identifier(languages: Sequence[str]) -> Callable[[str], tuple[str, float]]:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as error:
         raise ConfigError(
-            "curate.steps: quality.languages needs py3langid", got=error, fix="pip install py3langid"
+            "curate.steps: quality.languages needs py3langid", got=error, fix="pip install 'jaxlean[curate]'"
         ) from None
-    identifier: Any = LanguageIdentifier.from_pickled_model(MODEL_FILE, norm_probs=True)
+    identifier: Any = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     unknown = sorted(set(languages) - set(identifier.labels))
     if unknown:
         raise ConfigError(

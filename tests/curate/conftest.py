@@ -17,15 +17,6 @@ from jaxlean.curate.found import Found
 from jaxlean.curate.steps import find
 from jaxlean.curate.work import Processes, Work
 
-TEXTS = [
-    "The cat sat on the mat and looked at the birds in the garden.",
-    "the cat sat on the mat, and looked at the birds in the garden!",
-    "The cat sat on the mat and looked at the bees in the garden.",
-    "A train leaves the station at seven in the morning.",
-    "Nobody has seen the river this high since the spring of the flood.",
-    "A train leaves the station at seven in the morning.",
-]
-
 
 def write(file: Path, rows: list[Any]) -> Path:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -60,6 +51,19 @@ def curated(job: Callable[..., RunConfig]) -> Callable[..., tuple[dict[str, Any]
         return told, kept, dropped
 
     return run
+
+
+@pytest.fixture
+def texts() -> list[str]:
+    """Six, of which the second is the first but for its marks, the last the fourth, and the third nearly the first."""
+    return [
+        "The cat sat on the mat and looked at the birds in the garden.",
+        "the cat sat on the mat, and looked at the birds in the garden!",
+        "The cat sat on the mat and looked at the bees in the garden.",
+        "A train leaves the station at seven in the morning.",
+        "Nobody has seen the river this high since the spring of the flood.",
+        "A train leaves the station at seven in the morning.",
+    ]
 
 
 @pytest.fixture

@@ -1,0 +1,106 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxlean.curate.curate import curate, planned
+from jaxlean.errors import ConfigError, DataError
+
+
+def test_without_steps_there_is_nothing_to_do(job):
+    with pytest.raises(ConfigError) as error:
+        curate(job([{"text": "a"}], []))
+    assert "curate.steps is empty" in str(error.value)
+    assert "configs/curate.yaml" in str(error.value)
+
+
+def test_leakage_goes_first_unless_it_is_told_where(job):
+    rows = [{"text": "a"}]
+    assert [step.name for step in planned(job(rows, ["quality"]))] == ["quality"]
+    assert [step.name for step in planned(job(rows, ["quality"], rows))] == ["leakage", "quality"]
+    assert [step.name for step in planned(job(rows, ["quality", "leakage"], rows))] == ["quality", "leakage"]
+
+
+def test_if_nothing_is_left_it_says_which_step_dropped_how_many(curated, texts):
+    with pytest.raises(DataError) as error:
+        curated([{"text": text} for text in texts], ["exact_duplicates", {"quality": {"min_words": 99}}])
+    message = str(error.value)
+    assert "nothing is left of 6 rows" in message
+    assert "exact_duplicates dropped 2 of 6 (the same text: 2); quality dropped 4 of 4 (min_words: 4)" in message
+
+
+def test_a_dataset_of_one_row(curated):
+    told, kept, dropped = curated([{"text": "alone"}], ["exact_duplicates", "near_duplicates", "quality"])
+    assert (told["kept"], kept[0]["text"], dropped) == (1, "alone", [])
+
+
+def test_a_column_that_is_missing(job):
+    with pytest.raises(DataError, match="the columns fit no known row shape"):
+        curate(job([{"body": "a"}], ["quality"]))
+    with pytest.raises(DataError, match=r"curate\.text_column: there is no column 'txt'"):
+        curate(job([{"text": "a"}], ["quality"], curate={"text_column": "txt"}))
+    with pytest.raises(DataError, match=r"the column 'text' is missing\n  where:  .*rows\.jsonl:2"):
+        curate(job([{"text": "a"}, {"body": "b"}], ["quality"]))
+
+
+def test_curating_the_outcome_again_drops_nothing(curated, job, tmp_path):
+    rows = [
+        {"text": f"{a} {b} and the rest of a sentence"} for a in ("one", "One", "two") for b in "xyz" for _ in (0, 1)
+    ]
+    steps = ["exact_duplicates", "near_duplicates"]
+    told, _, _ = curated(rows, steps)
+    assert told["kept"] < len(rows)
+    again = curate(job([], steps, data={"train": str(tmp_path / "out")}, output_dir=str(tmp_path / "again")))
+    assert again["kept"] == again["rows"] == told["kept"]
+
+
+def test_from_the_command_line(cli, job, texts, tmp_path):
+    made = job([{"text": text} for text in texts], [])
+    file = tmp_path / "run.yaml"
+    file.write_text(f"output_dir: {made.output_dir}\ncurate: {{steps: [exact_duplicates], processes: 1}}\n")
+    code, out, _ = cli("curate", file, f"data.train={made.data.train[0].path}")
+    assert (code, "4 of 6 rows stay" in out) == (0, True)
+    code, _, err = cli("curate", file, f"data.train={made.data.train[0].path}")
+    assert code == 2
+    assert "--resume goes on with it" in err
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_comes_to_the_same_files(tmp_path):
+    rows = [{"text": f"row {i % 8000} of a corpus that is just long enough to be cut into shards"} for i in range(9000)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "run.yaml").write_text(
+        f"data: {{train: {file}}}\ncurate: {{steps: [exact_duplicates, near_duplicates, quality], processes: 1}}\n"
+    )
+
+    def start(name, *options):
+        command = [
+            sys.executable,
+            "-m",
+            "jaxlean",
+            "curate",
+            str(tmp_path / "run.yaml"),
+            f"output_dir={tmp_path / name}",
+        ]
+        return subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
+
+    assert start("whole").wait() == 0
+    kills = 0
+    for wanted in ("00-reading/shard-000001.npz", "02-near_duplicates/signed-000000.npz"):
+        process = start("cut", *(["--resume"] if kills else []))
+        while process.poll() is None and not (tmp_path / "cut" / "work" / wanted).exists():
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills == 2
+    assert not (tmp_path / "cut" / "train.parquet").exists()
+    assert start("cut", "--resume").wait() == 0
+    for name in ("train.parquet", "dropped.parquet"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not Path(tmp_path / "cut" / "work").exists()

@@ -1,0 +1,36 @@
+import importlib.util
+import json
+
+from jaxlean.curate import report
+
+
+def test_it_counts_and_shows(curated, texts, tmp_path):
+    told, _, _ = curated([{"text": text} for text in texts], ["exact_duplicates", "near_duplicates"])
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == told
+    assert (told["rows"], told["kept"]) == (6, 3)
+    assert [(step["step"], step["rows"], step["dropped"]) for step in told["steps"]] == [
+        ("reading", 6, 0), ("exact_duplicates", 6, 2), ("near_duplicates", 4, 1),
+    ]  # fmt: skip
+    assert told["sources"] == [{"path": str(tmp_path / "rows.jsonl"), "rows": 6, "kept": 3}]
+    (example,) = told["steps"][2]["examples"]
+    assert (example["text"], example["its_text"]) == (texts[2], texts[0])
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "3 of 6 rows stay (50.0%)" in text
+    assert "### nearly the same text: 1" in text
+    assert f"    {texts[2]}" in text
+    assert "![histograms](histograms.png)" in text
+    assert (tmp_path / "out" / "histograms.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_there_are_no_pictures_but_all_else(curated, texts, tmp_path, monkeypatch):
+    known = importlib.util.find_spec
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None if name == "matplotlib" else known(name))
+    curated([{"text": text} for text in texts], ["exact_duplicates"])
+    assert not (tmp_path / "out" / "histograms.png").exists()
+    assert "pip install 'jaxlean[curate]'" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_few_examples_of_many(curated):
+    told, _, _ = curated([{"text": "one and the same"}] * 50, ["exact_duplicates"], curate={"examples": 2})
+    examples = told["steps"][1]["examples"]
+    assert [example["origin"].rpartition(":")[2] for example in examples] == ["2", "50"]
