@@ -6,6 +6,15 @@ from pydantic import Field, PositiveInt, field_validator, model_serializer, mode
 
 from jaxlean.config.quality import QualitySection
 from jaxlean.config.section import Section
+from jaxlean.config.selection import (
+    El2nSection,
+    IfdSection,
+    ImportanceSection,
+    KeepSection,
+    LearnabilitySection,
+    LossSection,
+    SemanticDuplicatesSection,
+)
 
 
 class ExactDuplicatesSection(Section):
@@ -69,6 +78,13 @@ class StepSection(Section):
     near_duplicates: NearDuplicatesSection | None = None
     quality: QualitySection | None = None
     leakage: LeakageSection | None = None
+    semantic_duplicates: SemanticDuplicatesSection | None = None
+    loss: LossSection | None = None
+    ifd: IfdSection | None = None
+    learnability: LearnabilitySection | None = None
+    el2n: El2nSection | None = None
+    importance: ImportanceSection | None = None
+    keep: KeepSection | None = None
 
     @model_validator(mode="before")
     @classmethod

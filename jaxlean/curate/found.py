@@ -54,6 +54,16 @@ def one_reason(rows: np.ndarray, reason: str, **more: Any) -> Found:
     return Found(np.asarray(rows, np.int64), np.zeros(len(rows), np.int16), (reason,), **more)
 
 
+def no_rows(scores: Mapping[str, np.ndarray], **more: Any) -> Found:
+    """Scores alone: no row is left out.
+
+    Args:
+        scores: as of `Found`.
+        more: other fields of `Found`.
+    """
+    return Found(np.zeros(0, np.int64), np.zeros(0, np.int16), (), scores=scores, **more)
+
+
 def save(found: Found, folder: Path, seconds: float) -> None:
     """Write it, the file that says it is whole last."""
     arrays = {"rows": found.rows, "codes": found.codes}

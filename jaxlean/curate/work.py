@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -113,11 +113,13 @@ class Work:
     Attributes:
         folder: where what is computed is kept.
         workers: who computes.
+        scores: of the steps before: name -> float32 [rows of the corpus].
         progress: is told, after each shard that was not there: how many there are now, of how many.
     """
 
     folder: Path
     workers: Workers
+    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
     progress: Callable[[int, int], None] = lambda done, every: None
 
     def shards(

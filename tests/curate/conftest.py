@@ -1,16 +1,21 @@
-"""Small datasets, curated in this process."""
+"""Small datasets, curated in this process, as a whole or by one step."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 
 from jaxlean import config
 from jaxlean.config import RunConfig
+from jaxlean.curate.corpus import Corpus
 from jaxlean.curate.curate import curate
+from jaxlean.curate.found import Found
+from jaxlean.curate.steps import find
+from jaxlean.curate.work import Processes, Work
 
 
 def write(file: Path, rows: list[Any]) -> Path:
@@ -59,3 +64,39 @@ def texts() -> list[str]:
         "Nobody has seen the river this high since the spring of the flood.",
         "A train leaves the station at seven in the morning.",
     ]
+
+
+@pytest.fixture
+def corpus_of(tmp_path: Path) -> Callable[..., Corpus]:
+    """`corpus_of(rows, rows, task="classify", ...)`: files of these rows as the sources, under this config."""
+
+    def make(*sources: list[Any], **values: Any) -> Corpus:
+        files = [str(write(tmp_path / f"source-{i}.jsonl", rows)) for i, rows in enumerate(sources)]
+        data = {"train": files, **values.pop("data", {})}
+        return Corpus(config.build({"output_dir": str(tmp_path / "out"), "data": data, **values}))
+
+    return make
+
+
+@pytest.fixture
+def run_step(tmp_path: Path) -> Callable[..., Found]:
+    """`run_step(corpus, {"keep": {"count": 3}})`: what the step finds, all rows (or those in `alive`) being left."""
+
+    def run(
+        corpus: Corpus,
+        step: dict[str, Any],
+        *,
+        alive: Sequence[int] | None = None,
+        scores: dict[str, Any] | None = None,
+        folder: str = "work/01-step",
+    ) -> Found:
+        (entry,) = config.build({"curate": {"steps": [step]}}).curate.steps
+        mask = np.zeros(len(corpus), bool)
+        mask[slice(None) if alive is None else list(alive)] = True
+        known = {name: np.asarray(score, np.float32) for name, score in (scores or {}).items()}
+        with Processes(corpus.config) as workers:
+            work = Work(tmp_path / folder, workers, known)
+            work.folder.mkdir(parents=True, exist_ok=True)
+            return find(entry.name)(corpus, mask, entry.settings, work)
+
+    return run

@@ -1,0 +1,109 @@
+"""What each example of a packed batch is to a model: its loss, and the length of its error vector. No gradients.
+
+For probabilities p and the right token (or label) t, a place costs -log p[t], and its error vector is p - onehot(t):
+the gradient of the loss with respect to the logits. The norm of that is EL2N (arXiv 2107.07075, section 2.1), there of
+the one label of an image; of a completion it is the mean over its tokens here. Both come from a forward pass alone.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxlean import tree
+from jaxlean.models.decoder import DecoderConfig
+from jaxlean.models.layout import ALONE, Layout
+from jaxlean.train.classify import Logits
+from jaxlean.train.loss import chunk_length, shifted
+from jaxlean.train.objective import Batch
+
+
+class Sums(NamedTuple):
+    """Over the tokens (labels) of each example: [rows, 1 + length], example number `segment` of a row at that place.
+
+    Attributes:
+        loss: float32, of their cross entropies, in nats.
+        error: float32, of the norms of their error vectors, each between 0 and the square root of 2.
+        num: int32, how many there are.
+    """
+
+    loss: jax.Array
+    error: jax.Array
+    num: jax.Array
+
+
+# (all parameters, one batch) -> what each of its examples is to the model
+Scores = Callable[[tree.Tree, Batch], Sums]
+
+
+def completion_scores(
+    graph: nnx.GraphDef, config: DecoderConfig, *, logits_bytes: int | None, layout: Layout = ALONE
+) -> Scores:
+    """Of a decoder: over the tokens of each example that carry loss.
+
+    Args:
+        graph: of a `Decoder`, adapters attached.
+        config: its shape.
+        logits_bytes: the most that float32 logits may take at a time; None: those of the whole batch.
+        layout: over several devices, whose axes must divide the batch.
+    """
+
+    def scores(params: tree.Tree, batch: Batch) -> Sums:
+        model = nnx.merge(graph, params).lay_out(layout)
+        hidden = model.hidden(batch["tokens"], positions=batch["positions"], segments=batch["segments"])
+        targets, counts = shifted(layout.whole(batch["tokens"]), layout.whole(batch["loss_mask"]))
+        rows, length = targets.shape
+        row_bytes = 4 * rows * config.vocab_size
+        chunk = chunk_length(length, row_bytes=row_bytes, budget=logits_bytes or row_bytes * length)
+        num = -(-length // chunk)
+
+        def cut(x: jax.Array) -> jax.Array:
+            """[rows, length, ...] -> [chunks, rows, chunk, ...]"""
+            x = jnp.pad(x, ((0, 0), (0, num * chunk - length), *((0, 0) for _ in x.shape[2:])))
+            return jnp.moveaxis(x.reshape(rows, num, chunk, *x.shape[2:]), 1, 0)
+
+        def one(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            return cost_and_error(model.logits(part[0]), part[1])
+
+        found = jax.lax.map(one, (cut(hidden), cut(targets)))
+        loss, error = (jnp.moveaxis(x, 0, 1).reshape(rows, num * chunk)[:, :length] for x in found)
+        return _by_segment(loss, error, counts, layout.whole(batch["segments"]))
+
+    return scores
+
+
+def label_scores(logits: Logits) -> Scores:
+    """Of an encoder with a head: over the labels of each example, of which a text has one and words have one each.
+
+    Args:
+        logits: as `classify.label_logits` makes them.
+    """
+
+    def scores(params: tree.Tree, batch: Batch) -> Sums:
+        there = batch["labels"] >= 0
+        loss, error = cost_and_error(logits(params, batch, None), jnp.where(there, batch["labels"], 0))
+        return _by_segment(loss, error, there, batch["segments"])
+
+    return scores
+
+
+def cost_and_error(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(cross entropy, norm of the error vector), float32 [...], of float32 logits [..., vocab] and targets [...]."""
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    place = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
+    loss = -jnp.where(place, log_p, 0.0).sum(axis=-1)
+    # expm1: of a token that is nearly certain, 1 - p would be all rounding
+    error = jnp.where(place, jnp.expm1(log_p), jnp.exp(log_p))
+    return loss, jnp.sqrt(jnp.square(error).sum(axis=-1))
+
+
+def _by_segment(loss: jax.Array, error: jax.Array, counts: jax.Array, segments: jax.Array) -> Sums:
+    rows, length = segments.shape
+    at = jnp.arange(rows)[:, None]
+
+    def add(x: jax.Array) -> jax.Array:
+        return jnp.zeros((rows, 1 + length), x.dtype).at[at, segments].add(jnp.where(counts, x, 0))
+
+    return Sums(add(loss), add(error), add(jnp.ones_like(segments)))

@@ -1,0 +1,102 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxlean.config import MeshSection
+from jaxlean.models.decoder import Decoder, DecoderConfig
+from jaxlean.models.layout import ALONE, layout_on
+from jaxlean.train.example_scores import completion_scores, cost_and_error, label_scores
+from jaxlean.xla.mesh import batch_sharding, make_mesh
+
+CONFIG = DecoderConfig(
+    vocab_size=32, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,
+    tie_embeddings=True, initializer_range=0.5,
+)  # fmt: skip
+ROWS, LENGTH = 8, 16
+
+
+@pytest.fixture
+def batch() -> dict[str, np.ndarray]:
+    """Examples of 3 to 7 tokens, two or three a row, and padding behind them; some tokens of each carry loss."""
+    rng = np.random.default_rng(0)
+    out = {name: np.zeros((ROWS, LENGTH), np.int32) for name in ("tokens", "segments", "positions")}
+    out["loss_mask"] = np.zeros((ROWS, LENGTH), bool)
+    for row in range(ROWS):
+        start = 0
+        for segment in range(1, 4):
+            end = start + int(rng.integers(3, 8))
+            if end > LENGTH:
+                break
+            out["tokens"][row, start:end] = rng.integers(0, 32, end - start)
+            out["segments"][row, start:end] = segment
+            out["positions"][row, start:end] = np.arange(end - start)
+            out["loss_mask"][row, start + int(rng.integers(1, end - start)) : end] = True
+            start = end
+    return out
+
+
+def by_hand(logits: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Cross entropies and norms of p - onehot, float64, as they are written."""
+    z = np.asarray(logits, np.float64)
+    p = np.exp(z - z.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    own = np.take_along_axis(p, np.asarray(targets)[..., None], -1)[..., 0]
+    return -np.log(own), np.sqrt((p**2).sum(-1) - 2 * own + 1)
+
+
+def test_cost_and_error_are_those_of_the_softmax() -> None:
+    logits = 4 * np.random.default_rng(0).normal(size=(5, 7, 11)).astype(np.float32)
+    targets = np.random.default_rng(1).integers(0, 11, (5, 7))
+    loss, error = cost_and_error(jnp.asarray(logits), jnp.asarray(targets))
+    wanted = by_hand(logits, targets)
+    np.testing.assert_allclose(loss, wanted[0], rtol=1e-5)
+    np.testing.assert_allclose(error, wanted[1], rtol=1e-5)
+
+
+def test_the_error_of_a_token_that_is_nearly_certain_is_not_rounded_away() -> None:
+    loss, error = cost_and_error(jnp.array([[7.0, 0.0]], jnp.float32), jnp.array([0]))
+    q = np.exp(-7.0) / (1 + np.exp(-7.0))  # p**2 - 2 * p + 1 would be 8.3e-7, where float32 rounds by 1e-7
+    np.testing.assert_allclose(error, [np.sqrt(2) * q], rtol=1e-3)
+    np.testing.assert_allclose(loss, [-np.log1p(-q)], rtol=1e-3)
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize("data", [1, 8])
+def test_the_tokens_of_each_example_are_added_up(batch: dict[str, np.ndarray], chunked: bool, data: int) -> None:
+    graph, state = nnx.split(Decoder(CONFIG, dtype=jnp.dtype(jnp.float32), rngs=nnx.Rngs(0)))
+    params = nnx.to_pure_dict(state)
+    mesh = make_mesh(MeshSection(data=data), jax.devices()[:data])
+    logits_bytes = 4 * ROWS * 32 * 5 if chunked else None  # chunks of at most 5 positions
+    layout = layout_on(mesh) if data > 1 else ALONE
+    placed = {name: jax.device_put(x, batch_sharding(mesh)) for name, x in batch.items()}
+    got = jax.jit(completion_scores(graph, CONFIG, logits_bytes=logits_bytes, layout=layout))(params, placed)
+    assert got.num.sum() == batch["loss_mask"].sum()
+    seen, given = 0, {name: jnp.asarray(batch[name]) for name in ("tokens", "positions", "segments")}
+    logits = jax.jit(lambda params: nnx.merge(graph, params)(**given))(params)
+    for row in range(ROWS):
+        for segment in range(1, int(batch["segments"][row].max()) + 1):
+            at = np.flatnonzero(batch["segments"][row] == segment)
+            tokens, mask = batch["tokens"][row, at], batch["loss_mask"][row, at]
+            loss, error = by_hand(logits[row, at[:-1]], tokens[1:])
+            np.testing.assert_allclose(got.loss[row, segment], loss[mask[1:]].sum(), rtol=1e-4)
+            np.testing.assert_allclose(got.error[row, segment], error[mask[1:]].sum(), rtol=1e-4)
+            assert got.num[row, segment] == mask.sum()
+            seen += 1
+    assert seen > ROWS
+    assert not np.asarray(got.loss)[:, 0].any()
+
+
+def test_labels_score_where_they_stand(batch: dict[str, np.ndarray]) -> None:
+    labels = np.where(batch["loss_mask"], 1, -100)
+    logits = np.random.default_rng(0).normal(size=(ROWS, LENGTH, 3)).astype(np.float32)
+    given = {"labels": jnp.asarray(labels), "segments": jnp.asarray(batch["segments"])}
+    got = label_scores(lambda params, batch, dropout: jnp.asarray(logits))({}, given)
+    loss, error = by_hand(logits, np.ones((ROWS, LENGTH), int))
+    at = (batch["segments"] == 2) & batch["loss_mask"]
+    np.testing.assert_allclose(got.loss[:, 2], (loss * at).sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(got.error[:, 2], (error * at).sum(axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(got.num[:, 2], at.sum(axis=1))
