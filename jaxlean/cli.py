@@ -79,9 +79,18 @@ def evaluate(
     overrides: Overrides = None,
     adapter: Annotated[Path | None, typer.Option(help="PEFT adapter folder; default: the base alone.")] = None,
     answers: Annotated[Path | None, typer.Option(help="JSONL file to write generated and wanted texts to.")] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(min=0, help="Show the model so many training rows (classify: of each label) as examples."),
+    ] = None,
 ) -> None:
     """Measure loss, perplexity and (eval.exact_match=true) exact match on the held-out data."""
-    settings = _load(config, overrides)
+    settings = _load(config, [*(overrides or []), *([] if shots is None else [f"eval.shots={shots}"])])
+    if shots is not None:
+        from jaxlean.run.few_shot import evaluate_few_shot
+
+        evaluate_few_shot(settings, adapter=adapter, answers=answers)
+        return
     from jaxlean.run.evaluate import evaluate
 
     evaluate(settings, adapter=adapter, answers=answers)

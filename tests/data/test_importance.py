@@ -19,9 +19,7 @@ def test_a_weight_is_the_ratio_of_the_two_likelihoods_of_a_bag_of_grams() -> Non
     target, rows = (Counter(g for text in texts for g in grams(text)) for texts in (TARGET, ROWS))
     assert len({zlib.crc32(g.encode()) % 100_003 for g in target | rows}) == len(target | rows), "no two share a bucket"
     wanted = [
-        sum(
-            math.log(target[g] / target.total() + 1e-8) - math.log(rows[g] / rows.total() + 1e-8) for g in grams(text)
-        )
+        sum(math.log(target[g] / target.total() + 1e-8) - math.log(rows[g] / rows.total() + 1e-8) for g in grams(text))
         for text in ROWS
     ]
     np.testing.assert_allclose(importance(ROWS, TARGET, buckets=100_003), wanted, rtol=1e-9)
