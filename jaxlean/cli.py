@@ -147,6 +147,34 @@ def predict(
 
 
 @app.command()
+def select(
+    config: Config,
+    overrides: Overrides = None,
+    *,
+    pool: Annotated[Path, typer.Option(help="File with the unlabelled texts.")],
+    num: Annotated[int, typer.Option("--num", "-n", help="Rows to choose.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for annotators: .csv or .jsonl.")],
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="auto, random; by vectors: typical, k_center; by a trained model: least_confidence, margin, entropy, "
+            "bald, uncertain_clusters."
+        ),
+    ] = "auto",
+    adapter: Annotated[Path | None, typer.Option(help="PEFT adapter folder, trained on what has labels.")] = None,
+    labelled: Annotated[Path | None, typer.Option(help="File of what has labels; default: data.train.")] = None,
+    passes: Annotated[int, typer.Option(help="Draws of dropout, for bald.")] = 10,
+    seed: Annotated[int | None, typer.Option(help="Default: the config's.")] = None,
+) -> None:
+    """Choose the rows of an unlabelled pool that are most worth a label, and write them for annotators."""
+    settings = _load(config, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
+    from jaxlean.curate.select import select
+
+    how = {"strategy": strategy, "adapter": adapter, "labelled": labelled, "passes": passes}
+    typer.echo(select(settings, pool, output, num, **how))  # type: ignore[arg-type]
+
+
+@app.command()
 def merge(
     adapter: Annotated[Path, typer.Argument(help="PEFT adapter folder.")],
     output: Annotated[Path, typer.Argument(help="Folder to write the merged model to.")],

@@ -1,5 +1,6 @@
 """What a model says of each of many texts: they are packed, judged in batches, and taken apart again."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -17,8 +18,9 @@ from jaxlean.hub.load import Model
 from jaxlean.hub.sentence import Sentence, read_sentence
 from jaxlean.models.encoder import EncoderConfig
 from jaxlean.models.layout import layout_on
+from jaxlean.models.linear import Dropout
 from jaxlean.run.rows import OwnRows
-from jaxlean.train.classify import encode
+from jaxlean.train.classify import encode, label_logits
 from jaxlean.xla.mesh import num_batch_shards
 from jaxlean.xla.spread import fetch
 
@@ -99,6 +101,29 @@ def text_vectors(model: Model, mesh: jax.sharding.Mesh) -> Say:
     def say(params: tree.Tree, batch: Any) -> dict[str, jax.Array]:
         module = nnx.merge(model.graph, params).lay_out(layout)
         return {"vectors": module.pool(encode(module, batch, None, jax.lax.scan), batch["segments"])}
+
+    return say
+
+
+def text_probabilities(model: Model, mesh: jax.sharding.Mesh, *, dropout: float = 0.0, key: int = 0) -> Say:
+    """`probabilities` float32 [rows, length, labels] of a classifier; a text's stand at its first token.
+
+    Args:
+        model: of `task: classify`.
+        mesh: as of `judged`.
+        dropout: share of an adapter's inputs that is left out, as in training: with it each call of another `key` is
+            a draw from what the adapter might have become (Gal and Ghahramani, arXiv 1506.02142, section 3).
+        key: of the draws; every batch has its own.
+    """
+    logits, number = label_logits(model.graph, "classify", layout=layout_on(mesh)), itertools.count()
+
+    @jax.jit
+    def probabilities(params: tree.Tree, batch: Any, draw: jax.Array) -> jax.Array:
+        return jax.nn.softmax(logits(params, batch, Dropout(dropout, draw) if dropout else None), axis=-1)
+
+    def say(params: tree.Tree, batch: Any) -> dict[str, jax.Array]:
+        draw = jax.random.fold_in(jax.random.key(key), next(number))
+        return {"probabilities": probabilities(params, batch, draw)}
 
     return say
 
