@@ -87,7 +87,7 @@ class InPrompt(Evaluator):
 
     def __init__(self, config: RunConfig, model: Model, tokenizer: Any, mesh: jax.sharding.Mesh):
         vocab_size = model.config.vocab_size
-        longest = min(model.config.max_position_embeddings, tokenizer.model_max_length)
+        longest = model.config.max_position_embeddings
         self._chosen = (
             shot_rows(config, tokenizer, longest=longest, vocab_size=vocab_size) if config.eval.shots else None
         )
