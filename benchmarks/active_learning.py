@@ -140,6 +140,12 @@ def reached(curve: list[list[float]], target: float) -> float | None:
     return None
 
 
+def at_count(curve: list[list[float]], rows: int) -> float:
+    """The accuracy with so many rows, between two rounds in proportion."""
+    counts, accuracies = np.array(curve).T
+    return float(np.interp(rows, counts, accuracies))
+
+
 # ---- by the commands that a user runs
 
 
@@ -161,20 +167,22 @@ def by_commands(arm: str, seed: int, args: argparse.Namespace, folder: Path, wor
     for count in counts:
         filled, run = work / f"{count}.csv", work / f"run{count}"
         if not filled.exists():
-            chosen, given = work / "chosen.csv", [f"data.train={_listed(files)}"] if files else ["data.train=null"]
-            how = ["--strategy", "random"] if arm == "random" else []
-            if files and arm != "random":
+            chosen = work / "chosen.csv"
+            how: list[object] = ["data.eval=null", "--pool", pool, "-n", count - total, "-o", chosen]
+            how += [f"data.train={_listed(files)}"] if files else ["data.train=null"]
+            if arm == "random":
+                how += ["--strategy", "random"]
+            elif files:
                 how += ["--adapter", work / f"run{total}" / "adapter"]
-            given += ["data.eval=null", "--pool", pool, "-n", count - total, "-o", chosen]
-            command("select", CONFIG, *base, *given, *how)
+            command("select", CONFIG, *base, *how)
             write(filled, [{**row, "category": answers[int(row["id"])]["category"]} for row in rows_of(chosen)])
         files.append(filled)
         total = count
         if not _completed(run):
             command(
-                "finetune", CONFIG, *base, f"data.train={_listed(files)}", f"data.eval={args.test}", "eval.before=false",
-                f"train.max_steps={_STEPS}", "train.per_device_train_batch_size=2", "report.tensorboard=false",
-                "report.progress=false", f"output_dir={run}", "--overwrite",
+                "finetune", CONFIG, *base, f"data.train={_listed(files)}", f"data.eval={args.test}", "--overwrite",
+                "eval.before=false", f"train.max_steps={_STEPS}", "train.per_device_train_batch_size=2",
+                "report.tensorboard=false", "report.progress=false", f"output_dir={run}",
             )  # fmt: skip
         yield count, json.loads((run / "summary.json").read_text())["eval_after"]["accuracy"]
 
@@ -228,7 +236,7 @@ def table(curves: list[Any], target: float, kind: str) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"what": f"{arm}{kind}", "seeds": len(own), "curves": own, "labels_of_seeds": needed}
         for at in (300, 600, 900):
             if at <= own[0][-1][0]:
-                row[f"at_{at}"] = float(np.mean([np.interp(at, *zip(*curve, strict=True)) for curve in own]))
+                row[f"at_{at}"] = float(np.mean([at_count(curve, at) for curve in own]))
         there = [one for one in needed if one is not None]
         if len(there) == len(own):
             row |= {"labels": float(np.mean(there)), "least": min(there), "most": max(there)}
