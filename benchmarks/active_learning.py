@@ -53,7 +53,7 @@ _DOUBTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 STRENGTH = 30.0
 TYPICAL_UNTIL = 4  # rows a label, of `auto` (jaxlean.curate.select)
 # Of --lora: label counts, for both arms where their curves matter.
-_LORA = {"random": (308, 462, 616, 770, 924, 1078, 1232), "auto": (308, 385, 462, 539, 616, 770)}
+_LORA = {"random": (308, 462, 616, 770, 924, 1078, 1232), "auto": (308, 462, 616, 770)}
 _STEPS = 240
 
 

@@ -32,7 +32,7 @@ from jaxlean.data.tokenize import Ragged, Tokens
 from jaxlean.errors import ConfigError, DataError, ModelError, RunError, did_you_mean
 from jaxlean.hub.load import Model
 from jaxlean.run.evaluate import loaded
-from jaxlean.run.job import head_labels, image_of, resolved
+from jaxlean.run.job import head_labels, resolved
 from jaxlean.run.texts import judged, text_probabilities, vectors_of
 from jaxlean.xla.compile import use_cache
 from jaxlean.xla.mesh import make_mesh, split_host
@@ -96,7 +96,7 @@ def select(
         UserError: a task without labels, a strategy that needs a trained model and has none, fewer rows than are to be
             chosen, a column that is missing, vectors that are no numbers, a file that cannot be written.
     """
-    _check(config, output, num, strategy, passes)
+    _check(config, output, num, strategy, adapter, passes)
     source = SourceSection(path=str(pool))
     rows = open_rows(source)
     config, sources = _told(config, labelled, source)
@@ -105,8 +105,6 @@ def select(
     use_cache(config.compilation_cache)
     mesh = make_mesh(config.mesh.model_copy(update={"auto": False}))
     plain = loaded(config.model_copy(update={"task": "embed"}), mesh, None)
-    if image_of(plain) is not None:
-        raise ConfigError("select reads texts, and this is a model of images", where=config.model.path)
     there = read_pool(config, rows, sources, plain.tokenizer, vocab_size=plain.config.vocab_size)
     if num > len(there.at):
         raise DataError(
@@ -129,7 +127,7 @@ def select(
 # ---- what there is
 
 
-def _check(config: RunConfig, output: Path, num: int, strategy: str, passes: int) -> None:
+def _check(config: RunConfig, output: Path, num: int, strategy: str, adapter: Path | None, passes: int) -> None:
     if config.task != "classify":
         raise ConfigError(
             f"select chooses texts that are to have a label, not rows of task: {config.task}",
@@ -147,6 +145,10 @@ def _check(config: RunConfig, output: Path, num: int, strategy: str, passes: int
     if strategy == "bald":
         if passes < 2:
             raise ConfigError("BALD asks where passes disagree", where="--passes", got=passes, wanted="2 or more")
+        if adapter is None:
+            raise ConfigError(
+                "BALD draws models by the dropout of an adapter, and none is named", fix="--adapter FOLDER"
+            )
         if config.lora is None or not config.lora.lora_dropout:
             raise ConfigError(
                 "BALD draws models by the dropout of the adapter, which has none", where="lora.lora_dropout",

@@ -153,6 +153,7 @@ def test_the_loop_by_its_commands(cli, select_config, lines, tmp_path):
         ({"num": 25}, r"(?s)fewer rows to choose from.*24 of 24 rows.*wanted: 25"),
         ({"num": 0}, "nothing is to be chosen"),
         ({"strategy": "margn"}, "did you mean 'margin'"),
+        ({"strategy": "bald"}, "none is named"),
         ({"strategy": "margin"}, r"no label is known yet.*\n.*\n.*--strategy typical"),
         ({"output": "out.txt"}, "a .csv or .jsonl file"),
         ({"output": "gone/out.csv"}, "a folder that is not there"),
