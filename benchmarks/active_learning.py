@@ -257,7 +257,7 @@ def plot(rows: list[dict[str, Any]], target: float, file: Path) -> None:
     kinds = [[row for row in rows if row["what"].endswith("LoRA") == lora] for lora in (False, True)]
     kinds = [kind for kind in kinds if kind]
     figure, axes = plt.subplots(1, len(kinds), figsize=(7.5 * len(kinds), 5.5), squeeze=False)
-    colours = {arm: f"C{i}" for i, arm in enumerate(ARMS)}
+    colours = {arm: f"C{i}" for i, arm in enumerate(ARMS)} | {"auto": "black"}
     for axis, kind in zip(axes[0], kinds, strict=True):
         for row in kind:
             arm = row["what"].split(",")[0]
