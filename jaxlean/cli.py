@@ -79,9 +79,18 @@ def evaluate(
     overrides: Overrides = None,
     adapter: Annotated[Path | None, typer.Option(help="PEFT adapter folder; default: the base alone.")] = None,
     answers: Annotated[Path | None, typer.Option(help="JSONL file to write generated and wanted texts to.")] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(min=0, help="Show the model so many training rows (classify: of each label) as examples."),
+    ] = None,
 ) -> None:
     """Measure loss, perplexity and (eval.exact_match=true) exact match on the held-out data."""
-    settings = _load(config, overrides)
+    settings = _load(config, [*(overrides or []), *([] if shots is None else [f"eval.shots={shots}"])])
+    if shots is not None:
+        from jaxlean.run.few_shot import evaluate_few_shot
+
+        evaluate_few_shot(settings, adapter=adapter, answers=answers)
+        return
     from jaxlean.run.evaluate import evaluate
 
     evaluate(settings, adapter=adapter, answers=answers)
@@ -135,6 +144,34 @@ def predict(
     from jaxlean.run.predictions import predict
 
     typer.echo(f"{predict(settings, data, output, adapter=adapter):,} rows: {output}")
+
+
+@app.command()
+def select(
+    config: Config,
+    overrides: Overrides = None,
+    *,
+    pool: Annotated[Path, typer.Option(help="File with the unlabelled texts.")],
+    num: Annotated[int, typer.Option("--num", "-n", help="Rows to choose.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for annotators: .csv or .jsonl.")],
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="auto, random; by vectors: typical, k_center; by a trained model: least_confidence, margin, entropy, "
+            "bald, uncertain_clusters."
+        ),
+    ] = "auto",
+    adapter: Annotated[Path | None, typer.Option(help="PEFT adapter folder, trained on what has labels.")] = None,
+    labelled: Annotated[Path | None, typer.Option(help="File of what has labels; default: data.train.")] = None,
+    passes: Annotated[int, typer.Option(help="Draws of dropout, for bald.")] = 10,
+    seed: Annotated[int | None, typer.Option(help="Default: the config's.")] = None,
+) -> None:
+    """Choose the rows of an unlabelled pool that are most worth a label, and write them for annotators."""
+    settings = _load(config, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
+    from jaxlean.curate.select import select
+
+    how = {"strategy": strategy, "adapter": adapter, "labelled": labelled, "passes": passes}
+    typer.echo(select(settings, pool, output, num, **how))  # type: ignore[arg-type]
 
 
 @app.command()

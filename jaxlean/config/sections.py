@@ -150,6 +150,14 @@ class EvalSection(Section):
     exact_match: bool = Field(False, description="Generate each held-out completion and compare it, word for word.")
     max_new_tokens: PositiveInt = Field(128, description="Longest generation.")
     max_examples: PositiveInt | None = Field(None, description="Use only the first held-out rows.")
+    shots: NonNegativeInt | None = Field(
+        None, description="finetune also measures the base, untrained, with so many training rows as examples: what "
+        "training has to beat. generate: in the prompt of each held-out row; classify: of each label, the mean of "
+        "whose vectors is its prototype (0: the vector of its name)."
+    )  # fmt: skip
+    shots_by: Literal["random", "nearest"] = Field(
+        "random", description="Which rows: drawn by the seed; or (task: generate) those most like the held-out row."
+    )
 
 
 class MeshSection(Section):
@@ -297,6 +305,8 @@ class RunConfig(Section):
             raise ValueError("train.trainable needs lora: null (with LoRA, the adapter is what trains)")
         if self.lora is not None and self.lora.use_dora and self.lora.init_lora_weights == "pissa":
             raise ValueError("lora.use_dora and lora.init_lora_weights=pissa exclude each other")
+        if self.data.streaming and self.eval.shots:
+            raise ValueError("eval.shots chooses among all training rows; data.streaming does not have them all")
         if self.data.streaming and self.train.max_steps is None:
             raise ValueError("data.streaming needs train.max_steps: the length of a stream is not known")
         if self.task != "generate":
@@ -312,6 +322,10 @@ class RunConfig(Section):
             raise ValueError(f"data.streaming is for task: generate; {task} reads all rows before the first step")
         if self.eval.exact_match:
             raise ValueError(f"eval.exact_match compares what is generated; task: {task} has metrics of its own")
+        if self.eval.shots is not None and task in ("tag", "embed"):
+            raise ValueError(f"eval.shots is for task: generate and classify, not for {task}")
+        if self.eval.shots is not None and self.eval.shots_by == "nearest":
+            raise ValueError("eval.shots_by: nearest is for task: generate; labels have the same examples for all rows")
         if isinstance(data.text_column, list) and (task == "tag" or len(data.text_column) != 2):
             raise ValueError(f"data.text_column names {'one column' if task == 'tag' else 'two columns at most'}")
         if task == "embed":

@@ -113,6 +113,31 @@ def eval_examples(config: RunConfig, tokenizer: Any) -> list[tuple[list[int], st
     return [(*prompt, origin) for prompt, origin in made if prompt is not None]
 
 
+def held_out_rows(config: RunConfig, tokenizer: Any) -> Iterator[tuple[Any, str]]:
+    """(example, origin) of each held-out row, the first `eval.max_examples` of them. Errors as of `eval_batches`."""
+    yield from _held_out(config, _encoder(config, tokenizer, None))
+
+
+def training_rows(config: RunConfig, tokenizer: Any, *, most: int) -> Iterator[tuple[Any, str]]:
+    """(example, origin) of the training rows; of more than `most` as many from each source, drawn by the seed.
+
+    Raises:
+        ConfigError: no training data named.
+        DataError: a row that cannot be read, with its place.
+    """
+    data = config.data
+    if not data.train:
+        raise ConfigError("no training data", wanted="data.train: a file, a folder or a hub id")
+    encoder = _encoder(config, tokenizer, None)
+    for source in data.train:
+        rows = open_rows(source)
+        chosen = part_of(len(rows), data, False, config.seed)
+        if len(chosen) > most // len(data.train):
+            draw = np.random.default_rng([config.seed, len(rows)])
+            chosen = np.sort(draw.choice(np.asarray(chosen), most // len(data.train), replace=False)).tolist()
+        yield from _examples(rows, chosen, source, data, encoder)
+
+
 def encoded(config: RunConfig, source: SourceSection, tokenizer: Any, counts: Counts, limit: int) -> Iterator[Tokens]:
     """The first rows of one source as tokens, at their full length, for looking at (`jaxlean inspect`)."""
     data = config.data

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxlean import tree
 from jaxlean.config import RunConfig
 from jaxlean.data.batches import EvalBatches, Stats
 from jaxlean.data.loader import eval_batches, eval_examples
+from jaxlean.data.shots import ShotRows
 from jaxlean.errors import ConfigError, DataError, RunError
 from jaxlean.hub.load import Model, load
 from jaxlean.run.generate import chat_template, generate, stop_ids
@@ -35,22 +37,34 @@ class Evaluator:
         tokenizer: the model's.
         loss: the model's summed cross entropy, as `train.step` takes it.
         mesh: the rows of a batch are split over it.
+        shots: the same rows with examples before them (few-shot), to be measured in their place.
 
     Raises:
         DataError: no held-out row carries a token to predict.
     """
 
-    def __init__(self, config: RunConfig, tokenizer: Any, loss: Loss, mesh: jax.sharding.Mesh, *, vocab_size: int):
-        self._config, self._tokenizer = config, tokenizer
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: Any,
+        loss: Loss,
+        mesh: jax.sharding.Mesh,
+        *,
+        vocab_size: int,
+        shots: ShotRows | None = None,
+    ):
+        self._config, self._tokenizer, self._shots = config, tokenizer, shots
         rows = config.eval.per_device_eval_batch_size * num_batch_shards(mesh)
         self._rows = OwnRows(mesh, rows)
-        self._batches: EvalBatches = eval_batches(
-            config, tokenizer, rows=rows, vocab_size=vocab_size, held=self._rows.held
+        self._batches: EvalBatches = (
+            eval_batches(config, tokenizer, rows=rows, vocab_size=vocab_size, held=self._rows.held)
+            if shots is None
+            else shots.batches(rows=rows, seed=config.seed, held=self._rows.held)
         )
         if not len(self._batches):
             raise DataError("the held-out data is empty", where="data.eval")
         self._step = make_eval_step(loss)
-        self._prompts: list[tuple[list[int], str, str]] | None = None  # encoded on first use
+        self._prompts = None if shots is None else shots.prompts  # else encoded on first use
 
     @property
     def length(self) -> int:
@@ -100,6 +114,8 @@ class Evaluator:
             batch_size=max(self._config.eval.per_device_eval_batch_size, 1),
         )
         texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
+        if self._shots is not None:
+            texts = [self._shots.cut(text) for text in texts]
         return [(text.strip(), want.strip()) for text, (_, want, _) in zip(texts, self._prompts, strict=True)]
 
 
@@ -139,6 +155,23 @@ def evaluate(config: RunConfig, *, adapter: Path | None = None, answers: Path | 
         ConfigError: no model or no held-out data is named.
         RunError: the answers cannot be written.
     """
+    config, model, tokenizer, mesh = prepared(config, adapter, answers)
+    evaluator = evaluator_of(config, model, tokenizer, mesh)
+    shapes = {path: tuple(leaf.shape) for path, leaf in tree.flatten(model.params).items()}
+    for line in check_axes(mesh, shapes, num_kv_heads=model.config.num_kv_heads, length=evaluator.length):
+        print(line)
+    print(f"held-out data: {evaluator.stats}")
+    found = evaluator.loss({}, model.params)
+    if isinstance(evaluator, Evaluator) and (config.eval.exact_match or answers is not None):
+        found["exact_match"] = compare(evaluator.answers(model), answers)
+    print_evaluation(found)
+    return found
+
+
+def prepared(
+    config: RunConfig, adapter: Path | None, answers: Path | None
+) -> tuple[RunConfig, Model, Any, jax.sharding.Mesh]:
+    """(the config resolved, the model, its tokenizer, the mesh) of an evaluation. Args, errors: as of `evaluate`."""
     if config.model.path is None:
         raise ConfigError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
     if not config.data.eval and not config.data.eval_fraction:
@@ -158,23 +191,22 @@ def evaluate(config: RunConfig, *, adapter: Path | None = None, answers: Path | 
     tokenizer = tokenizer_of(model)
     if template is not None and tokenizer is not None:
         tokenizer.chat_template = template
-    evaluator = evaluator_of(config, model, tokenizer, mesh)
-    shapes = {path: tuple(leaf.shape) for path, leaf in tree.flatten(model.params).items()}
-    for line in check_axes(mesh, shapes, num_kv_heads=model.config.num_kv_heads, length=evaluator.length):
-        print(line)
-    print(f"held-out data: {evaluator.stats}")
-    found = evaluator.loss({}, model.params)
-    if isinstance(evaluator, Evaluator) and (config.eval.exact_match or answers is not None):
-        pairs = evaluator.answers(model)
-        found["exact_match"] = sum(got == want for got, want in pairs) / len(pairs)
-        if answers is not None:
-            lines = [json.dumps({"generated": got, "wanted": want}, ensure_ascii=False) for got, want in pairs]
-            try:
-                answers.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            except OSError as error:
-                raise RunError("the answers cannot be written", where=answers, got=error) from error
-    print_evaluation(found)
-    return found
+    return config, model, tokenizer, mesh
+
+
+def compare(pairs: Sequence[tuple[str, str]], answers: Path | None) -> float:
+    """The share of (generated, wanted) that are the same; `answers` is a JSONL file to write them to.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    if answers is not None:
+        lines = [json.dumps({"generated": got, "wanted": want}, ensure_ascii=False) for got, want in pairs]
+        try:
+            answers.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise RunError("the answers cannot be written", where=answers, got=error) from error
+    return sum(got == want for got, want in pairs) / len(pairs)
 
 
 def print_evaluation(found: Evaluation) -> None:

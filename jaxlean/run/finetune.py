@@ -23,6 +23,7 @@ from jaxlean.models.cpu import hold, release
 from jaxlean.run.checkpoint import Checkpoints
 from jaxlean.run.environment import versions
 from jaxlean.run.evaluate import evaluator_of
+from jaxlean.run.few_shot import few_shot_of
 from jaxlean.run.fit import fit
 from jaxlean.run.folder import check_shared, check_space, claim
 from jaxlean.run.generate import chat_template
@@ -149,6 +150,10 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
     if evaluator is not None:
         say(f"held-out data: {evaluator.stats}")
         check_axes(mesh, declared, num_kv_heads=model.config.num_kv_heads, length=evaluator.length)
+    few_shot = None
+    if evaluator is not None and config.eval.shots is not None:
+        few_shot = few_shot_of(config, model, tokenizer, mesh)
+        say(str(few_shot))
     programs = Compilations()
     chosen = None
     if config.train.remat == "auto":
@@ -209,6 +214,9 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
         if evaluator is not None and config.eval.before and meter.eval_before is None:
             meter.eval_before = evaluator(model, state.result, frozen)
             metrics.log(0, {f"eval_{k}": v for k, v in meter.eval_before.items()})
+        if few_shot is not None and done == 0:
+            meter.eval_few_shot = few_shot(model, state.result, frozen)
+            metrics.log(0, {f"eval_few_shot_{k}": v for k, v in meter.eval_few_shot.items()})
 
         # ---- loop
         save_steps = config.train.save_steps or max(num_steps // 10, 1)

@@ -53,6 +53,7 @@ class Meter:
         self.train_loss: float | None = None
         self.broken_at = 0  # the first step whose loss or gradient was not a number
         self.eval_before: Evaluation | None = None
+        self.eval_few_shot: Evaluation | None = None
         self.eval_after: Evaluation | None = None
         self._waiting: list[tuple[int, StepMetrics]] = []
         self._marks: list[int] = []
@@ -207,6 +208,7 @@ class Meter:
             "compile_seconds": self.compile_seconds,
             "train_loss": self.train_loss,
             "eval_before": self.eval_before,
+            "eval_few_shot": self.eval_few_shot,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -214,6 +216,7 @@ class Meter:
         self._before, self._train_seconds = state["seconds"], state["train_seconds"]
         self.compile_seconds = state["compile_seconds"]
         self.train_loss, self.eval_before = state["train_loss"], state["eval_before"]
+        self.eval_few_shot = state.get("eval_few_shot")  # a checkpoint of an earlier version has none
         self._last_line = (self._train_seconds, self.total_tokens)
 
     def totals(self) -> dict[str, Any]:
@@ -235,6 +238,7 @@ class Meter:
             "tokens_per_second": total_tokens / train_seconds if train_seconds > 0 else None,
             "train_loss": self.train_loss,
             "eval_before": self.eval_before,
+            "eval_few_shot": self.eval_few_shot,
             "eval_after": self.eval_after,
             "usd": self._price.usd(seconds),
         }

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 
 from jaxlean.config import RunConfig, SourceSection
-from jaxlean.data.batches import sequence_length
-from jaxlean.data.epochs import Mix, Steps
 from jaxlean.data.labelled import LabelEncoder
 from jaxlean.data.source import open_rows
 from jaxlean.data.tokenize import Counts, Ragged, Tokens
@@ -17,10 +15,9 @@ from jaxlean.errors import ConfigError, DataError, ModelError, RunError
 from jaxlean.run.evaluate import loaded
 from jaxlean.run.job import head_labels, image_of, judge_of, resolved
 from jaxlean.run.quality import make_judge_step
-from jaxlean.run.rows import OwnRows
+from jaxlean.run.texts import Said, judged
 from jaxlean.xla.compile import use_cache
-from jaxlean.xla.mesh import make_mesh, num_batch_shards, split_host
-from jaxlean.xla.spread import fetch
+from jaxlean.xla.mesh import make_mesh, split_host
 
 # A column of texts to be embedded, where the config does not name one.
 _TEXTS = ("text", "sentence", "anchor", "positive", "query", "question", "answer", "passage", "document")
@@ -73,20 +70,13 @@ def predict(config: RunConfig, file: Path, output: Path, *, adapter: Path | None
     if not kept:
         raise DataError("no row is left", where=file, got=f"all {len(rows)} dropped for their length")
     examples = Ragged.of(tokens for tokens in made if tokens is not None)
-    at_once = config.eval.per_device_eval_batch_size * num_batch_shards(mesh)
-    steps = Steps(
-        examples, Mix([len(kept)], None, 0, shuffle=False), rows=at_once, packing=config.data.packing,
-        length=sequence_length(examples, config.data.packing, config.data.max_length),
-    )  # fmt: skip
-    own, step = OwnRows(mesh, at_once), make_judge_step(judge_of(config, model, mesh))
+    step = make_judge_step(judge_of(config, model, mesh))
     found: dict[int, Any] = {}
-    for number in range(len(steps)):
-        batch = steps[number]
-        says = {name: fetch(x) for name, x in step({}, model.params, own.on_devices(batch))[2].items()}
-        for row in range(at_once):
-            for segment, i in enumerate(steps.row(number * at_once + row), 1):
-                at = np.flatnonzero((batch["segments"][row] == segment) & (batch["labels"][row] >= 0))
-                found[kept[int(i)]] = _of_one(config, says, row, at, batch["labels"][row][at])
+    for said in judged(
+        examples, lambda params, batch: step({}, params, batch)[2], model.params, mesh,
+        rows=config.eval.per_device_eval_batch_size, packing=config.data.packing, max_length=config.data.max_length,
+    ):  # fmt: skip
+        found[kept[said.number]] = _of_one(config, said)
     try:
         if config.task == "embed":
             _write_vectors(output, found, len(rows))
@@ -130,15 +120,15 @@ def _told(config: RunConfig, source: SourceSection, columns: list[str]) -> RunCo
     return config.model_copy(update={"data": config.data.model_copy(update={"text_column": named, "packing": False})})
 
 
-def _of_one(config: RunConfig, says: dict[str, np.ndarray], row: int, at: np.ndarray, words: np.ndarray) -> Any:
-    """What is said of one text, whose labels stand at these places of a row."""
+def _of_one(config: RunConfig, said: Said) -> Any:
+    """What is said of one text."""
     if config.task == "embed":
-        return says["vectors"][row]
+        return said.batch["vectors"][said.row]
     names = config.data.labels or []
-    got = [names[int(i)] for i in says["best"][row, at]]
+    got = [names[int(i)] for i in said.batch["best"][said.row, said.at]]
     if config.task == "tag":
-        return dict(zip(words.tolist(), got, strict=True))
-    return {"prediction": got[0], "probability": round(float(says["probability"][row, at[0]]), 6)}
+        return dict(zip(said.labels.tolist(), got, strict=True))
+    return {"prediction": got[0], "probability": round(float(said.batch["probability"][said.row, said.at[0]]), 6)}
 
 
 def _lines(config: RunConfig, rows: Any, found: dict[int, Any]) -> Iterator[dict[str, Any]]:

@@ -27,6 +27,7 @@ class Evaluation(TypedDict, total=False):
     recall: float
     f1: float
     mrr: float  # mean of 1 / the place of an anchor's positive among all
+    shots: float  # examples that the model was shown, of each row (generate) or label (classify), on average
     examples: int  # held-out rows
     tokens: int  # held-out tokens that carry loss
 
@@ -52,6 +53,7 @@ class Summary(TypedDict, total=False):
     num_trainable: int  # parameters that train
     train_loss: float | None  # nats per token, mean over the last logging interval
     eval_before: Evaluation | None  # of the base, before training
+    eval_few_shot: Evaluation | None  # of the base, with `eval.shots` examples
     eval_after: Evaluation | None  # of the result
     usd: float | None  # null where the price of the device is not known
     device_kind: str  # as jax says it
@@ -95,16 +97,21 @@ def final_table(
     from rich.console import Console
     from rich.table import Table
 
-    before, after = summary.get("eval_before") or {}, summary.get("eval_after") or {}
+    measured: dict[str, Mapping[str, Any]] = {"before": summary.get("eval_before") or {}}
+    few_shot = summary.get("eval_few_shot")
+    if few_shot:  # beside what training has to beat anyway
+        measured[f"{few_shot['shots']:.3g}-shot"] = few_shot
+    measured["after"] = summary.get("eval_after") or {}
     quality = Table(show_header=True, header_style="bold")
-    for name, justify in (("held-out", "left"), ("before", "right"), ("after", "right")):
-        quality.add_column(name, justify=justify)  # type: ignore[arg-type]
-    quality.add_row("loss", show_number(before.get("loss")), show_number(after.get("loss")))
-    shown = [key for key in _QUALITY if key in before or key in after]
+    quality.add_column("held-out")
+    for name in measured:
+        quality.add_column(name, justify="right")
+    quality.add_row("loss", *(show_number(found.get("loss")) for found in measured.values()))
+    shown = [key for key in _QUALITY if any(key in found for found in measured.values())]
     if not shown:
-        quality.add_row("perplexity", show_number(before.get("perplexity"), 2), show_number(after.get("perplexity"), 2))
+        quality.add_row("perplexity", *(show_number(found.get("perplexity"), 2) for found in measured.values()))
     for key in shown or ["exact_match"]:
-        quality.add_row(key.replace("_", " "), show_percent(before.get(key)), show_percent(after.get(key)))
+        quality.add_row(key.replace("_", " "), *(show_percent(found.get(key)) for found in measured.values()))
 
     params, trainable = summary.get("num_params"), summary.get("num_trainable")
     share = trainable / params if params and trainable is not None else None
@@ -130,7 +137,7 @@ def final_table(
     for row in rows:
         cost.add_row(*row)
     console = console if console is not None else Console()
-    if before or after:
+    if any(measured.values()):
         console.print(quality)
     else:
         console.print("held-out data: none, so quality was not measured (data.eval, data.eval_fraction)")

@@ -13,7 +13,7 @@ from jaxlean.run.summary import Summary, final_table, write_summary
 KEYS = """
     status steps tokens total_tokens seconds train_seconds compile_seconds compiled_from_cache tokens_per_second
     predicted_memory_bytes measured_memory_bytes predicted_step_seconds measured_step_seconds peak_memory_bytes
-    num_params num_trainable train_loss eval_before eval_after usd device_kind num_devices versions
+    num_params num_trainable train_loss eval_before eval_few_shot eval_after usd device_kind num_devices versions
 """.split()
 
 FULL = {
@@ -120,3 +120,14 @@ def test_a_long_folder_name_is_not_cut():
     path = "/very/long/" * 12 + "adapter"
     cells = [line.strip("│ ").removeprefix("adapter").strip() for line in table({}, adapter=path).splitlines()]
     assert path in "".join(cells)
+
+
+def test_few_shot_stands_beside_before_and_after():
+    few_shot = {"loss": 2.5, "exact_match": 0.25, "shots": 4.855}
+    text = table(FULL | {"eval_few_shot": few_shot})
+    assert row(text, "held-out") == ["held-out", "before", "4.86-shot", "after"]
+    assert row(text, "exact match") == ["exact match", "0.0 %", "25.0 %", "95.5 %"]
+    # of a classifier's frozen vectors there is no loss, of a run that measured nothing else only they are shown
+    text = table({"eval_few_shot": {"accuracy": 0.62, "shots": 0.0}})
+    assert row(text, "loss") == ["loss", "-", "-", "-"]
+    assert row(text, "accuracy") == ["accuracy", "-", "62.0 %", "-"]
