@@ -1,5 +1,6 @@
 """A run is one `RunConfig`: every setting once (`sections`), read from YAML with overrides (`read`)."""
 
+from jaxlean.config.curriculum import CurriculumSection
 from jaxlean.config.data import DataSection, SourceSection
 from jaxlean.config.model import LoraSection, ModelSection
 from jaxlean.config.read import build, dump, load
@@ -19,6 +20,7 @@ __all__ = [
     "dump",
     "load",
     "CostSection",
+    "CurriculumSection",
     "DataSection",
     "DistributedSection",
     "EvalSection",
