@@ -212,7 +212,7 @@ def reached(curve: Sequence[Sequence[float]], loss: float) -> float | None:
 
 
 def saved(own: Sequence[Sequence[float]], base: Sequence[Sequence[float]]) -> float:
-    """Share of steps fewer than random order to where that one ends; below 0: how much earlier it was at this arm's end."""
+    """Share of steps fewer than random order to where it ends; below 0: how much earlier it was at this arm's end."""
     target = smoothed(base)[-1]
     step = reached(own, target[1])
     if step is not None:
