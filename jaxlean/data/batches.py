@@ -249,7 +249,7 @@ def in_memory(
     stats = measure(steps, mix, counts, names)
     more = ""
     if ordered is not None:
-        curriculum = ordered(steps, num_epochs if max_steps is None else max_steps * rows / stats.sequences)
+        curriculum = ordered(steps, num_epochs if max_steps is None else _epochs(ordered, steps, stats.sequences))
         steps = Steps(examples, curriculum, num_epochs=curriculum.num_phases, **how)
         stats.order, more = str(curriculum), f", {curriculum.fingerprint}"
     content = zlib.crc32(steps.examples.input_ids.data, zlib.crc32(steps.examples.offsets.data))
@@ -260,6 +260,23 @@ def in_memory(
         f"packing {packing}, shuffle {mix.shuffle}, mix {mix.quota}{more}"
     )
     return Batches(steps, num_steps=len(steps), length=length, stats=stats, fingerprint=fingerprint)
+
+
+def _epochs(ordered: Callable[[Steps, float], Curriculum], steps: Steps, sequences: int) -> float:
+    """How often a run of so many steps takes the data, of which an epoch in random order has so many sequences.
+
+    Rows of like difficulty may be of like length, and then fill sequences worse; so it is tried out.
+    """
+    wanted = len(steps) * steps.rows
+    epochs = wanted / sequences
+    for _ in range(2):
+        curriculum = ordered(steps, epochs)
+        phases = Steps(
+            steps.examples, curriculum, rows=steps.rows, length=steps.length, packing=steps.packing,
+            num_epochs=curriculum.num_phases, group=steps.group,
+        )  # fmt: skip
+        epochs *= wanted / int(phases.ends[-1])
+    return epochs
 
 
 def measure(steps: Steps, mix: Mix, counts: Counts, names: Sequence[str]) -> Stats:
