@@ -97,6 +97,11 @@ class Batches:
         self._iterator: Any = None
         self._stream_state: Any = None
 
+    @property
+    def steps(self) -> Steps | None:
+        """What makes the batches of texts in memory, by their number."""
+        return self._source if isinstance(self._source, Steps) else None
+
     def __len__(self) -> int:
         return self.num_steps
 

@@ -84,7 +84,8 @@ class BaseLosses:
 def _read(file: Path, content: int) -> np.ndarray | None:
     """The losses in a file, if they are of these rows."""
     try:
-        with np.load(file, allow_pickle=False) as found:
+        # opened here, since numpy leaves a file open in which it finds no archive
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as found:
             return found["losses"] if int(found["content"]) == content else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # not there, or cut short: they are measured again
