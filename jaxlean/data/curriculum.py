@@ -15,8 +15,8 @@ whatever the pacing.
 
 What "share" means. Where rows are packed, shares are shares of tokens, since steps are made of tokens; otherwise of
 rows. With weights each source has a curriculum of its own, so that the mix stays what it is from the first step on.
-No sequence holds rows of two phases; rows of like length fill sequences worse than a mix of all (`jaxlean inspect` tells
-how many steps that makes), the less so the longer sequences are.
+No sequence holds rows of two phases; rows of like length fill sequences worse than a mix of all (`jaxlean inspect`
+tells how many steps that makes), the less so the longer sequences are.
 
 Everything is a pure function of the seed and the data, so that a resumed run continues at the exact row.
 """
