@@ -53,6 +53,7 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "loss, mild": {"difficulty": "column", "column": "loss", "start": 0.5, "until": 0.3, "floor": 0.3},
     "length, no floor": {"difficulty": "length", "floor": 0.0},
     "length, slow": {"difficulty": "length", "until": 0.9, "pacing": "linear"},
+    "loss, slow": {"difficulty": "column", "column": "loss", "until": 0.9, "pacing": "linear"},
     "length, hard first": {"difficulty": "length", "order": "hard_first"},
     "rarity, hard first": {"difficulty": "rarity", "order": "hard_first"},
     "loss, hard first": {"difficulty": "column", "column": "loss", "order": "hard_first"},
