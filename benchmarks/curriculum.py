@@ -261,7 +261,7 @@ def plot(rows: Sequence[Mapping[str, Any]], summary: Sequence[Mapping[str, Any]]
         axes[1].plot(curves[0, :, 0], (curves - against)[:, :, 1].mean(0), **style)
         shares = [100 * saved(other["curve"], base[other["seed"]]["curve"]) for other in own]
         axes[2].scatter(shares, [number] * len(shares), color=style["color"])
-    axes[0].set(xlabel="step", ylabel="held-out loss", yscale="log", title=f"{title}: loss")
+    axes[0].set(xlabel="step", ylabel="held-out loss", title=f"{title}: loss")
     axes[1].set(xlabel="step", ylabel="less random order", title="Difference to random order")
     axes[1].set_ylim(*np.clip(axes[1].get_ylim(), -0.3, 0.3))
     axes[2].axvline(20, color="green", linestyle="--", label="target: 20 % fewer steps")
@@ -269,7 +269,7 @@ def plot(rows: Sequence[Mapping[str, Any]], summary: Sequence[Mapping[str, Any]]
     axes[2].set(xlabel="% of steps fewer to where random order ends", title="Steps saved, each seed")
     axes[2].set_yticks(range(len(summary)), [row["arm"] for row in summary])
     axes[2].invert_yaxis()
-    axes[1].legend(fontsize=8)
+    axes[0].legend(fontsize=8)
     axes[2].legend(fontsize=8)
     figure.savefig(file, dpi=110)
 
