@@ -1,6 +1,7 @@
 """A run is one `RunConfig`: every setting once (`sections`), read from YAML with overrides (`read`)."""
 
 from jaxlean.config.curation import CurateSection, StepSection
+from jaxlean.config.curriculum import CurriculumSection
 from jaxlean.config.data import DataSection, SourceSection
 from jaxlean.config.model import LoraSection, ModelSection
 from jaxlean.config.read import build, dump, load
@@ -21,6 +22,7 @@ __all__ = [
     "load",
     "CostSection",
     "CurateSection",
+    "CurriculumSection",
     "DataSection",
     "DistributedSection",
     "EvalSection",

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from jaxlean.config.curriculum import CurriculumSection
 from jaxlean.config.section import Fraction, Section, named
 
 
@@ -77,6 +78,9 @@ class DataSection(Section):
         "completion", description="Loss on assistant/completion tokens only, or on every token."
     )
     shuffle: bool = Field(True, description="A new order each epoch, from the seed.")
+    curriculum: CurriculumSection | None = Field(
+        None, description="Easy rows first: length, rarity, loss, or a section; default: at random."
+    )
     streaming: bool = Field(
         False, description="Read while training, for data larger than the disk; needs train.max_steps."
     )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from jaxlean.config.curation import CurateSection
+from jaxlean.config.curriculum import CurriculumSection
 from jaxlean.config.data import DataSection
 from jaxlean.config.model import LoraSection, ModelSection
 from jaxlean.config.section import Fraction, Section, named
@@ -311,10 +312,30 @@ class RunConfig(Section):
             raise ValueError("data.streaming needs train.max_steps: the length of a stream is not known")
         if self.task != "generate":
             self._check_task()
+        if self.data.curriculum is not None:
+            self._check_curriculum(self.data.curriculum)
         if self.train.sync == "diloco" and (self.mesh.auto or self.mesh.data in (0, 1)):
             got = "mesh: auto" if self.mesh.auto else f"mesh.data={self.mesh.data}"
             raise ValueError(f"train.sync: diloco needs replicas, not {got}; mesh.data says how many, 2 or more")
         return self
+
+    def _check_curriculum(self, curriculum: CurriculumSection) -> None:
+        if self.data.streaming:
+            raise ValueError("data.curriculum sorts all rows before the first step; data.streaming has not read them")
+        if not self.data.shuffle:
+            raise ValueError("data.curriculum and data.shuffle: false are two orders: leave one out")
+        if curriculum.difficulty != "loss":
+            return
+        if self.task != "generate":
+            raise ValueError(
+                "data.curriculum.difficulty: loss is that of a model which does its task already, and the head of "
+                f"task: {self.task} is new; take length, rarity, or a column of scores"
+            )
+        if self.model.architecture is not None:
+            raise ValueError(
+                "data.curriculum.difficulty: loss is that of a base which has learned something, and "
+                "model.architecture starts from zero; take length, rarity, or a column (another model's losses)"
+            )
 
     def _check_task(self) -> None:
         data, train, task = self.data, self.train, self.task

@@ -9,12 +9,13 @@ Batches of tokens in memory (`arrays`) need numpy alone.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from jaxlean.data.curriculum import Curriculum
 from jaxlean.data.epochs import Batch, Mix, Steps
 from jaxlean.data.tokenize import Counts, Ragged, Tokens
 from jaxlean.errors import DataError, RunError
@@ -35,6 +36,7 @@ class Stats:
         length: tokens of a sequence.
         sequences: sequences of the first epoch.
         padding: share of the first epoch's sequences that is padding, 0..1.
+        order: in which they come, in words, if that is not at random.
     """
 
     counts: Counts
@@ -45,6 +47,7 @@ class Stats:
     length: int = 0
     sequences: int = 0
     padding: float = 0.0
+    order: str = ""
 
     def __str__(self) -> str:
         counts = self.counts
@@ -61,6 +64,7 @@ class Stats:
         )
         if len(self.sources) > 1:
             lines += [f"  {name}: {examples:,} rows an epoch" for name, examples in self.sources.items()]
+        lines += [self.order] if self.order else []
         return "\n".join(lines)
 
 
@@ -92,6 +96,11 @@ class Batches:
         self._source = source
         self._iterator: Any = None
         self._stream_state: Any = None
+
+    @property
+    def steps(self) -> Steps | None:
+        """What makes the batches of texts in memory, by their number."""
+        return self._source if isinstance(self._source, Steps) else None
 
     def __len__(self) -> int:
         return self.num_steps
@@ -230,29 +239,57 @@ def in_memory(
     names: Sequence[str],
     held: Sequence[int] | None = None,
     group: int = 1,
+    ordered: Callable[[Steps, float], Curriculum] | None = None,
 ) -> Batches:
-    """Batches of tokens in memory. Arguments as of `Steps`; `names` are those of the sources of `mix`."""
-    steps = Steps(
-        examples, mix, rows=rows, length=length, packing=packing, num_epochs=num_epochs, max_steps=max_steps, held=held,
-        group=group,
-    )  # fmt: skip
-    stats = measure(steps, counts, names)
+    """Batches of tokens in memory. Arguments as of `Steps`.
+
+    Args:
+        names: of the sources of `mix`.
+        ordered: (the steps in random order, how often they take the data) -> the curriculum to draw by instead.
+    """
+    how: dict[str, Any] = {
+        "rows": rows, "length": length, "packing": packing, "max_steps": max_steps, "held": held, "group": group
+    }  # fmt: skip
+    steps = Steps(examples, mix, num_epochs=num_epochs, **how)
+    stats = measure(steps, mix, counts, names)
+    more = ""
+    if ordered is not None:
+        curriculum = ordered(steps, num_epochs if max_steps is None else _epochs(ordered, steps, stats.sequences))
+        steps = Steps(examples, curriculum, num_epochs=curriculum.num_phases, **how)
+        stats.order, more = str(curriculum), f", {curriculum.fingerprint}"
     content = zlib.crc32(steps.examples.input_ids.data, zlib.crc32(steps.examples.offsets.data))
     for value in steps.examples.more.values():
         content = zlib.crc32(value.data, content)
     fingerprint = (
         f"{stats.examples} examples ({content:08x}), seed {mix.seed}, {rows} rows of {length}, "
-        f"packing {packing}, shuffle {mix.shuffle}, mix {mix.quota}"
+        f"packing {packing}, shuffle {mix.shuffle}, mix {mix.quota}{more}"
     )
     return Batches(steps, num_steps=len(steps), length=length, stats=stats, fingerprint=fingerprint)
 
 
-def measure(steps: Steps, counts: Counts, names: Sequence[str]) -> Stats:
+def _epochs(ordered: Callable[[Steps, float], Curriculum], steps: Steps, sequences: int) -> float:
+    """How often a run of so many steps takes the data, of which an epoch in random order has so many sequences.
+
+    Rows of like difficulty may be of like length, and then fill sequences worse; so it is tried out.
+    """
+    wanted = len(steps) * steps.rows
+    epochs = wanted / sequences
+    for _ in range(2):
+        curriculum = ordered(steps, epochs)
+        phases = Steps(
+            steps.examples, curriculum, rows=steps.rows, length=steps.length, packing=steps.packing,
+            num_epochs=curriculum.num_phases, group=steps.group,
+        )  # fmt: skip
+        epochs *= wanted / int(phases.ends[-1])
+    return epochs
+
+
+def measure(steps: Steps, mix: Mix, counts: Counts, names: Sequence[str]) -> Stats:
     """What the rows became, once they are laid out."""
     first = steps.bins(0)
     used = int(steps.examples.lengths[first.members].sum())
     sources: dict[str, int] = {}
-    for name, quota in zip(names, steps.mix.quota, strict=True):
+    for name, quota in zip(names, mix.quota, strict=True):
         sources[name] = sources.get(name, 0) + quota
     return Stats(
         counts,

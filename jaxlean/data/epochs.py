@@ -11,6 +11,7 @@ one, and takes up in the next epoch where it stopped in this one.
 import functools
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -20,6 +21,24 @@ from jaxlean.data.tokenize import Ragged
 Batch = dict[str, np.ndarray]
 # What stands in `Ragged.more` where there is no token.
 _PADDING = {"labels": -100, "token_types": 0}
+
+
+class Order(Protocol):
+    """Draws the examples of one epoch after another: `Mix`, or a `Curriculum` whose epochs are phases.
+
+    Attributes:
+        seed: of everything random.
+        shuffle: whether sequences may be put in any order.
+        alike: whether every whole epoch holds the same examples.
+    """
+
+    seed: int
+    shuffle: bool
+    alike: bool
+
+    def epoch(self, e: int, fraction: float = 1.0) -> np.ndarray:
+        """int [examples]: those of (a part of) epoch e, in order."""
+        ...
 
 
 class Mix:
@@ -35,6 +54,7 @@ class Mix:
     def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None, seed: int, shuffle: bool):
         self.sizes, self.weights, self.seed, self.shuffle = list(sizes), weights, seed, shuffle
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
+        self.alike = weights is None
         self.quota = list(self.sizes) if weights is None else _apportion(int(self.starts[-1]), weights)
 
     def epoch(self, e: int, fraction: float = 1.0) -> np.ndarray:
@@ -81,7 +101,7 @@ class Steps(Sequence[Batch]):
 
     Args:
         examples: the tokens.
-        mix: draws the epochs.
+        mix: draws the epochs, or the phases of a curriculum.
         rows: sequences of a batch.
         length: tokens of a sequence, at least the longest example.
         packing: several examples a sequence.
@@ -95,7 +115,7 @@ class Steps(Sequence[Batch]):
     def __init__(
         self,
         examples: Ragged,
-        mix: Mix,
+        mix: Order,
         *,
         rows: int,
         length: int,
@@ -110,12 +130,12 @@ class Steps(Sequence[Batch]):
         self.examples, self.mix, self.rows, self.length, self.packing = examples, mix, rows, length, packing
         self.num_epochs = math.inf if max_steps is not None else num_epochs
         self.bins = functools.lru_cache(maxsize=2)(self._bins)
-        # Without weights every whole epoch holds the same lengths, hence as many bins; then one count serves all.
+        # Where every whole epoch holds the same lengths it has as many bins; then one count serves all.
         ends = [0]
         wanted = math.inf if max_steps is None else max_steps * rows
         while ends[-1] < wanted and len(ends) - 1 < self.num_epochs:
             e = len(ends) - 1
-            same = mix.weights is None and e > 0 and e + 1 <= self.num_epochs
+            same = mix.alike and e > 0 and e + 1 <= self.num_epochs
             ends.append(ends[-1] + (ends[1] if same else len(self.bins(e))))
         self.ends = np.asarray(ends, np.int64)  # bins up to the end of each epoch, beginning with 0
         self.num_steps = max_steps if max_steps is not None else -(-ends[-1] // rows)

@@ -146,6 +146,8 @@ def image_batches(
     data = config.data
     if not data.train:
         raise ConfigError("no training data", wanted="data.train: a folder, a file or a hub id")
+    if data.curriculum is not None:
+        raise ConfigError("data.curriculum orders texts, and the rows are images", fix="leave it out")
     parts = [_read(config, [source], preprocess, held_out=False) for source in data.train]
     images = _joined(parts)
     mix = Mix([len(part) for part in parts], shares(data.train), config.seed, data.shuffle)

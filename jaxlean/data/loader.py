@@ -1,16 +1,20 @@
 """From a config to the batches of its run: what the training loop, the evaluation and `jaxlean inspect` call."""
 
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from jaxlean.config import DataSection, RunConfig, SourceSection
 from jaxlean.data.batches import Batches, EvalBatches, Stats, in_memory, measure, sequence_length
+from jaxlean.data.columns import need
+from jaxlean.data.curriculum import Curriculum, Losses, difficulty
 from jaxlean.data.epochs import Mix, Steps
-from jaxlean.data.files import Rows
+from jaxlean.data.files import Row, Rows
 from jaxlean.data.format import recogniser
 from jaxlean.data.labelled import LabelEncoder
 from jaxlean.data.source import open_rows, stream_rows
@@ -25,6 +29,7 @@ def train_batches(
     rows_per_step: int,
     vocab_size: int | None = None,
     held: Sequence[int] | None = None,
+    losses: Losses | None = None,
 ) -> Batches:
     """The training batches of a run.
 
@@ -38,6 +43,7 @@ def train_batches(
         vocab_size: rows of the model's embedding.
         held: of these sequences, those that this process hands out; default: all. Every process of a run reads the
             sources (of a stream, every row), lays out only what it holds, and counts for all.
+        losses: measures the base's loss of each row, for `data.curriculum.difficulty: loss`; called if that is set.
 
     Raises:
         DataError: anything wrong with the data, with its place.
@@ -51,7 +57,8 @@ def train_batches(
         return _stream(config, encoder, rows_per_step, held)
     weights = shares(data.train)
     counts = Counts()
-    parts = [_read(source, data, encoder, counts, config.seed) for source in data.train]
+    read = [_read(source, data, encoder, counts, config.seed) for source in data.train]
+    parts = [part for part, _ in read]
     for source, part in zip(data.train, parts, strict=True):
         if not len(part):
             raise DataError(
@@ -60,10 +67,15 @@ def train_batches(
                 got=f"{counts.rows} rows, {counts.dropped} dropped for their length",
                 fix="raise data.max_length" if counts.dropped else "lower data.eval_fraction",
             )
-    examples = Ragged.join(parts)
+    examples, group = Ragged.join(parts), _group(encoder)
+    ordered = None
+    if data.curriculum is not None:
+        columns = np.concatenate([column for _, column in read])
+        scores = difficulty(data.curriculum, examples, group, column=columns, losses=losses)
+        ordered = partial(Curriculum.of_run, data.curriculum, scores)
     return in_memory(
         examples,
-        Mix([len(part) // _group(encoder) for part in parts], weights, config.seed, data.shuffle),
+        Mix([len(part) // group for part in parts], weights, config.seed, data.shuffle),
         rows=rows_per_step,
         length=sequence_length(examples, data.packing, data.max_length),
         packing=data.packing,
@@ -72,7 +84,8 @@ def train_batches(
         counts=counts,
         names=[source.path for source in data.train],
         held=held,
-        group=_group(encoder),
+        group=group,
+        ordered=ordered,
     )
 
 
@@ -99,7 +112,7 @@ def eval_batches(
     group = _group(encoder)
     mix = Mix([len(examples) // group], None, config.seed, shuffle=False)
     steps = Steps(examples, mix, rows=rows, length=length, packing=data.packing, held=held, group=group)
-    return EvalBatches(steps, length, measure(steps, counts, ["eval"]))
+    return EvalBatches(steps, length, measure(steps, mix, counts, ["eval"]))
 
 
 def eval_examples(config: RunConfig, tokenizer: Any) -> list[tuple[list[int], str, str]]:
@@ -173,9 +186,14 @@ def _group(encoder: Encoder | LabelEncoder) -> int:
 
 
 def _examples(
-    rows: Rows, chosen: Sequence[int], source: SourceSection, data: DataSection, encoder: Encoder | LabelEncoder
+    rows: Rows,
+    chosen: Sequence[int],
+    source: SourceSection,
+    data: DataSection,
+    encoder: Encoder | LabelEncoder,
+    note: Callable[[Row, str], None] | None = None,
 ) -> Iterator[tuple[Any, str]]:
-    """(example, origin) of the chosen rows (ascending)."""
+    """(example, origin) of the chosen rows (ascending), each of which `note` is told of, with its origin."""
     make: Callable[[dict[str, Any], str], Any]
     if isinstance(encoder, LabelEncoder):
         make = encoder.reader(rows[0], source.path)
@@ -188,6 +206,8 @@ def _examples(
             return
         if i == next_one:
             origin = rows.origin(i)
+            if note is not None:
+                note(row, origin)
             yield make(row, origin), origin
             next_one = next(wanted, None)
 
@@ -198,10 +218,32 @@ def _tokens(examples: Iterator[tuple[Any, str]], encoder: Encoder | LabelEncoder
 
 def _read(
     source: SourceSection, data: DataSection, encoder: Encoder | LabelEncoder, counts: Counts, seed: int
-) -> Ragged:
+) -> tuple[Ragged, np.ndarray]:
+    """(the examples of a source, what stands in the column of difficulties for the row of each, if there is one)."""
     rows = open_rows(source)
     chosen = part_of(len(rows), data, False, seed)
-    return Ragged.of(_tokens(_examples(rows, chosen, source, data, encoder), encoder, counts))
+    column = data.curriculum.column if data.curriculum is not None else None
+    if column is None:
+        return Ragged.of(_tokens(_examples(rows, chosen, source, data, encoder), encoder, counts)), np.zeros(0)
+    need([column], rows[0], source.path, "data.curriculum.column")
+    values: list[float] = []
+    examples = _examples(rows, chosen, source, data, encoder, note=lambda *row: values.append(_number(column, *row)))
+    made = list(encoder.encode(examples, counts))
+    kept = [tokens is not None for tokens in made[:: _group(encoder)]]
+    return Ragged.of(tokens for tokens in made if tokens is not None), np.array(values, np.float64)[kept]
+
+
+def _number(column: str, row: Row, origin: str) -> float:
+    try:
+        found = float(row[column])
+        if math.isfinite(found):
+            return found
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise DataError(
+        f"the column {column!r}, which data.curriculum.column names, holds no number", where=origin,
+        got=repr(row.get(column))[:80], wanted="how hard the row is: a finite number, larger is harder",
+    )  # fmt: skip
 
 
 def part_of(num_rows: int, data: DataSection, held_out: bool, seed: int) -> Sequence[int]:

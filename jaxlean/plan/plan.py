@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxlean.config import MeshSection, RunConfig, build
 from jaxlean.config.read import told
 from jaxlean.errors import ConfigError
@@ -165,7 +167,8 @@ def describe(config: RunConfig, *, rows: int | None = None) -> JobSize:
     if template is not None and tokenizer is not None:
         tokenizer.chat_template = template
     rows = rows if rows is not None else rows_per_step(config)
-    batches = batches_of(config, model, tokenizer, rows=rows)
+    # which rows the base finds hard changes no shape, and of the number of steps one or two at most
+    batches = batches_of(config, model, tokenizer, rows=rows, losses=lambda examples: np.zeros(len(examples)))
     try:
         tokens = batches.stats.tokens
         return JobSize(batches.num_steps, rows, batches.length, tokens)

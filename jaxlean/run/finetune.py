@@ -20,6 +20,7 @@ from jaxlean.hub.head import label_settings
 from jaxlean.hub.load import Model
 from jaxlean.hub.write import write_model
 from jaxlean.models.cpu import hold, release
+from jaxlean.run.base_losses import BaseLosses
 from jaxlean.run.checkpoint import Checkpoints
 from jaxlean.run.environment import versions
 from jaxlean.run.evaluate import evaluator_of
@@ -113,7 +114,8 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
     # ---- data
     rows = rows_of_step(config, mesh)
     own = OwnRows(mesh, rows, config.train.gradient_accumulation_steps)
-    batches = batches_of(config, model, tokenizer, rows=rows, held=own.held)
+    losses = BaseLosses(config, mesh, peers, resume=resume, say=say)
+    batches = batches_of(config, model, tokenizer, rows=rows, held=own.held, losses=partial(losses, model))
     num_steps = batches.num_steps
     check_rounds(config, mesh, num_steps)
     if config.data.labels is not None:
@@ -178,6 +180,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
     # ---- resume
     peers.first(lambda: claim(output_dir, config, resume=resume, overwrite=overwrite))
     check_shared(output_dir, peers)
+    losses.keep()
     checkpoints = Checkpoints(output_dir / "checkpoints", keep=config.train.save_total_limit, peers=peers)
     saved = checkpoints.latest(state._asdict(), same=fixed(state)) if resume else None
     peers.leaving = partial(checkpoints.settle, 20.0)

@@ -16,8 +16,10 @@ from jaxlean.run.peers import Peers
 _CONFIG = "config.yaml"
 # Network file systems remember for a while that a file was not there.
 _SEEN_SECONDS = 30.0
+# What a curriculum sorts by, kept for a resumed run.
+BASE_LOSSES = "base_losses.npz"
 # What a run writes beside it; `--overwrite` removes these and nothing else.
-_RESULTS = ("metrics.jsonl", "summary.json", "checkpoints", "adapter", "model", "tensorboard", "wandb_id")
+_RESULTS = ("metrics.jsonl", "summary.json", "checkpoints", "adapter", "model", "tensorboard", "wandb_id", BASE_LOSSES)
 
 
 def claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool, dry: bool = False) -> None:

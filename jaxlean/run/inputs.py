@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxlean.config import RunConfig
 from jaxlean.data.batches import Batches, EvalBatches
+from jaxlean.data.curriculum import Losses
 from jaxlean.data.image_batches import image_batches, image_eval_batches
 from jaxlean.data.images import Preprocess, read_preprocess
 from jaxlean.data.loader import eval_batches, train_batches
@@ -19,7 +20,13 @@ def tokenizer_of(model: Model) -> Any:
 
 
 def batches_of(
-    config: RunConfig, model: Model, tokenizer: Any, *, rows: int, held: Sequence[int] | None = None
+    config: RunConfig,
+    model: Model,
+    tokenizer: Any,
+    *,
+    rows: int,
+    held: Sequence[int] | None = None,
+    losses: Losses | None = None,
 ) -> Batches:
     """The training batches.
 
@@ -29,13 +36,14 @@ def batches_of(
         tokenizer: as of `tokenizer_of`.
         rows: of a step.
         held: of these, the ones that this process lays out.
+        losses: measures the base's loss of each row (`data.curriculum.difficulty: loss`).
 
     Raises:
         UserError: the data, or how images are made, are not what the model needs.
     """
     if image_of(model) is None:
-        vocab_size = model.config.vocab_size
-        return train_batches(config, tokenizer, rows_per_step=rows, vocab_size=vocab_size, held=held)
+        how: dict[str, Any] = {"vocab_size": model.config.vocab_size, "held": held, "losses": losses}
+        return train_batches(config, tokenizer, rows_per_step=rows, **how)
     preprocess = _preprocess(model)
     return image_batches(config, preprocess, rows_per_step=rows, length=model.config.num_tokens, held=held)
 

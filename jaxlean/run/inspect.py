@@ -1,7 +1,8 @@
 """`jaxlean inspect`: look at what would be trained on, before anything is.
 
 Shows examples as the model will see them with the learned tokens coloured (and between « », for eyes and logs
-without colour), how long the rows are, what `data.on_long` would do to them, and what packing saves.
+without colour), how long the rows are, what `data.on_long` would do to them, what packing saves, and what a curriculum
+begins with.
 """
 
 import itertools
@@ -18,6 +19,7 @@ from jaxlean.data.loader import encoded
 from jaxlean.data.pack import pack
 from jaxlean.data.tokenize import Counts, Tokens
 from jaxlean.errors import ConfigError
+from jaxlean.run.inspect_curriculum import show_curriculum
 from jaxlean.run.job import resolved
 
 SHOWN_TOKENS = 1000  # of one example
@@ -65,6 +67,9 @@ def inspect(config: RunConfig, num_examples: int = 3, *, tokenizer: Any = None, 
     console.print(_histogram(all_lengths))
     console.print(_too_long(all_lengths, data.max_length, data.on_long))
     console.print(_saving(all_lengths, data.max_length, data.on_long, data.packing))
+    if data.curriculum is not None and (data.on_long != "error" or all_lengths.max() <= data.max_length):
+        console.rule("curriculum")
+        show_curriculum(config, tokenizer, num_examples, console)
 
 
 def rendered(example: Tokens, tokenizer: Any) -> Text:

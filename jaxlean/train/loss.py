@@ -103,6 +103,26 @@ def chunked_loss(
     return _chunked((head, min(chunk, targets.shape[1]), terms, axis), params, hidden, targets, mask)
 
 
+def chunked_token_losses(
+    head: Head, params: Any, hidden: jax.Array, targets: jax.Array, mask: jax.Array, *, chunk: int
+) -> jax.Array:
+    """The cross entropy of each position by itself: what `chunked_loss` adds up, float32 [batch, length].
+
+    Args: as of `chunked_loss`. Positions outside of `mask` have 0. Forward only.
+    """
+    chunk = min(chunk, targets.shape[1])
+    order, num = _loss_first(mask, chunk)
+
+    def note(number: jax.Array, found: jax.Array) -> jax.Array:
+        x, wanted, counts = _take(order, number, chunk, hidden, targets, mask)
+        losses = jnp.where(counts, token_losses(head(params, x, number), wanted), 0.0)
+        return jax.lax.dynamic_update_slice_in_dim(found, losses.reshape(-1, chunk), number * chunk, axis=1)
+
+    found = jax.lax.fori_loop(0, num, note, jnp.zeros(order.shape, jnp.float32))
+    back = jnp.argsort(order[:, : targets.shape[1]], axis=1)
+    return jnp.take_along_axis(found, back, axis=1)
+
+
 def chunk_budget(setting: int | Literal["auto"] | None, num_devices: int) -> int | None:
     """Bytes that logits may take over all devices, from `train.loss_chunk_bytes`, which is those of one.
 

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from jaxlean import config
-from jaxlean.config import RunConfig
+from jaxlean.config import RunConfig, build
 from jaxlean.curate.corpus import Corpus
 from jaxlean.curate.curate import curate
 from jaxlean.curate.found import Found

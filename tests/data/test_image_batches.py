@@ -11,7 +11,7 @@ from jaxlean.config import RunConfig
 from jaxlean.data.columns import resolve
 from jaxlean.data.image_batches import image_batches, image_eval_batches
 from jaxlean.data.images import Preprocess
-from jaxlean.errors import DataError
+from jaxlean.errors import ConfigError, DataError
 
 PREPROCESS = Preprocess(size=(4, 4), crop=None)
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -125,6 +125,8 @@ def test_what_is_wrong_is_named(folder, tmp_path):
     strange = settings.data.model_copy(update={"labels": ["blue", "red"]})
     with pytest.raises(DataError, match=r"(?s)green.*0\.png|0\.png.*green"):
         batches(settings.model_copy(update={"data": strange}))
+    with pytest.raises(ConfigError, match="the rows are images"):
+        batches(config(folder, curriculum="length"))
     (folder / "red" / "2.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"red.2\.png"):
         list(batches(settings))

@@ -233,6 +233,30 @@ def test_pairs_lie_in_two_rows_of_one_batch(config: Callable[..., RunConfig], be
     assert (len(held), held.stats.examples) == (3, 3)
 
 
+def test_a_curriculum_of_pairs_and_of_labels(config: Callable[..., RunConfig], bert: Any) -> None:
+    def count(word: str, texts: np.ndarray) -> list[int]:
+        return (texts == WORDS.index(word)).sum(axis=1).tolist()
+
+    rows = [{"anchor": "my" + " card" * n, "positive": "the" + " my" * (n % 3), "grade": -n} for n in range(8)]
+    opened = {"start": 0.25, "until": 1.0, "floor": 0.0, "pacing": "step", "phases": 4}
+    for section, easiest in (
+        ({"difficulty": "length"}, range(5)),
+        ({"difficulty": "column", "column": "grade"}, (5, 6, 7)),
+    ):
+        batches = train_batches(config("embed", rows, curriculum=section | opened), bert, rows_per_step=4)
+        first = next(batches)["tokens"]
+        words = count("card", first[0::2])
+        assert set(words) <= set(easiest), "by the length of both texts, or by their grade"
+        assert count("my", first[1::2]) == [n % 3 for n in words], "pairs stay together"
+        seen = words + [n for batch in batches for n in count("card", batch["tokens"][0::2])]
+        assert sorted(seen) == list(range(8))
+    graded = [{"text": "card " * (1 + n), "label": "ab"[n % 2], "grade": -n} for n in range(8)]
+    settings = config(
+        "classify", graded, curriculum={"difficulty": "column", "column": "grade"} | opened, packing=False
+    )
+    assert min(count("card", next(train_batches(settings, bert, rows_per_step=2))["tokens"])) >= 6
+
+
 def test_a_part_is_held_out_of_pairs(config: Callable[..., RunConfig], bert: Any) -> None:
     rows = [{"anchor": "my card", "positive": "the card"}] * 10
     settings = config("embed", rows, eval=None, eval_fraction=0.2)

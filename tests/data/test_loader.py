@@ -233,3 +233,68 @@ def test_encoded_shows_rows_at_full_length(tmp_path: Path, make_tokenizer, strea
     found = list(encoded(run, run.data.train[0], make_tokenizer(), Counts(), 4))
     assert [tokens.origin.rpartition(":")[2] for tokens in found] == ["1", "2", "3", "4"]
     assert all(len(tokens.input_ids) > 4 for tokens in found)
+
+
+def graded(folder: Path, grades: list[Any]) -> str:
+    file = folder / "graded.jsonl"
+    rows = [
+        {"prompt": f"row {i}", "completion": "is" + " it" * (1 + 5 * (i == 3)), "grade": g}
+        for i, g in enumerate(grades)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+COLUMN = {"difficulty": "column", "column": "grade", "floor": 0.0, "start": 0.01, "pacing": "linear", "until": 1.0}
+
+
+def test_a_column_puts_rows_in_order(tmp_path: Path, make_tokenizer) -> None:
+    tokenizer = make_tokenizer()
+    how: dict[str, Any] = {"packing": False, "curriculum": COLUMN | {"phases": 6}}
+    file = graded(tmp_path, [5, "3.5", 9, 2, 1, 4])
+    found = prompts(train_batches(config(file, **how), tokenizer, rows_per_step=1), tokenizer)
+    # what is available grows by a row each step, and one on top of that
+    places = [[4, 3, 1, 5, 0, 2].index(int(prompt.split()[-1])) for prompt in found]
+    assert sorted(places) == list(range(6))
+    assert all(place <= step + 1 for step, place in enumerate(places))
+    # row 3, the second in the order, is dropped; the grades of the others stay with them
+    longest = max(train_batches(config(file, packing=False), tokenizer, rows_per_step=1).stats.counts.longest, 1)
+    how |= {"max_length": longest - 1, "on_long": "drop"}
+    kept = prompts(train_batches(config(file, **how), tokenizer, rows_per_step=1), tokenizer)
+    places = [[4, 1, 5, 0, 2].index(int(prompt.split()[-1])) for prompt in kept]
+    assert sorted(places) == list(range(5))
+    assert all(place <= step + 1 for step, place in enumerate(places))
+
+
+def test_a_curriculum_is_resumed_at_the_exact_row_and_only_as_itself(tmp_path: Path, make_tokenizer) -> None:
+    tokenizer, file = make_tokenizer(), write(tmp_path)
+
+    def fresh(**how: Any) -> Batches:
+        return train_batches(config(file, epochs=2.5, curriculum={"phases": 5} | how), tokenizer, rows_per_step=2)
+
+    whole = list(fresh())
+    for at in (1, len(whole) // 2):
+        part = fresh()
+        for _ in range(at):
+            next(part)
+        state, other = part.state(), fresh()
+        part.close()
+        other.restore(state)
+        assert_equal(list(other), whole[at:])
+    with pytest.raises(RunError, match="changed since the checkpoint"):
+        fresh(pacing="root").restore(state)
+
+
+@pytest.mark.parametrize("grade", [None, "hard", "nan"])
+def test_a_grade_that_is_no_number(tmp_path: Path, make_tokenizer, grade: Any) -> None:
+    file = graded(tmp_path, [1, 2, grade])
+    with pytest.raises(DataError, match=r"(?s)column 'grade'.*holds no number.*graded.jsonl:3.*larger is harder"):
+        train_batches(config(file, curriculum=COLUMN), make_tokenizer(), rows_per_step=1)
+
+
+def test_the_bases_loss_needs_a_base(tmp_path: Path, make_tokenizer) -> None:
+    run = config(write(tmp_path), curriculum="loss")
+    with pytest.raises(ConfigError, match="there is no base here"):
+        train_batches(run, make_tokenizer(), rows_per_step=2)
+    found = train_batches(run, make_tokenizer(), rows_per_step=2, losses=lambda rows: rows.lengths.astype(float))
+    assert "curriculum: loss" in str(found.stats)

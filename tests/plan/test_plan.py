@@ -46,6 +46,12 @@ def test_a_job_is_described_by_its_data(tiny_run):
     assert 24 * 3 < work.tokens < 24 * 20
     assert describe(tiny_run("train.max_steps=null", "data.packing=false"), rows=8).num_steps == 3
     assert describe(tiny_run("mesh.data=4")).rows == 8
+    for difficulty in ("length", "loss"):  # of which the second is known only where the base is
+        assert describe(tiny_run(f"data.curriculum={difficulty}")).num_steps == 6
+        ordered = describe(
+            tiny_run(f"data.curriculum={difficulty}", "train.max_steps=null", "data.packing=false"), rows=8
+        )
+        assert (ordered.num_steps, ordered.length) == (3, 64)
     with pytest.raises(ConfigError, match=r"model\.path is not set"):
         describe(tiny_run("model.path=null"))
     with pytest.raises(ConfigError, match=r"data\.train is not set"):

@@ -194,3 +194,21 @@ def test_an_error_of_one_is_the_error_of_all(config, compiled_dir, tmp_path):
         assert str(missing) in error
         assert "Traceback" not in error
     assert not run.exists()
+
+
+def test_a_curriculum_by_the_bases_losses_killed_and_resumed(config, compiled_dir, tmp_path):
+    how = ("data.curriculum=loss", "train.max_steps=8", "train.per_device_train_batch_size=1", "train.save_steps=3",
+           "train.logging_steps=1", "data.packing=false", "eval.before=false", "train.learning_rate=0.001")  # fmt: skip
+    finetune(load(config, [*how, f"output_dir={tmp_path / 'alone'}"]))
+    run = tmp_path / "run"
+    pair = Pair(config, compiled_dir, *how, f"output_dir={run}")
+    pair.signal_at(5, signal.SIGKILL, 0)
+    codes, _, errors = pair.end()
+    assert codes == [-signal.SIGKILL, EXIT_PEER_LOST], errors
+    measured = (run / "base_losses.npz").read_bytes()
+    codes, outs, errors = Pair(config, compiled_dir, *how, f"output_dir={run}", "--resume").end()
+    assert codes == [0, 0], errors
+    assert "resumed at step " in outs[0]
+    assert "the base's loss of" not in outs[0], "they are read, not measured again"
+    assert (run / "base_losses.npz").read_bytes() == measured
+    np.testing.assert_allclose(losses(run), losses(tmp_path / "alone"), rtol=1e-4)

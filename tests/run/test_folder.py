@@ -30,7 +30,7 @@ def finished(folder):
     for name in ("checkpoints/5", "adapter", "model", "tensorboard"):
         (folder / name).mkdir(parents=True)
         (folder / name / "file").write_text("old")
-    for name in ("metrics.jsonl", "summary.json", "wandb_id", "notes.txt"):
+    for name in ("metrics.jsonl", "summary.json", "wandb_id", "base_losses.npz", "notes.txt"):
         (folder / name).write_text("old")
     return folder
 

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 
 from jaxlean.config import MeshSection
 from jaxlean.models.linear import dot_wide
-from jaxlean.train.loss import CROSS_ENTROPY, Terms, chunk_budget, chunk_length, chunked_loss, next_token_loss, shifted
+from jaxlean.train.loss import (
+    CROSS_ENTROPY,
+    Terms,
+    chunk_budget,
+    chunk_length,
+    chunked_loss,
+    chunked_token_losses,
+    next_token_loss,
+    shifted,
+    token_losses,
+)
 from jaxlean.xla.mesh import batch_sharding, make_mesh, place
 
 ROWS, LENGTH, VOCAB, HIDDEN = 3, 6, 11, 5
@@ -299,3 +309,17 @@ def test_the_budget_is_a_device_s():
     assert chunk_budget(None, 8) is None
     assert chunk_budget(1000, 8) == 8000
     assert chunk_budget("auto", 1) == 32 << 20
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 6])
+def test_each_tokens_loss_stands_at_its_position(chunk):
+    rng = np.random.default_rng(5)
+    hidden = rng.normal(size=(ROWS, LENGTH, HIDDEN)).astype(np.float32)
+    kernel = rng.normal(size=(HIDDEN, VOCAB)).astype(np.float32)
+    _, tokens, mask = draw(5)
+    targets, counts = shifted(tokens, mask)
+    head = lambda params, x, number: x @ params  # noqa: E731
+    got = jax.jit(lambda h: chunked_token_losses(head, kernel, h, targets, counts, chunk=chunk))(hidden)
+    want = np.where(counts, token_losses(hidden @ kernel, targets), 0.0)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got.sum(), reference(hidden @ kernel, tokens, mask), rtol=1e-5)
