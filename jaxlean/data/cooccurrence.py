@@ -59,7 +59,7 @@ def token_vectors(
 
 def _information(pairs: Any) -> Any:
     """Positive pointwise mutual information of a symmetric matrix of counts, sparse."""
-    from scipy import sparse  # type: ignore[import-untyped]
+    from scipy import sparse
 
     found = sparse.coo_array(pairs)
     own = np.asarray(found.sum(axis=1)).ravel()
@@ -72,7 +72,7 @@ def _information(pairs: Any) -> Any:
 
 
 def _factored(matrix: Any, dims: int) -> np.ndarray:
-    from scipy import sparse  # type: ignore[import-untyped]
+    from scipy import sparse
     from scipy.sparse.linalg import svds  # type: ignore[import-untyped]
 
     matrix = sparse.csr_array(matrix)
