@@ -51,6 +51,10 @@ def write(leaves: Mapping[str, np.ndarray], names: Names, *, alone: bool) -> Row
         module = names.module(TABLES[path][0].rpartition(".")[0])
         rows.tensors[f"{module}.{inside}{_DELTA}"] = np.ascontiguousarray(leaves[path], np.float32)
         rows.indices[module] = leaves[IDS].tolist()
+    if alone and _HEAD not in leaves and not names.family.heads:
+        # of rows alone PEFT wants those of a head that is tied as well
+        head = names.modules(["head"]).get("head", "lm_head")
+        rows.tensors[f"{head}.{_DELTA}"] = np.array(leaves[_EMBED], np.float32)
     return rows
 
 

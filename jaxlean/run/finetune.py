@@ -320,10 +320,10 @@ def _write(
             shutil.rmtree(folder, ignore_errors=True)  # of this run, killed after it wrote it
             write_model(whole_model, folder, dtype=held)
         return folder
-    trains = trains_of(config, model)
+    trains = vocabulary.is_row if rows_alone else trains_of(config, model)
 
     def is_kept(path: str) -> bool:
-        return ".lora_" in path or vocabulary.is_beside(path) or (trains(path) and not rows_alone)
+        return ".lora_" in path or vocabulary.is_beside(path) or trains(path)
 
     adapter = peers.gather(tree.split(whole, is_kept)[0])
     if peers.is_first:
