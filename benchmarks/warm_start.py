@@ -4,20 +4,20 @@
     python benchmarks/warm_start.py --data DIR --work DIR [--quick] [--out DIR] [--steps 100] [--seeds 0 1 2]
                                     [--encoder FOLDER] [--learning-rate 3e-3]
 
-`--data` holds tinyshakespeare.txt, wikitext2_valid.txt, gsm8k_train.jsonl and banking77_{train,test}.csv. A byte-level BPE
-of 2,000 tokens and a Llama of half a million parameters learn the first three, which say nothing of banking, and are kept in
-`--work`, as every run is: the same command goes on where it was stopped. Then the customers' questions of banking77 are
-the domain, with `new_tokens: auto`, and what trains are the rows of the 500 new tokens, with LoRA beside them or alone.
-Learning rate constant after ten steps of warm-up, the same in every arm.
+`--data` holds tinyshakespeare.txt, wikitext2_valid.txt, gsm8k_train.jsonl and banking77_{train,test}.csv. A byte-level
+BPE of 2,000 tokens and a Llama of half a million parameters learn the first three, which say nothing of banking, and are
+kept in `--work`, as every run is: the same command goes on where it was stopped. Then the customers' questions of
+banking77 are the domain, with `new_tokens: auto`, and what trains are the rows of the 500 new tokens, with LoRA beside
+them or alone. Learning rate constant after ten steps of warm-up, the same in every arm.
 
-    random, mean            rows drawn; the mean of the old pieces' rows
-    focus                   neighbours by co-occurrence in the domain's own texts
+    random, mean                   rows drawn; the mean of the old pieces' rows
+    focus                          neighbours by co-occurrence in the domain's own texts
     focus, procrustes (encoder)    with the sentence encoder's vectors of the words
-    none                    no new tokens: only its bits per byte compare with the others
+    none                           no new tokens: only its bits per byte compare with the others
 
 `steps_to` is the step at which an arm's held-out loss falls below that of random rows at the end of the run with the same
-seed, between evaluations by a straight line; `fewer` is 1 - steps_to / steps, its mean over seeds, and `spread` the largest
-less the smallest. `start_loss` is that before the first step. Bits per byte are of the same held-out texts for all.
+seed, between evaluations by a straight line; `fewer` is 1 - steps_to / steps, its mean over seeds, and `spread` the
+largest less the smallest. `start_loss` is that before the first step. Bits per byte are of the same held-out texts.
 """
 
 import argparse
@@ -119,7 +119,9 @@ def make_base(args: argparse.Namespace) -> Path:
                 "tie_word_embeddings": True, "initializer_range": 0.05,
             },
         },
-        "data": {"train": str(file), "eval_fraction": 0.01, "train_on": "all", "max_length": 128, "on_long": "truncate"},
+        "data": {
+            "train": str(file), "eval_fraction": 0.01, "train_on": "all", "max_length": 128, "on_long": "truncate",
+        },
         "lora": None,
         "train": {
             "optim": "muon", "momentum": 0.95, "learning_rate": 4e-3, "per_device_train_batch_size": 24,
