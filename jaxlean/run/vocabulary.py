@@ -73,6 +73,11 @@ def with_new_tokens(config: RunConfig, tokenizer: Any = None) -> tuple[RunConfig
     asked = config.model.new_tokens
     if asked is None:
         return config, None
+    if config.model.new_tokens_init == "procrustes" and config.model.new_tokens_vectors is None:
+        raise ConfigError(
+            "model.new_tokens_init: procrustes needs vectors of words", where="model.new_tokens_vectors",
+            fix="name a file of them, or a sentence encoder; or model.new_tokens_init=mean",
+        )  # fmt: skip
     tokenizer = tokenizer if tokenizer is not None else _tokenizer(config)
     found: list[Term] = []
     saving = None
@@ -153,11 +158,6 @@ def _starts(
 ) -> dict[str, np.ndarray]:
     """Each leaf's rows, [new, hidden]."""
     how = config.model.new_tokens_init
-    if how == "procrustes" and config.model.new_tokens_vectors is None:
-        raise ConfigError(
-            "model.new_tokens_init: procrustes needs vectors of words", where="model.new_tokens_vectors",
-            fix="name a file of them, or a sentence encoder; or model.new_tokens_init=mean",
-        )  # fmt: skip
     size = model.config.vocab_size
     if how == "random":
         found = {}
@@ -174,6 +174,11 @@ def _starts(
     else:
         shared, old, new = _in_company(config, before, after, len(names))
     known = ~np.isnan(new).any(axis=1)
+    if not known.any():
+        raise ConfigError(
+            "no new token has a vector", where=config.model.new_tokens_vectors or "the training data",
+            fix="vectors that have these words, or model.new_tokens_init=mean",
+        )  # fmt: skip
     if how == "focus" and len(shared) < _FEWEST_NEIGHBOURS:
         raise ConfigError(
             "too few old tokens have a vector to choose neighbours among", got=len(shared),
