@@ -50,7 +50,7 @@ class Found:
             lines.append(f"one token already: {', '.join(self.known[:_SHOWN])}" + ", ..." * (len(self.known) > _SHOWN))
         parts: list[Any] = [Text("\n".join(lines))]
         if self.terms:
-            table = Table(title=f"the {min(_SHOWN, len(self.terms))} that save most", title_justify="left")
+            table = Table(title="what saves most", title_justify="left")
             for name in ("term", "times", "pieces", "tokens saved"):
                 table.add_column(name, justify="left" if name == "term" else "right")
             for term in self.terms[:_SHOWN]:
