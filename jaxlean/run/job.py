@@ -174,8 +174,6 @@ def base(config: RunConfig, mesh: jax.sharding.Mesh, *, shapes: bool = False) ->
             )
         if wanted.tokenizer is None:
             raise ConfigError("pre-training needs a tokenizer", where="model.tokenizer")
-        if wanted.new_tokens is not None:
-            raise ConfigError("model.new_tokens are for a trained model", fix="train a tokenizer that has them")
         how: dict[str, Any] = {"tokenizer": wanted.tokenizer, "attention": wanted.attention}
         if shapes:
             return hub.initial_outline(wanted.architecture, wanted.dtype, mesh, **how)

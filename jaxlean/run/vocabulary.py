@@ -19,6 +19,8 @@ from jaxlean.data.terms import Saving, Term
 from jaxlean.data.texts import training_texts
 from jaxlean.data.word_vectors import Vectors, read_vectors
 from jaxlean.errors import ConfigError
+from jaxlean.hub.families import sees
+from jaxlean.hub.files import locate, read_json
 from jaxlean.hub.load import Model, load, load_tokenizer
 from jaxlean.hub.vocabulary import leaves_of, resized, with_rows
 from jaxlean.xla.spread import fetch
@@ -73,6 +75,8 @@ def with_new_tokens(config: RunConfig, tokenizer: Any = None) -> tuple[RunConfig
     asked = config.model.new_tokens
     if asked is None:
         return config, None
+    if tokenizer is None:
+        _check_model(config)
     if config.model.new_tokens_init == "procrustes" and config.model.new_tokens_vectors is None:
         raise ConfigError(
             "model.new_tokens_init: procrustes needs vectors of words", where="model.new_tokens_vectors",
@@ -110,11 +114,26 @@ def _in_data(config: RunConfig, tokenizer: Any) -> tuple[list[Term], Saving]:
     return found, terms.saving(training_texts(config, tokenizer), tokenizer, after)
 
 
-def _tokenizer(config: RunConfig) -> Any:
-    path = config.model.tokenizer or config.model.path
-    if path is None:
+def _check_model(config: RunConfig) -> None:
+    """Refuse new tokens of a model that has none, or that knows nothing yet."""
+    wanted = config.model
+    if wanted.architecture is not None:
+        raise ConfigError(
+            "model.new_tokens are for a trained model", fix="a tokenizer that has them, where all is learned from zero"
+        )
+    if wanted.path is None:
         raise ConfigError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
-    return load_tokenizer(path)
+    settings = read_json(locate(wanted.path, revision=wanted.revision, weights=False) / "config.json")
+    if sees(settings):
+        raise ConfigError(
+            "new tokens need a model of text, and this one sees images", where=wanted.path,
+            got=settings.get("model_type"), fix="leave out model.new_tokens",
+        )  # fmt: skip
+
+
+def _tokenizer(config: RunConfig) -> Any:
+    assert config.model.path is not None, "checked"
+    return load_tokenizer(config.model.tokenizer or config.model.path)
 
 
 def grown(config: RunConfig, model: Model, *, shapes: bool = False) -> Model:

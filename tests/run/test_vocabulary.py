@@ -130,8 +130,13 @@ def test_what_is_wrong_is_said_before_training(with_terms, tiny_base, tmp_path, 
 
 def test_images_have_no_tokens(golden, with_terms):
     folder = next(golden.glob("vit_*"))
-    with pytest.raises(UserError, match="new tokens need a model of text"):
-        grown(with_terms(TERMS), load(folder, "float32"))
+    with pytest.raises(UserError, match="new tokens need a model of text, and this one sees images"):
+        with_new_tokens(with_terms(TERMS, f"model.path={folder}"))
+
+
+def test_what_learns_from_zero_has_a_tokenizer_of_its_own(with_terms):
+    with pytest.raises(UserError, match="are for a trained model"):
+        with_new_tokens(with_terms(TERMS, "model.path=null", "model.architecture={model_type: llama}"))
 
 
 def losses(folder):
