@@ -5,9 +5,10 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from jaxlean.config.section import Section, named
+from jaxlean.config.vocabulary import VocabularySettings
 
 
-class ModelSection(Section):
+class ModelSection(VocabularySettings):
     """Which model, and the numbers it is held in."""
 
     path: str | None = named(None, "Hugging Face id or folder of the base model.", "model_name_or_path", "base_model")

@@ -244,6 +244,9 @@ def _find_paths(config: RunConfig, folder: Path) -> None:
         found(model.tokenizer),
         found(model.chat_template),
     )
+    model.new_tokens_vectors = found(model.new_tokens_vectors)
+    if isinstance(model.new_tokens, str) and model.new_tokens != "auto":
+        model.new_tokens = found(model.new_tokens)
     for source in [*(config.data.train or []), *(config.data.eval or [])]:
         source.path = found(source.path) or source.path
     config.cost.hardware = found(config.cost.hardware)

@@ -14,6 +14,8 @@ from typing import Any
 from jaxlean.data.format import Chat, Message
 from jaxlean.errors import DataError
 
+_SIGN = re.compile(r"[<>\[\]{}|]")  # in the names that tokenizers give to what is no text
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -45,7 +47,11 @@ class Template:
                 fix="set model.chat_template to a Jinja file, or train on plain prompts and completions",
             )
         self.tokenizer = tokenizer
-        added = [str(token) for token in tokenizer.added_tokens_decoder.values()] + list(tokenizer.all_special_tokens)
+        # words that became tokens (`data.terms`) are text like any other
+        signs = [
+            token for token in tokenizer.added_tokens_decoder.values() if token.special or _SIGN.search(str(token))
+        ]
+        added = [str(token) for token in signs] + list(tokenizer.all_special_tokens)
         # Some tokenizers keep runs of spaces as added tokens; those end no turn.
         names = sorted({token for token in added if token.strip()}, key=len, reverse=True)
         self._special = re.compile("|".join(re.escape(name) for name in names) or r"(?!)")

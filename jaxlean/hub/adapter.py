@@ -18,9 +18,10 @@ import numpy as np
 
 from jaxlean import codec, tree
 from jaxlean.adapt.lora import beside, column_lengths
+from jaxlean.adapt.vocabulary import IDS, TABLE, TABLES, is_beside
 from jaxlean.config import LoraSection
 from jaxlean.errors import ModelError
-from jaxlean.hub import expert_adapter
+from jaxlean.hub import expert_adapter, token_adapter
 from jaxlean.hub.family import LEAVES
 from jaxlean.hub.files import read_json, write_tensors
 from jaxlean.hub.head import PEFT_TASKS, saved_modules
@@ -36,31 +37,67 @@ def write_adapter(
     folder: Path,
     names: Names,
     adapter: Mapping[str, Any],
-    config: LoraSection,
+    config: LoraSection | None,
     *,
     base: str,
     task: str = "generate",
     settings: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
 ) -> None:
     """Write adapter leaves, and read them back to be sure of what lies on the disk.
 
     Args:
         folder: replaced when everything is written.
         names: of the base.
-        adapter: tree of `lora_a`, `lora_b`, `lora_scale` and perhaps `lora_magnitude` leaves; and what trained whole
-            beside them, such as a task's head (PEFT's `modules_to_save`).
-        config: the variant that trained them.
+        adapter: tree of `lora_a`, `lora_b`, `lora_scale` and perhaps `lora_magnitude` leaves; rows of new tokens
+            (`adapt.vocabulary`); and what trained whole beside them, such as a task's head (PEFT's `modules_to_save`).
+        config: the variant that trained them; None where there are rows of new tokens alone.
         base: id or folder of the base model, for `base_model_name_or_path`.
         task: what the model does, for `task_type`.
         settings: a `config.json` to lie beside: where there are labels, it names them.
+        tokenizer: to lie beside, where it has new tokens.
 
     Raises:
         ModelError: what was read back is not what was written.
     """
     names = names.of_adapters
     every = {path: np.asarray(jax.device_get(leaf)) for path, leaf in tree.flatten(adapter).items()}
+    alone = token_adapter.is_alone(every)
+    rows = token_adapter.write(every, names, alone=alone)
+    tensors = {f"{_PREFIX}{name}": tensor for name, tensor in rows.tensors.items()}
+    # PEFT's classes of tasks call a model with tokens; of one of images it wants no name
+    task_type = PEFT_TASKS[task] if names.family.classifier is None else None
+    if alone:
+        stated = token_adapter.alone(rows, base=base, task_type=task_type)
+    else:
+        assert config is not None, "LoRA has settings"
+        more, stated = _lora(every, names, config)
+        tensors |= more
+        stated |= {"base_model_name_or_path": base, "task_type": task_type}
+        stated["trainable_token_indices"] = rows.indices or None
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    write_tensors(part / "adapter_model.safetensors", tensors)
+    (part / "adapter_config.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
+    if settings is not None:
+        text = json.dumps(dict(settings), indent=2, sort_keys=True, default=str) + "\n"
+        (part / "config.json").write_text(text, encoding="utf-8")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(part)
+    _check_read_back(part, names, every)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+
+
+def _lora(
+    every: Mapping[str, np.ndarray], names: Names, config: LoraSection
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(tensors by name, what the config says of them) of LoRA, and of what trained whole beside it."""
     leaves = {path: leaf for path, leaf in every.items() if ".lora_" in path}
-    whole = {path: leaf.astype(np.float32) for path, leaf in every.items() if path not in leaves}
+    whole = {
+        path: leaf.astype(np.float32) for path, leaf in every.items() if path not in leaves and not is_beside(path)
+    }
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
@@ -96,11 +133,8 @@ def write_adapter(
     # The first module's, and what differs from it by name. A PiSSA adapter is written with twice its rank, and alpha
     # follows, so that the scale stays.
     r, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
-    stated = {
+    return tensors, {
         "peft_type": "LORA",
-        # PEFT's classes of tasks call a model with tokens; of one of images it wants no name
-        "task_type": PEFT_TASKS[task] if names.family.classifier is None else None,
-        "base_model_name_or_path": base,
         "r": r,
         "lora_alpha": alpha,
         "lora_dropout": config.lora_dropout,
@@ -111,24 +145,12 @@ def write_adapter(
         "use_rslora": config.use_rslora,
         "use_dora": config.use_dora,
         "modules_to_save": saved or None,
-        "trainable_token_indices": None,
         "rank_pattern": {name: rank for name, rank in ranks.items() if rank != r},
         "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
         "fan_in_fan_out": any(names.axes(path, 2) == (0, 1) for path in _kernels_of(leaves)),
         "init_lora_weights": True,
         "layers_to_transform": None,
     }
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    write_tensors(part / "adapter_model.safetensors", tensors)
-    (part / "adapter_config.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
-    if settings is not None:
-        text = json.dumps(dict(settings), indent=2, sort_keys=True, default=str) + "\n"
-        (part / "config.json").write_text(text, encoding="utf-8")
-    _check_read_back(part, names, every)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -157,7 +179,7 @@ def read_adapter(folder: Path, names: Names, base: Mapping[str, Any]) -> tree.Tr
 
     Returns:
         tree of `lora_a` [layers, in, r], `lora_b` [layers, r, out], `lora_scale` [layers] and, with DoRA,
-        `lora_magnitude` [layers, out], float32; and the parameters of `modules_to_save`.
+        `lora_magnitude` [layers, out], float32; rows of new tokens; and the parameters of `modules_to_save`.
 
     Raises:
         ModelError: not a LoRA adapter, one with parts that are not supported, or one that does not fit the base.
@@ -167,7 +189,7 @@ def read_adapter(folder: Path, names: Names, base: Mapping[str, Any]) -> tree.Tr
 
     settings = read_settings(folder)
     file = folder / "adapter_model.safetensors"
-    if settings.get("peft_type") != "LORA":
+    if settings.get("peft_type") not in ("LORA", token_adapter.ALONE):
         raise ModelError("not a LoRA adapter", where=folder, got=settings.get("peft_type"))
     try:
         tensors = load_file(file)
@@ -178,6 +200,9 @@ def read_adapter(folder: Path, names: Names, base: Mapping[str, Any]) -> tree.Tr
     held = tree.flatten(base)
     kernels = codec.kernels(held)
     names = _spoken(tensors, names, kernels)
+    bare = {name.removeprefix(_PREFIX): array for name, array in tensors.items()}
+    rows = token_adapter.take(bare, settings, names, held, file)
+    tensors = {name: array for name, array in tensors.items() if name.removeprefix(_PREFIX) in bare}
     found: dict[str, dict[Index, dict[str, np.ndarray]]] = {}
     whole = _whole(tensors, names, held, file) if settings.get("modules_to_save") else {}
     parts: expert_adapter.Parts = {}
@@ -191,7 +216,7 @@ def read_adapter(folder: Path, names: Names, base: Mapping[str, Any]) -> tree.Tr
         if array.ndim == 2 + len(ones) and all(array.shape[dim] == 1 for dim in ones):
             array = array.squeeze(ones)
         found.setdefault(module, {}).setdefault(index, {})[leaf] = array.astype(np.float32).T
-    if not found and not parts:
+    if not found and not parts and not rows:
         raise ModelError("the adapter holds no tensor", where=file)
     leaves: dict[str, np.ndarray] = {}
     for module, layers in found.items():
@@ -200,7 +225,25 @@ def read_adapter(folder: Path, names: Names, base: Mapping[str, Any]) -> tree.Tr
     if settings.get("use_dora"):
         _complete_magnitudes(leaves, kernels)
     placed = {path: beside(kernels[path.rpartition(".")[0]], jnp.asarray(leaf)) for path, leaf in leaves.items()}
+    placed |= {path: beside({"": held.get(path, held[TABLE])}, jnp.asarray(leaf)) for path, leaf in rows.items()}
     return tree.unflatten(placed | {path: beside({"": held[path]}, jnp.asarray(leaf)) for path, leaf in whole.values()})
+
+
+def room(folder: Path, names: Names) -> int:
+    """How many tokens a base must have room for, for the adapter in a folder to fit; 0 where it has no rows of tokens.
+
+    Raises:
+        ModelError: no adapter, or a broken file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = folder / "adapter_model.safetensors"
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            shapes = {name.removeprefix(_PREFIX): tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return 0  # `read_adapter` says what is wrong
+    return token_adapter.room(read_settings(folder), shapes, names.of_adapters)
 
 
 def _whole(
@@ -344,7 +387,11 @@ def _check_read_back(folder: Path, names: Names, leaves: Mapping[str, np.ndarray
     shapes: dict[str, Any] = {}
     for path, leaf in leaves.items():
         module, name = path.rsplit(".", 1)
-        if not name.startswith("lora_"):
+        if path in TABLES:
+            table, dim = TABLES[path]
+            size = (int(leaves[IDS].max()) + 1, leaf.shape[1])
+            shapes[table] = jax.ShapeDtypeStruct(size if dim == 0 else size[::-1], np.float32)
+        elif not name.startswith("lora_") and path != IDS:
             shapes[path] = jax.ShapeDtypeStruct(leaf.shape, np.float32)
         if name == "lora_a":
             out = leaves[f"{module}.lora_b"].shape[-1]

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxlean import codec, tree
+from jaxlean.adapt import vocabulary
 from jaxlean.errors import ModelError, RunError
 from jaxlean.hub.files import write_tensors
 from jaxlean.hub.load import Model
@@ -40,7 +41,7 @@ def write_model(model: Model, folder: Path, *, dtype: str | None = None, bytes_p
         ModelError: the model has an adapter, or is quantized.
         RunError: the folder holds something already.
     """
-    adapter = next((path for path in tree.flatten(model.params) if ".lora_" in path), None)
+    adapter = next((p for p in tree.flatten(model.params) if ".lora_" in p or vocabulary.is_beside(p)), None)
     if adapter is not None:
         raise ModelError("a model with an adapter cannot be written", where=adapter, fix="merge the adapter first")
     if codec.is_quantized(tree.flatten(model.params)):
@@ -137,6 +138,6 @@ def _write_tensors(folder: Path, named: Iterable[tuple[str, np.ndarray]], limit:
 
 def _has_tokenizer(model: Model) -> bool:
     """Whether there is one to write: a folder of weights alone is a model too."""
-    if model.tokenizer_path is not None:
+    if model.tokenizer_path is not None or "tokenizer" in vars(model):
         return True
     return model.folder is not None and any((model.folder / name).exists() for name in _TOKENIZER_FILES)

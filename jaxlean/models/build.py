@@ -10,6 +10,7 @@ from jaxlean import tree
 from jaxlean.models.attention import Backend
 from jaxlean.models.latent_attention import LatentAttention
 from jaxlean.models.linear import Linear
+from jaxlean.models.new_tokens import NewTokens
 from jaxlean.models.quantized import Matmul
 from jaxlean.models.self_attention import Attention
 
@@ -34,7 +35,7 @@ def abstract(
     Args:
         config: the model's shape.
         params: a parameter tree; the adapters that stand in it (`lora_a`, ...) and the forms that its kernels have are
-            attached to the linear layers at whose place they stand.
+            attached to the linear layers at whose place they stand, rows of new tokens to the model.
         dtype: compute dtype.
         matmul: how the kernels of all linear layers but the head are multiplied (`models.quantized`).
         attention: the back end of attention (`models.attention.choose`).
@@ -54,5 +55,7 @@ def abstract(
                 for key in path:
                     node = node.get(str(key), {}) if isinstance(node, Mapping) else {}
                 module.attach(node, where=".".join(map(str, path)))
+    if params is not None and "new_tokens" in params and hasattr(model, "new_tokens"):
+        model.new_tokens = NewTokens(params["new_tokens"])
     graph, state = nnx.split(model)
     return graph, nnx.to_pure_dict(state)

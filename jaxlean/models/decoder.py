@@ -18,6 +18,7 @@ from jaxlean.models.layer import LAYER_INPUT, Layer
 from jaxlean.models.layout import ALONE, Layout
 from jaxlean.models.linear import Dropout, Linear, dot_wide
 from jaxlean.models.mixture import Load, balance_loss
+from jaxlean.models.new_tokens import NewTokens
 from jaxlean.models.self_attention import KeyValue, make_norm
 from jaxlean.models.stack import Scan, stacked, stacks, through
 from jaxlean.models.transformer import Transformer
@@ -97,6 +98,8 @@ class Decoder(Transformer):
             if config.tie_embeddings
             else Linear(hidden, config.vocab_size, bias=config.head_bias, std=std, dtype=dtype, rngs=rngs)
         )
+        # nnx.data: a place for rows of new tokens, also while there are none
+        self.new_tokens: NewTokens | None = nnx.data(None)
         self.config: DecoderConfig = config
         self.layout: Layout = ALONE
 
@@ -180,6 +183,8 @@ class Decoder(Transformer):
             # the layers fold in 0, 1 ... num_layers - 1
             drop = dropout.fold(config.num_layers) if dropout is not None else None
             found = self.head(x, drop).astype(jnp.float32)
+        if self.new_tokens is not None:
+            found = self.new_tokens.scored(x, found)
         if config.logits_multiplier != 1.0:
             found = found * config.logits_multiplier
         if config.logits_softcap is not None:
@@ -222,6 +227,8 @@ class Decoder(Transformer):
 
     def _embedded(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         x = self.embed(tokens)
+        if self.new_tokens is not None:
+            x = self.new_tokens.embedded(tokens, x)
         if self.config.embedding_multiplier != 1.0:
             x = x * jnp.asarray(self.config.embedding_multiplier, x.dtype)
         if self.positions is not None:

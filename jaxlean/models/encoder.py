@@ -18,6 +18,7 @@ from jaxlean.models.embedding import Embedding
 from jaxlean.models.layer import LAYER_INPUT, Layer
 from jaxlean.models.layout import ALONE, Layout
 from jaxlean.models.linear import Dropout, Linear
+from jaxlean.models.new_tokens import NewTokens
 from jaxlean.models.pooling import first_tokens, segment_mean
 from jaxlean.models.self_attention import make_norm
 from jaxlean.models.stack import Scan, stacked, through
@@ -115,6 +116,8 @@ class Encoder(Transformer):
         # where sums are normalised, the last layer's is
         self.norm = make_norm(config, config.hidden_size) if "sum" not in config.norm_at else None
         self.classifier = Classifier(config, dtype=dtype, rngs=rngs) if config.head in ("classify", "tag") else None
+        # nnx.data: a place for rows of new tokens, also while there are none
+        self.new_tokens: NewTokens | None = nnx.data(None)
         self.config: EncoderConfig = config
         self.layout: Layout = ALONE
 
@@ -227,6 +230,8 @@ class Encoder(Transformer):
 
     def _embedded(self, tokens: jax.Array, positions: jax.Array, token_types: jax.Array) -> jax.Array:
         x = self.embed(tokens)
+        if self.new_tokens is not None:
+            x = self.new_tokens.embedded(tokens, x)
         if self.token_types is not None:
             x = x + self.token_types(token_types)
         if self.positions is not None:

@@ -186,7 +186,7 @@ def prepared(
     mesh = make_mesh(config.mesh.model_copy(update={"auto": False}))
     if answers is not None and config.task != "generate":
         raise ConfigError("--answers is for task: generate", fix="jaxlean predict writes labels and vectors")
-    config = resolved(config)
+    config = resolved(config, trains=False)
     model = loaded(config, mesh, adapter)
     tokenizer = tokenizer_of(model)
     if template is not None and tokenizer is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jaxlean import codec, tree
-from jaxlean.adapt import lora
+from jaxlean.adapt import lora, vocabulary
 from jaxlean.config import RunConfig
 from jaxlean.cost.memory import peak_memory_bytes
 from jaxlean.cost.price import lookup
@@ -56,6 +56,7 @@ from jaxlean.run.progress import Progress
 from jaxlean.run.rounds import Rounds, fixed
 from jaxlean.run.rows import OwnRows
 from jaxlean.run.summary import final_table, write_summary
+from jaxlean.run.vocabulary import with_new_tokens
 from jaxlean.train.optimizer import optimizer, schedule
 from jaxlean.xla.compile import Compilations, use_cache
 from jaxlean.xla.mesh import check_axes, make_mesh, place, split_host
@@ -95,7 +96,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
     split_host(config.mesh.host_devices)
     check(config.train.remat, ANY_ACTIVATION)
     template = chat_template(config.model)
-    config = resolved(config)
+    config, new_tokens = with_new_tokens(resolved(config, trains=False))
     output_dir = Path(config.output_dir)
     peers.first(lambda: claim(output_dir, config, resume=resume, overwrite=overwrite, dry=True))
     use_cache(config.compilation_cache)
@@ -120,6 +121,8 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
     check_rounds(config, mesh, num_steps)
     if config.data.labels is not None:
         say(f"labels: {len(config.data.labels):,} in {config.data.label_column!r}: {_shown(config.data.labels)}")
+    if new_tokens is not None:
+        say(new_tokens)
     say(f"data: {batches.stats}\nsteps: {num_steps:,} of {rows} x {batches.length} tokens")
     declared = {path: tuple(leaf.shape) for path, leaf in tree.flatten(model.params).items()}
     for line in check_axes(mesh, declared, num_kv_heads=model.config.num_kv_heads, length=batches.length):
@@ -314,27 +317,33 @@ def _write(
 ) -> Path:
     """The result in the format others load: an adapter, or a whole model."""
     frozen = release(frozen)
-    if config.lora is None:
+    whole = tree.merge(trainable, frozen)
+    rows_alone = config.lora is None and all(map(vocabulary.is_row, tree.flatten(trainable)))
+    if config.lora is None and not rows_alone:
         held = None if config.model.save_dtype == "auto" else config.model.save_dtype
         folder = output_dir / "model"
-        params = peers.gather(tree.merge(trainable, frozen))
+        params = peers.gather(whole)
         if peers.is_first:
-            whole_model = model.with_params(params)
+            whole_model = model.with_params(vocabulary.merge(params))
             if config.data.labels is not None:
                 whole_model.hf_config = model.hf_config | label_settings(config.data.labels)
             whole_model.tokenizer = model.tokenizer  # with the config's chat template
             shutil.rmtree(folder, ignore_errors=True)  # of this run, killed after it wrote it
             write_model(whole_model, folder, dtype=held)
         return folder
-    whole = tree.merge(trainable, frozen)
-    trains = trains_of(config, model)
-    adapter = peers.gather(tree.split(whole, lambda path: ".lora_" in path or trains(path))[0])
+    trains = vocabulary.is_row if rows_alone else trains_of(config, model)
+
+    def is_kept(path: str) -> bool:
+        return ".lora_" in path or vocabulary.is_beside(path) or trains(path)
+
+    adapter = peers.gather(tree.split(whole, is_kept)[0])
     if peers.is_first:
         if start is not None:
             adapter = lora.unprincipal(adapter, start)
         write_adapter(
             output_dir / "adapter", model.names, adapter, config.lora, base=str(config.model.path), task=config.task,
             settings=None if config.data.labels is None else model.hf_config | label_settings(config.data.labels),
+            tokenizer=model.tokenizer if vocabulary.has_rows(adapter) else None,
         )  # fmt: skip
     return output_dir / "adapter"
 
@@ -376,6 +385,7 @@ def _shown(labels: list[str], most: int = 6) -> str:
 
 
 def _count(params: tree.Tree) -> int:
-    """Parameters; an adapter's fixed scale is a setting, not a parameter."""
+    """Parameters; an adapter's fixed scale, and which tokens are new, are settings."""
     leaves = tree.flatten(params).items()
-    return sum(codec.num_params(path, x) for path, x in leaves if not path.endswith(".lora_scale"))
+    fixed = (".lora_scale", vocabulary.IDS)
+    return sum(codec.num_params(path, x) for path, x in leaves if not path.endswith(fixed))

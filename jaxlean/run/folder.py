@@ -155,6 +155,7 @@ def _check_spares_inputs(folder: Path, config: RunConfig) -> None:
         ("model.path", model.path),
         ("model.tokenizer", model.tokenizer),
         ("model.chat_template", model.chat_template),
+        ("model.new_tokens_vectors", model.new_tokens_vectors),
         ("cost.hardware", config.cost.hardware),
         *(("data.train", source.path) for source in data.train or []),
         *(("data.eval", source.path) for source in data.eval or []),

@@ -17,10 +17,12 @@ from rich.text import Text
 from jaxlean.config import RunConfig
 from jaxlean.data.loader import encoded
 from jaxlean.data.pack import pack
+from jaxlean.data.terms import grown
 from jaxlean.data.tokenize import Counts, Tokens
 from jaxlean.errors import ConfigError
 from jaxlean.run.inspect_curriculum import show_curriculum
 from jaxlean.run.job import resolved
+from jaxlean.run.vocabulary import with_new_tokens
 
 SHOWN_TOKENS = 1000  # of one example
 STREAM_ROWS = 1000  # looked at, of a source that is streamed
@@ -45,7 +47,11 @@ def inspect(config: RunConfig, num_examples: int = 3, *, tokenizer: Any = None, 
     tokenizer = tokenizer or _tokenizer(config)
     if not data.train:
         raise ConfigError("no training data", wanted="data.train: a file, a folder or a hub id")
-    config = resolved(config)
+    config, new_tokens = with_new_tokens(resolved(config, trains=False), tokenizer)
+    if new_tokens is not None:
+        assert isinstance(config.model.new_tokens, list)
+        console.print(new_tokens)
+        tokenizer = grown(tokenizer, config.model.new_tokens)
     data = config.data
     counts, lengths, tokens = Counts(), [], 0
     for source in data.train or []:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlean import codec, tree
-from jaxlean.adapt import lora
+from jaxlean.adapt import lora, vocabulary
 from jaxlean.adapt.quantize import quantize
 from jaxlean.config import RunConfig
 from jaxlean.data import columns
@@ -31,6 +31,7 @@ from jaxlean.models.convnet import ACTIVATIONS as OF_CONVNETS
 from jaxlean.models.convolution import is_statistic
 from jaxlean.models.cpu import hold
 from jaxlean.models.layout import layout_on, layout_within
+from jaxlean.run.vocabulary import grown, with_new_tokens
 from jaxlean.train.classify import Judge, image_logits, judge_labels, label_logits, label_objective
 from jaxlean.train.contrast import contrast_objective, judge_vectors, text_vectors
 from jaxlean.train.diloco import (
@@ -124,18 +125,21 @@ def outline(config: RunConfig, mesh: jax.sharding.Mesh, *, length: int, num_step
     )
 
 
-def resolved(config: RunConfig, *, labelled: bool = True) -> RunConfig:
+def resolved(config: RunConfig, *, labelled: bool = True, trains: bool = True) -> RunConfig:
     """The config with the columns and labels of its task filled in, from its data and the head of its model.
 
     Args:
         labelled: whether labels will be read from rows.
+        trains: whether it will be trained with, so that its new tokens are to be known as well.
 
     Raises:
         UserError: the data do not tell them.
     """
     if config.task in ("generate", "embed") or config.model.path is None:
-        return columns.resolve(config, labelled=labelled)
-    return columns.resolve(config, head_labels(config), labelled=labelled, images=sees(_settings(config)))
+        config = columns.resolve(config, labelled=labelled)
+    else:
+        config = columns.resolve(config, head_labels(config), labelled=labelled, images=sees(_settings(config)))
+    return with_new_tokens(config)[0] if trains else config
 
 
 def head_labels(config: RunConfig) -> list[str] | None:
@@ -151,7 +155,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 
 def base(config: RunConfig, mesh: jax.sharding.Mesh, *, shapes: bool = False) -> Model:
-    """The base: from files, or from zero where the config has an architecture instead of a path.
+    """The base: from files, with its new tokens, or from zero where the config has an architecture instead of a path.
 
     Args:
         config: resolved.
@@ -188,10 +192,11 @@ def base(config: RunConfig, mesh: jax.sharding.Mesh, *, shapes: bool = False) ->
 
     # PiSSA takes its start out of the full kernels: `adapt` quantizes what is left
     quantization = "none" if is_pissa(config) else wanted.quantization
-    return (hub.outline if shapes else hub.load)(
+    model = (hub.outline if shapes else hub.load)(
         wanted.path, wanted.dtype, mesh, revision=wanted.revision, tokenizer=wanted.tokenizer, trains=trains,
         quantization=quantization, matmul=wanted.matmul, attention=wanted.attention, **head_of(config),
     )  # fmt: skip
+    return grown(config, model, shapes=shapes)
 
 
 def head_of(config: RunConfig) -> dict[str, Any]:
@@ -229,14 +234,14 @@ def adapt(
 
 
 def trains_of(config: RunConfig, model: Model) -> Callable[[str], bool]:
-    """path -> whether that parameter trains: with LoRA adapters, the head, and what the checkpoint does not have."""
+    """path -> whether it trains: with LoRA adapters, new tokens, the head, and what the checkpoint does not have."""
     if config.lora is not None:
-        return lambda path: lora.is_adapter(path) or is_head(path) or path in model.drawn
+        return lambda path: lora.is_adapter(path) or vocabulary.is_row(path) or is_head(path) or path in model.drawn
     if config.train.trainable is None:
-        return lambda path: not is_statistic(path)
+        return lambda path: not is_statistic(path) and path != vocabulary.IDS
     rules = [(pattern, True) for pattern in config.train.trainable]
     chosen = tree.match(rules, tree.flatten(model.params), what="train.trainable", default=False)
-    return chosen.__getitem__
+    return lambda path: chosen[path] and path != vocabulary.IDS
 
 
 def loss_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Policy | None = None) -> Loss:

@@ -5,20 +5,30 @@ from pathlib import Path
 from typing import Any
 
 from jaxlean import tree
-from jaxlean.adapt import lora
+from jaxlean.adapt import lora, vocabulary
 from jaxlean.errors import ModelError, RunError
-from jaxlean.hub.adapter import read_adapter, read_settings
+from jaxlean.hub.adapter import read_adapter, read_settings, room
 from jaxlean.hub.files import read_json
 from jaxlean.hub.head import PEFT_TASKS
-from jaxlean.hub.load import Model, load
+from jaxlean.hub.load import Model, load, load_tokenizer
+from jaxlean.hub.vocabulary import resized
 from jaxlean.hub.write import write_model
 
 
 def load_adapted(model: Model, adapter: Path) -> Model:
-    """The model with an adapter from disk beside its kernels, and what the adapter saved whole in its place."""
+    """The model with an adapter from disk beside its kernels, and what the adapter saved whole in its place.
+
+    One with rows of new tokens brings its tokenizer along, where it lies beside it.
+    """
+    size = room(adapter, model.names)
+    if size:
+        model = resized(model, size)
     leaves = read_adapter(adapter, model.names, model.params)
     new = tree.flatten(leaves)
-    return model.with_params(tree.merge(tree.split(model.params, lambda path: path not in new)[0], leaves))
+    other = model.with_params(tree.merge(tree.split(model.params, lambda path: path not in new)[0], leaves))
+    if size and (adapter / "tokenizer.json").exists():  # the one that has the new tokens
+        other.tokenizer = load_tokenizer(str(adapter))
+    return other
 
 
 def merge(adapter: Path, folder: Path, *, base: str | None = None, dtype: str = "auto") -> None:
@@ -45,9 +55,10 @@ def merge(adapter: Path, folder: Path, *, base: str | None = None, dtype: str = 
     # float32 to add in, whatever is written: a small change would be lost in bfloat16
     model = load(base, "float32", **_head_of(adapter, stated))
     held = model.hf_config.get("dtype") or model.hf_config.get("torch_dtype") or "float32" if dtype == "auto" else dtype
-    merged = lora.merge(load_adapted(model, adapter).params)
+    adapted = load_adapted(model, adapter)
+    merged = lora.merge(vocabulary.merge(adapted.params))
     try:
-        write_model(model.with_params(merged), folder, dtype=held)
+        write_model(adapted.with_params(merged), folder, dtype=held)
     except OSError as error:
         raise RunError("the merged model cannot be written", where=folder, got=error) from error
 

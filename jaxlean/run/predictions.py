@@ -107,7 +107,7 @@ def _told(config: RunConfig, source: SourceSection, columns: list[str]) -> RunCo
         data = config.data.model_copy(update={"train": None, "eval": [source]})
         config = config.model_copy(update={"data": data})
     if config.task != "embed":
-        return resolved(config, labelled=False)
+        return resolved(config, labelled=False, trains=False)
     named = config.data.text_column
     if not isinstance(named, str):
         there = [name for name in named or _TEXTS if name in columns]

@@ -13,6 +13,7 @@ from jaxlean import tree
 from jaxlean.models.decoder import DecoderConfig, Scan
 from jaxlean.models.layout import ALONE, FOLDED, Layout
 from jaxlean.models.linear import Dropout
+from jaxlean.models.new_tokens import own_ids
 from jaxlean.train.loss import (
     CROSS_ENTROPY,
     Terms,
@@ -69,6 +70,8 @@ def objective(
         balance: weight of the loss that balances the load of a mixture's experts, of each token that carries loss.
     """
     part = "embed" if config.tie_embeddings else "head"
+    # what of the parameters the logits are made of
+    read = (part, "new_tokens")
 
     def loss(params: tree.Tree, batch: Batch, key: jax.Array) -> jax.Array:
         dropout = Dropout(dropout_rate, key) if dropout_rate else None
@@ -90,10 +93,12 @@ def objective(
         if logits_bytes is None:
             return next_token_loss(model.logits(hidden, dropout), tokens, mask, terms)
 
+        parts = [name for name in read if name in params]
+
         def head(own: Any, x: jax.Array, number: jax.Array) -> jax.Array:
             # its own place among the layers' (0, 1 ... num_layers - 1), then one for each chunk
             drop = Dropout(dropout_rate, own["key"]).fold(config.num_layers).fold(number) if dropout_rate else None
-            return nnx.merge(graph, {**params, part: own[part]}).logits(x, drop)
+            return nnx.merge(graph, {**params, **{name: own[name] for name in parts}}).logits(x, drop)
 
         # the targets of whole sequences, then the parts of them as rows of their own
         targets, counts = map(layout.whole, shifted(layout.whole(tokens), layout.whole(mask)))
@@ -102,7 +107,7 @@ def objective(
         rows, length = targets.shape
         chunk = chunk_length(length, row_bytes=4 * rows * config.vocab_size, budget=logits_bytes)
         run = partial(chunked_loss, head, chunk=chunk, terms=terms)
-        own = {part: params[part], "key": key}
+        own = {name: params[name] for name in parts} | {"key": key}
         drops = dropout_rate and any(".lora_" in path for path in tree.flatten({part: params[part]}))
         if layout.mesh is None or drops:  # one mask for all rows, whatever devices they lie on
             return run(own, hidden, targets, counts)
@@ -157,10 +162,20 @@ def _on_each_device(
 
     def local(own: dict[str, Any], hidden: jax.Array, *rest: jax.Array) -> jax.Array:
         whole = tree.map_with_path(lambda path, x: _gathered(x, leaves[path], together), own)
+        if split and "new_tokens" in own:
+            part = _rows_of(whole)
+            here = jax.lax.axis_index("tensor") * part
+            ids = own_ids(whole["new_tokens"]["ids"], here, part)
+            whole = {**whole, "new_tokens": {**whole["new_tokens"], "ids": ids}}
         return run(whole, hidden, *rest, axis="tensor" if split else None)[None]
 
     rows = PartitionSpec(FOLDED)
     return layout.on_each_device(local, (specs, rows, *(rows for _ in rest)), rows)(own, hidden, *rest).sum()
+
+
+def _rows_of(own: Mapping[str, Any]) -> int:
+    """How many of the vocabulary a head gives the logits of."""
+    return own["head"]["kernel"].shape[1] if "head" in own else own["embed"]["embedding"].shape[0]
 
 
 def _gathered(x: jax.Array, spec: PartitionSpec, axes: set[str]) -> jax.Array:

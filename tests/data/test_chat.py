@@ -94,3 +94,17 @@ def test_stop_tokens(make_tokenizer, name: str) -> None:
 def test_stop_tokens_without_an_end_of_turn(make_tokenizer) -> None:
     for tokenizer in (make_tokenizer("plain"), make_tokenizer(None)):
         assert tokenizer.convert_ids_to_tokens(stop_tokens(tokenizer)) == ["</s>"]
+
+
+def test_words_that_became_tokens_end_no_turn(make_tokenizer) -> None:
+    from jaxlean.data.terms import grown
+
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    rows = [{"role": "user", "content": "a chargeback"}, {"role": "assistant", "content": "no chargeback"}]
+    rendered = Template(grown(tokenizer, ["chargeback"])).render(Chat(rows), "memory")
+    assert rendered.add_end, "no special token ends this template's turn"
+    assert rendered == Template(tokenizer).render(Chat(rows), "memory")

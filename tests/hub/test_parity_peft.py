@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from jaxlean import codec, tree
-from jaxlean.adapt import lora
+from jaxlean.adapt import lora, vocabulary
 from jaxlean.config import LoraSection
 from jaxlean.hub.adapter import write_adapter
+from jaxlean.hub.vocabulary import resized, with_rows
 from jaxlean.hub.write import write_model
+from jaxlean.run.merge import load_adapted
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -110,3 +112,86 @@ def test_a_merged_model_loads_in_transformers(base, variant, trained, tmp_path):
     write_model(model.with_params(lora.merge(model.params)), tmp_path / "merged", bytes_per_file=60_000)
     got = logits_of(theirs(tmp_path / "merged"), tokens)
     same(got, model(tokens), f"{base} {variant} merged, in transformers")
+
+
+# ---- rows of new tokens: an old id, and two beyond the table
+
+
+@pytest.fixture
+def with_tokens(loaded):
+    """(base, with LoRA) -> (the model with trained rows of three tokens, the adapter, tokens with them)."""
+
+    def build(base, lora_too):
+        old = loaded(base).config.vocab_size
+        model, rng = resized(loaded(base), old + 2), np.random.default_rng(1)
+        leaves = tree.flatten(model.params)
+        own = [leaf for leaf, (table, _) in vocabulary.TABLES.items() if table in leaves]
+        scale = float(np.abs(leaves["embed.embedding"]).mean())
+        hidden = model.config.hidden_size
+        model = with_rows(
+            model,
+            np.array([5, old, old + 1], np.int32),
+            {leaf: 2 * scale * rng.normal(size=(3, hidden)) for leaf in own},
+        )
+        params = model.params
+        if lora_too:
+            modules = lora.targets(
+                params, ["q_proj", "down_proj"], model.names.modules(codec.kernels(tree.flatten(params)))
+            )
+            params = lora.add(params, modules, VARIANTS["lora"], jax.random.key(0))
+            params = tree.map_with_path(lambda p, x: x + 0.05 if p.endswith("lora_b") else x, params)
+        adapter = tree.split(params, lambda path: ".lora_" in path or vocabulary.is_beside(path))[0]
+        tokens = np.array([[1, old, 7, old + 1, 5, 30, old, 2], [5, 5, old + 1, 11, 12, 13, old, 3]], np.int32)
+        return model.with_params(params), adapter, tokens
+
+    return build
+
+
+# PEFT warns of every adapter of rows alone over a tied embedding, that the head's are copies.
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*save_embedding_layers.*:UserWarning")
+@pytest.mark.parametrize("lora_too", [True, False])
+@pytest.mark.parametrize("base", ["llama_gqa", "qwen2_tied", "gemma_mqa", "gpt2_tied"])
+def test_rows_of_tokens_load_in_peft_and_come_back(base, lora_too, golden, loaded, with_tokens, tmp_path):
+    if base == "gpt2_tied" and lora_too:
+        pytest.skip("its modules have other names")
+    model, adapter, tokens = with_tokens(base, lora_too)
+    ours = np.asarray(model(tokens))
+    # the rows are read in both places, and differ from what the table holds
+    assert np.abs(ours - resized(loaded(base), model.config.vocab_size)(tokens)).max() > 0.1
+    settings = VARIANTS["lora"] if lora_too else None
+    write_adapter(tmp_path / "adapter", model.names, adapter, settings, base=str(golden / base))
+    there = theirs(golden / base)
+    there.resize_token_embeddings(model.config.vocab_size, mean_resizing=False)
+    there = peft.PeftModel.from_pretrained(there, tmp_path / "adapter").eval()
+    same(logits_of(there, tokens), ours, f"{base} rows{' and LoRA' * lora_too} in PEFT")
+    # and what PEFT then saves is read here, whole tables beside the rows or not
+    for whole in (True, False):
+        there.save_pretrained(tmp_path / "theirs", save_embedding_layers=whole)
+        back = load_adapted(loaded(base), tmp_path / "theirs")
+        same(back(tokens), ours, f"{base} rows{' and LoRA' * lora_too} back from PEFT")
+
+
+@pytest.mark.parametrize("base", ["llama_gqa", "qwen2_tied", "gemma_mqa"])
+def test_a_model_with_merged_rows_loads_in_transformers(base, with_tokens, tmp_path):
+    model, _, tokens = with_tokens(base, False)
+    write_model(model.with_params(vocabulary.merge(model.params)), tmp_path / "merged")
+    there = theirs(tmp_path / "merged")
+    assert there.config.vocab_size == model.config.vocab_size
+    same(logits_of(there, tokens), model(tokens), f"{base} merged rows, in transformers")
+
+
+@pytest.mark.filterwarnings("ignore:.*save_embedding_layers.*:UserWarning")
+def test_peft_trains_the_embedding_alone_of_an_untied_model(golden, loaded, tmp_path):
+    there = theirs(golden / "llama_gqa")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[5, 6], task_type="CAUSAL_LM")
+    there = peft.get_peft_model(there, config).eval()
+    with torch.no_grad():
+        for name, parameter in there.named_parameters():
+            if "trainable_tokens_delta" in name:
+                parameter.add_(1.0)
+    there.save_pretrained(tmp_path / "theirs")
+    tokens = np.array([[1, 5, 7, 6, 8]], np.int32)
+    ours = load_adapted(loaded("llama_gqa"), tmp_path / "theirs")(tokens)
+    assert np.abs(np.asarray(ours) - loaded("llama_gqa")(tokens)).max() > 0.1
+    same(logits_of(there, tokens), ours, "PEFT's rows of the embedding alone")

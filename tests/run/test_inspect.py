@@ -73,6 +73,21 @@ def test_statistics(tmp_path: Path, tokenizer: Any) -> None:
     )
 
 
+def test_new_tokens_are_told_and_counted(tmp_path: Path, tokenizer: Any) -> None:
+    run = config(tmp_path)
+    run.model.new_tokens = ["abab"]
+    plain, text = shown(config(tmp_path), tokenizer), shown(run, tokenizer)
+    assert "new tokens: 1" in text
+    assert "26 tokens, 2 learned" in plain
+    assert "23 tokens, 2 learned" in text
+    run.model.new_tokens, run.model.new_tokens_min_count = "auto", 1
+    text = shown(run, tokenizer)
+    # twenty words of 2 to 40 letters, those of one token a letter; 19 of them have 4 or more
+    assert "new tokens: 19; the training texts: 440 -> 41 tokens" in text
+    assert "what saves most" in text
+    assert "ab" * 20 in text
+
+
 @pytest.mark.parametrize(
     ("on_long", "what"), [("error", "would stop"), ("truncate", "25 tokens lost"), ("drop", "dropped")]
 )

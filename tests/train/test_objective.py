@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from jaxlean import tree
-from jaxlean.adapt import lora
+from jaxlean.adapt import lora, vocabulary
 from jaxlean.config import LoraSection, MeshSection
 from jaxlean.models.build import abstract
 from jaxlean.models.decoder import Decoder, DecoderConfig
@@ -112,6 +112,57 @@ def test_a_row_of_one_token_has_no_loss():
     assert objective(graph, config, logits_bytes=THREE_POSITIONS)(params, one, jax.random.key(0)) == 0
 
 
+# ---- rows of new tokens beside the table, of which one replaces an old token
+
+
+def with_rows(model, ids):
+    """(graph, config, parameters) with random rows of some tokens beside the tables."""
+    _, config, params = model
+    leaves, rng = tree.flatten(params), np.random.default_rng(5)
+    own = [leaf for leaf, (table, _) in vocabulary.TABLES.items() if table in leaves]
+    params = vocabulary.add(params, np.asarray(ids), {leaf: rng.normal(size=(len(ids), 8)) for leaf in own})
+    return abstract(config, params)[0], config, params
+
+
+def merged(model):
+    """The same model with the rows in its tables."""
+    _, config, params = model
+    params = vocabulary.merge(params)
+    return abstract(config, params)[0], config, params
+
+
+def same_as_in_tables(got, want, ids):
+    """Assert that rows have the gradients that they have in the tables."""
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+    for leaf, (table, dim) in vocabulary.TABLES.items():
+        if leaf in got[1]:
+            rows = want[1][table] if dim == 0 else want[1][table].T
+            assert np.abs(got[1][leaf]).max() > 0, leaf
+            np.testing.assert_allclose(got[1][leaf], rows[np.asarray(ids)], rtol=1e-4, atol=1e-5, err_msg=leaf)
+
+
+@pytest.mark.parametrize("kind", ["untied", "tied"])
+@pytest.mark.parametrize("terms", [CROSS_ENTROPY, Terms(0.01, 0.1)])
+def test_rows_of_new_tokens_have_the_loss_and_gradients_that_they_have_in_the_table(kind, terms):
+    ids = [2, 29, 30, 31]
+    model = with_rows(decoder(**HEADS[kind]), ids)
+    for budget in (THREE_POSITIONS, None):
+        got = gradients(model, vocabulary.is_row, logits_bytes=budget, terms=terms)
+        want = gradients(merged(model), lambda path: True, logits_bytes=budget, terms=terms)
+        same_as_in_tables(got, want, ids)
+
+
+def test_a_step_over_rows_of_new_tokens_puts_no_table_together():
+    # a table of 32,768 x 8 in float32 is a megabyte; the chunk's logits a tenth of that
+    model = with_rows(decoder(tied=True, vocab_size=32_768), [2, 32_766])
+    graph, config, params = model
+    trainable, frozen = tree.split(params, vocabulary.is_row)
+    loss = objective(graph, config, logits_bytes=4 * ROWS * 32_768)
+    step = jax.jit(jax.value_and_grad(lambda t, f, b: loss(tree.merge(t, f), b, jax.random.key(0))))
+    table = 4 * 32_768 * 8
+    assert step.lower(trainable, frozen, batch()).compile().memory_analysis().temp_size_in_bytes < 0.9 * table
+
+
 # ---- over several devices: each its rows, its columns of the embedding, its part of the vocabulary
 
 ROWS_AND_VOCABULARY = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -141,6 +192,21 @@ def test_on_a_mesh_value_and_gradient_are_those_of_one_device(kind, axes, vocab)
     for path, leaf in want[1].items():
         assert np.abs(leaf).max() > 0, path
         np.testing.assert_allclose(got[1][path], leaf, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("axes", "kind", "vocab"),
+    [
+        (ROWS_AND_VOCABULARY, "tied", VOCAB), (ROWS_AND_VOCABULARY, "untied", VOCAB), (VOCABULARY, "tied", VOCAB),
+        (SEQUENCES, "untied", VOCAB), (ROWS_AND_VOCABULARY, "tied", 33),
+    ],
+)  # fmt: skip
+def test_on_a_mesh_rows_of_new_tokens_are_those_of_one_device(kind, axes, vocab):
+    ids = [2, 7, 8, 15, 16, vocab - 1]
+    model = with_rows(wide_decoder(vocab, **HEADS[kind]), ids)
+    options = {"logits_bytes": 4 * 8 * vocab * 3, "terms": Terms(0.01, 0.1)}
+    got = wide_gradients(model, vocabulary.is_row, mesh=make_mesh(MeshSection(**axes)), **options)
+    same_as_in_tables(got, wide_gradients(merged(model), lambda path: True, **options), ids)
 
 
 @pytest.mark.parametrize("axes", [{"data": 1, "fsdp": 8}, {"data": 1, "fsdp": 2, "tensor": 4}])

@@ -1,0 +1,261 @@
+"""New tokens of a run: which terms, the model and tokenizer with them, and where their vectors start."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from jaxlean.adapt import vocabulary, warm_start
+from jaxlean.config import RunConfig
+from jaxlean.data import terms
+from jaxlean.data.cooccurrence import token_vectors
+from jaxlean.data.terms import Saving, Term
+from jaxlean.data.texts import training_texts
+from jaxlean.data.word_vectors import Vectors, read_vectors
+from jaxlean.errors import ConfigError
+from jaxlean.hub.families import sees
+from jaxlean.hub.files import locate, read_json
+from jaxlean.hub.load import Model, load, load_tokenizer
+from jaxlean.hub.vocabulary import leaves_of, resized, with_rows
+from jaxlean.xla.spread import fetch
+
+# Old tokens that focus may choose among.
+_FEWEST_NEIGHBOURS = 10
+_SHOWN = 15
+
+
+@dataclass(frozen=True)
+class Found:
+    """Which terms become tokens.
+
+    Args:
+        terms: of them, those that were found in the data.
+        num: how many become tokens.
+        known: terms that were named and are one token already.
+        saving: over the training data; None where that was not read.
+    """
+
+    num: int
+    terms: list[Term] = field(default_factory=list)
+    known: list[str] = field(default_factory=list)
+    saving: Saving | None = None
+
+    def __rich__(self) -> Group:
+        lines = [f"new tokens: {self.num:,}" + (f"; the training texts: {self.saving}" if self.saving else "")]
+        if self.known:
+            lines.append(f"one token already: {', '.join(self.known[:_SHOWN])}" + ", ..." * (len(self.known) > _SHOWN))
+        parts: list[Any] = [Text("\n".join(lines))]
+        if self.terms:
+            table = Table(title="what saves most", title_justify="left")
+            for name in ("term", "times", "pieces", "tokens saved"):
+                table.add_column(name, justify="left" if name == "term" else "right")
+            for term in self.terms[:_SHOWN]:
+                table.add_row(term.text, f"{term.times:,}", str(term.pieces), f"{term.saved:,}")
+            parts.append(table)
+        return Group(*parts)
+
+
+def with_new_tokens(config: RunConfig, tokenizer: Any = None) -> tuple[RunConfig, Found | None]:
+    """The config with its new tokens as a list of terms, and what is to be said of them; None where there are none.
+
+    Args:
+        config: resolved.
+        tokenizer: without new tokens; default: the model's.
+
+    Raises:
+        ConfigError: no term is left, or what `terms.checked` refuses.
+        DataError: `auto`, and the training data cannot be read.
+    """
+    asked = config.model.new_tokens
+    if asked is None:
+        return config, None
+    if tokenizer is None:
+        _check_model(config)
+    if config.model.new_tokens_init == "procrustes" and config.model.new_tokens_vectors is None:
+        raise ConfigError(
+            "model.new_tokens_init: procrustes needs vectors of words", where="model.new_tokens_vectors",
+            fix="name a file of them, or a sentence encoder; or model.new_tokens_init=mean",
+        )  # fmt: skip
+    tokenizer = tokenizer if tokenizer is not None else _tokenizer(config)
+    found: list[Term] = []
+    saving = None
+    if asked == "auto":
+        found, saving = _in_data(config, tokenizer)
+        names, known = [term.text for term in found], list[str]()
+    else:
+        where = "model.new_tokens" if isinstance(asked, list) else asked
+        names, known = terms.checked(
+            tokenizer, asked if isinstance(asked, list) else terms.read_terms(Path(asked)), where=where
+        )
+    model = config.model.model_copy(update={"new_tokens": names})
+    return config.model_copy(update={"model": model}), Found(len(names), found, known, saving)
+
+
+def _in_data(config: RunConfig, tokenizer: Any) -> tuple[list[Term], Saving]:
+    wanted = config.model
+    found = terms.find(
+        training_texts(config, tokenizer), tokenizer, num=wanted.num_new_tokens,
+        min_count=wanted.new_tokens_min_count, min_length=wanted.new_tokens_min_length,
+    )  # fmt: skip
+    if not found:
+        raise ConfigError(
+            "model.new_tokens: auto found no word that would save a token",
+            wanted=f"words of {wanted.new_tokens_min_length} letters or more, {wanted.new_tokens_min_count} times or "
+            "more, in two pieces or more",
+            fix="lower model.new_tokens_min_count, or leave out model.new_tokens",
+        )
+    after = terms.grown(tokenizer, [term.text for term in found])
+    return found, terms.saving(training_texts(config, tokenizer), tokenizer, after)
+
+
+def _check_model(config: RunConfig) -> None:
+    """Refuse new tokens of a model that has none, or that knows nothing yet."""
+    wanted = config.model
+    if wanted.architecture is not None:
+        raise ConfigError(
+            "model.new_tokens are for a trained model", fix="a tokenizer that has them, where all is learned from zero"
+        )
+    if wanted.path is None:
+        raise ConfigError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
+    settings = read_json(locate(wanted.path, revision=wanted.revision, weights=False) / "config.json")
+    if sees(settings):
+        raise ConfigError(
+            "new tokens need a model of text, and this one sees images", where=wanted.path,
+            got=settings.get("model_type"), fix="leave out model.new_tokens",
+        )  # fmt: skip
+
+
+def _tokenizer(config: RunConfig) -> Any:
+    assert config.model.path is not None, "checked"
+    return load_tokenizer(config.model.tokenizer or config.model.path)
+
+
+def grown(config: RunConfig, model: Model, *, shapes: bool = False) -> Model:
+    """The model with the config's new tokens: in its tokenizer, with room in its tables, and with rows beside those.
+
+    Args:
+        config: its `model.new_tokens` is a list (`with_new_tokens`).
+        model: the base.
+        shapes: of its parameters only those are there: nothing is computed.
+
+    Raises:
+        UserError: a model without a table of tokens, vectors that do not fit.
+    """
+    asked = config.model.new_tokens
+    if asked is None:
+        return model
+    assert isinstance(asked, list), "with_new_tokens makes a list"
+    model = resized(model, 0)  # one that could not grow says so now
+    tokenizer = model.tokenizer
+    before, num_before = tokenizer, len(tokenizer)
+    names, _ = terms.checked(before, asked)
+    cut = [terms.pieces(before, name) for name in names]
+    after = terms.grown(before, names)
+    ids = np.arange(num_before, num_before + len(names), dtype=np.int32)
+    rows: dict[str, Any] = {}
+    if shapes:
+        hidden = model.config.hidden_size
+        rows = {leaf: jax.ShapeDtypeStruct((len(ids), hidden), np.float32) for leaf in leaves_of(model)}
+    else:
+        rows = _starts(config, model, before, after, names, cut)
+    model = with_rows(resized(model, len(after)), ids, rows)
+    model.tokenizer = after
+    return model
+
+
+# ---- where vectors start
+
+
+def _starts(
+    config: RunConfig, model: Model, before: Any, after: Any, names: Sequence[str], cut: Sequence[Sequence[int]]
+) -> dict[str, np.ndarray]:
+    """Each leaf's rows, [new, hidden]."""
+    how = config.model.new_tokens_init
+    size = model.config.vocab_size
+    if how == "random":
+        found = {}
+        for number, leaf in enumerate(leaves_of(model)):
+            mean, std = (fetch(x) for x in vocabulary.spread_of(model.params, leaf, min(len(before), size)))
+            found[leaf] = warm_start.random(mean, std, len(names), config.seed + 1000 * number)
+        return found
+    own = {leaf: _mean(model, leaf, cut) for leaf in leaves_of(model)}
+    if how == "mean":
+        return own
+    # the old tokens that have a vector, their vectors, and those of the new tokens; NaN where there is none
+    if config.model.new_tokens_vectors is not None:
+        shared, old, new = _external(config, before, names)
+    else:
+        shared, old, new = _in_company(config, before, after, len(names))
+    known = ~np.isnan(new).any(axis=1)
+    if not known.any():
+        raise ConfigError(
+            "no new token has a vector", where=config.model.new_tokens_vectors or "the training data",
+            fix="vectors that have these words, or model.new_tokens_init=mean",
+        )  # fmt: skip
+    if how == "focus" and len(shared) < _FEWEST_NEIGHBOURS:
+        raise ConfigError(
+            "too few old tokens have a vector to choose neighbours among", got=len(shared),
+            wanted=f"{_FEWEST_NEIGHBOURS} or more", fix="other vectors, or model.new_tokens_init=mean",
+        )  # fmt: skip
+    for leaf, rows in own.items():
+        table = fetch(vocabulary.rows_of(model.params, leaf, shared))
+        made = (
+            warm_start.focus(table, old, new[known])
+            if how == "focus"
+            else warm_start.procrustes(old, table)(new[known])
+        )
+        rows[known] = made
+    return own
+
+
+def _mean(model: Model, leaf: str, cut: Sequence[Sequence[int]]) -> np.ndarray:
+    used = sorted({piece for own in cut for piece in own})
+    at = {piece: i for i, piece in enumerate(used)}
+    rows = fetch(vocabulary.rows_of(model.params, leaf, np.asarray(used)))
+    return warm_start.mean_of_pieces(rows, [[at[piece] for piece in own] for own in cut])
+
+
+def _in_company(config: RunConfig, before: Any, after: Any, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vectors by co-occurrence in the training texts, as the grown tokenizer cuts them."""
+    texts = training_texts(config, before)
+    rows = (after(text, add_special_tokens=False)["input_ids"] for text in texts)
+    vectors, counts = token_vectors(rows, len(after))
+    first, special = len(before), set(before.all_special_ids)
+    enough = (counts >= config.model.new_tokens_min_count) & (np.abs(vectors).max(axis=1) > 0)
+    shared = np.asarray([i for i in np.flatnonzero(enough[:first]) if i not in special], np.int32)
+    new = vectors[first : first + num].copy()
+    new[~enough[first : first + num]] = np.nan
+    return shared, vectors[shared], new
+
+
+def _external(config: RunConfig, before: Any, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vectors from elsewhere, of tokens that are words and of terms; that of several words is the mean of theirs."""
+    words = terms.words_of(before)
+    parts = {name: name.split() for name in names}
+    wanted = sorted({*words.values(), *names, *(word for own in parts.values() for word in own)})
+    vectors = _vectors(str(config.model.new_tokens_vectors), wanted)
+    shared = [i for i, word in words.items() if word in vectors]
+    dims = len(next(iter(vectors.values()))) if vectors else 1
+    new = np.full((len(names), dims), np.nan, np.float32)
+    for row, name in zip(new, names, strict=True):
+        own = [vectors[name]] if name in vectors else [vectors[word] for word in parts[name] if word in vectors]
+        if own and (name in vectors or len(own) == len(parts[name])):
+            row[:] = np.mean(own, axis=0)
+    old = np.stack([vectors[words[i]] for i in shared]) if shared else np.zeros((0, dims), np.float32)
+    return np.asarray(shared, np.int32), old, new
+
+
+def _vectors(source: str, wanted: Sequence[str]) -> Vectors:
+    if Path(source).is_file() or Path(source).suffix in (".vec", ".txt", ".npz"):
+        return read_vectors(Path(source), wanted)
+    encoder = load(source, task="embed")
+    found = encoder.encode(list(wanted), batch_size=256)
+    if not np.isfinite(found).all():
+        raise ConfigError("the encoder gives vectors that are not of finite numbers", where=source)
+    return dict(zip(wanted, found, strict=True))

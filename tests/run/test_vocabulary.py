@@ -1,0 +1,230 @@
+"""New tokens in a run: found or named, their rows trained alone or beside LoRA, resumed, read back, merged."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from transformers import AutoTokenizer
+
+from jaxlean import tree
+from jaxlean.adapt import vocabulary
+from jaxlean.errors import UserError
+from jaxlean.hub.load import load, load_tokenizer
+from jaxlean.run import vocabulary as module
+from jaxlean.run.evaluate import evaluate
+from jaxlean.run.finetune import finetune
+from jaxlean.run.generate import encode_prompt, generate
+from jaxlean.run.job import outline
+from jaxlean.run.merge import load_adapted, merge
+from jaxlean.run.vocabulary import grown, with_new_tokens
+from jaxlean.xla.mesh import make_mesh
+
+pytestmark = pytest.mark.usefixtures("small_machine")
+TERMS, FEW = "model.new_tokens=[chargeback, estoppel]", "model.new_tokens_vectors=few.vec"
+
+
+@pytest.fixture
+def with_terms(tiny_rows, tmp_path, tiny_run):
+    """`tiny_run` over rows that say `chargeback` and `estoppel`."""
+    rows = [json.loads(line) for line in tiny_rows.read_text().splitlines()]
+    words = ["chargeback", "estoppel"]
+    for i, row in enumerate(rows):
+        row["completion"] += f" {words[i % 2]}"
+    file = tmp_path / "terms.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return lambda *more: tiny_run(f"data.train={file}", f"data.eval={file}", *more)
+
+
+def test_terms_are_found_in_the_data(with_terms):
+    config, found = with_new_tokens(with_terms("model.new_tokens=auto", "model.new_tokens_min_length=8"))
+    assert sorted(config.model.new_tokens) == ["chargeback", "estoppel"]
+    assert [term.times for term in found.terms] == [12, 12]
+    saved = sum(term.saved for term in found.terms)
+    assert found.saving.before - found.saving.after == saved
+    again, known = with_new_tokens(config)  # as a resumed run and a plan do
+    assert again.model.new_tokens == config.model.new_tokens
+    assert known.num == 2
+
+
+def test_terms_are_named_in_a_file_and_what_is_known_is_told(with_terms, tmp_path):
+    file = tmp_path / "names.txt"
+    file.write_text("estoppel\n\nhouse\nred\n")
+    config, found = with_new_tokens(with_terms(f"model.new_tokens={file}"))
+    assert config.model.new_tokens == ["estoppel"]
+    assert found.known == ["house", "red"]
+
+
+def test_without_new_tokens_nothing_is_read(tiny_run):
+    config = tiny_run("model.path=/nowhere")
+    assert with_new_tokens(config) == (config, None)
+
+
+def test_a_model_starts_with_the_mean_of_the_pieces(with_terms, tiny_base):
+    config = with_terms(TERMS)
+    model = grown(config, load(tiny_base, "float32"))
+    old = load(tiny_base, "float32")
+    leaves, table = tree.flatten(model.params), np.asarray(old.params["embed"]["embedding"])
+    assert leaves["new_tokens.ids"].tolist() == [2048, 2049]
+    assert model.config.vocab_size == model.hf_config["vocab_size"] == 2050
+    pieces = old.tokenizer("chargeback", add_special_tokens=False)["input_ids"]
+    np.testing.assert_allclose(leaves["new_tokens.embed"][0], table[pieces].mean(axis=0), rtol=1e-6)
+    assert model.tokenizer.convert_ids_to_tokens([2048, 2049]) == ["chargeback", "estoppel"]
+    assert len(old.tokenizer) == 2048
+    # what says nothing new is said as before
+    tokens = np.array([[5, 9, 700, 3]])
+    np.testing.assert_allclose(model(tokens)[..., :2048], old(tokens), atol=1e-5)
+
+
+def test_every_start_is_another_one(with_terms, tiny_base, tmp_path):
+    rng, base = np.random.default_rng(0), load(tiny_base, "float32")
+    from jaxlean.data.terms import words_of
+
+    words = [*words_of(base.tokenizer).values(), "chargeback"]
+    np.savez(tmp_path / "v.npz", words=np.array(words), vectors=rng.normal(size=(len(words), 8)))
+    vectors = f"model.new_tokens_vectors={tmp_path / 'v.npz'}"
+    found = {}
+    for start in (["mean"], ["random"], ["focus"], ["focus", vectors], ["procrustes", vectors]):
+        config = with_terms(TERMS, f"model.new_tokens_init={start[0]}", *start[1:])
+        found[" ".join(start)] = np.asarray(grown(config, base).params["new_tokens"]["embed"])
+    firsts = [rows[0] for rows in found.values()]
+    assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(firsts) for b in firsts[:i])
+    # the second one has no vector in the file, and starts at the mean
+    np.testing.assert_array_equal(found[f"procrustes {vectors}"][1], found["mean"][1])
+    assert all(np.isfinite(rows).all() for rows in found.values())
+
+
+def test_an_encoder_gives_the_vectors(with_terms, tiny_base, monkeypatch):
+    class Encoder:
+        def encode(self, texts, batch_size):
+            return np.stack([np.full(4, len(text), np.float32) for text in texts]) + np.eye(4)[:1]
+
+    asked = []
+    monkeypatch.setattr(module, "load", lambda source, task: asked.append((source, task)) or Encoder())
+    config = with_terms(TERMS, "model.new_tokens_init=focus", "model.new_tokens_vectors=org/encoder")
+    grown(config, load(tiny_base, "float32"))
+    assert asked == [("org/encoder", "embed")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.new_tokens=[red, house]"], "all new tokens are tokens already"),
+        (["model.new_tokens=[]"], "there are no new tokens"),
+        (["model.new_tokens=nowhere.txt"], "the file of new tokens cannot be read"),
+        ([TERMS, "model.new_tokens_init=procrustes"], "procrustes needs vectors of words"),
+        ([TERMS, "model.new_tokens_init=procrustes", FEW], "too few tokens have a vector"),
+        ([TERMS, "model.new_tokens_init=focus", FEW], "too few old tokens have a vector"),
+        (["model.new_tokens=auto", "model.new_tokens_min_count=999"], "found no word that would save a token"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_before_training(with_terms, tiny_base, tmp_path, monkeypatch, overrides, message):
+    (tmp_path / "few.vec").write_text("red 1 2 3\nhouse 2 3 4\nchargeback 3 4 9\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as raised:
+        config, _ = with_new_tokens(with_terms(*overrides))
+        grown(config, load(tiny_base, "float32"))
+    assert message in str(raised.value)
+
+
+def test_images_have_no_tokens(golden, with_terms):
+    folder = next(golden.glob("vit_*"))
+    with pytest.raises(UserError, match="new tokens need a model of text, and this one sees images"):
+        with_new_tokens(with_terms(TERMS, f"model.path={folder}"))
+
+
+def test_what_learns_from_zero_has_a_tokenizer_of_its_own(with_terms):
+    with pytest.raises(UserError, match="are for a trained model"):
+        with_new_tokens(with_terms(TERMS, "model.path=null", "model.architecture={model_type: llama}"))
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def test_rows_train_beside_lora_and_everything_reads_them_back(with_terms, tiny_base, tmp_path, capsys):
+    config = with_terms(TERMS, "train.max_steps=6")
+    summary = finetune(config)
+    adapter = tmp_path / "run" / "adapter"
+    assert "new tokens: 2" in capsys.readouterr().out
+    stated = json.loads((adapter / "adapter_config.json").read_text())
+    assert stated["trainable_token_indices"] == {"model.embed_tokens": [2048, 2049]}
+    rows = load_file(adapter / "adapter_model.safetensors")[
+        "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    ]
+    start = np.asarray(grown(config, load(tiny_base, "float32")).params["new_tokens"]["embed"])
+    assert np.abs(rows - start).max() > 0.01
+    # LoRA's parameters, and 2 x 32 of the rows: nothing of the table
+    plain = outline(with_terms(), make_mesh(), length=64)
+    lora_alone = sum(x.size for x in jax.tree.leaves(plain.state.trainable)) - sum(
+        x.size for path, x in tree.flatten(plain.state.trainable).items() if path.endswith("lora_scale")
+    )
+    assert summary["num_trainable"] == lora_alone + 2 * 32
+    # the evaluation reads adapter and tokenizer from the folder
+    found = evaluate(with_terms(), adapter=adapter)
+    assert found["loss"] == pytest.approx(summary["eval_after"]["loss"], rel=1e-5)
+    adapted = load_adapted(load(tiny_base, "float32"), adapter)
+    prompt = encode_prompt(adapted, "a chargeback")
+    assert 2048 in prompt
+    merge(adapter, tmp_path / "merged")
+    merged = load(tmp_path / "merged", "float32")
+    assert merged.config.vocab_size == 2050
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "merged")) == 2050
+    np.testing.assert_allclose(merged(np.array([prompt])), adapted(np.array([prompt])), atol=2e-4)
+    words = [generate(model, [prompt], max_new_tokens=4, stop=[]) for model in (adapted, merged)]
+    assert words[0] == words[1]
+
+
+def test_rows_alone_are_an_adapter_also_over_a_quantized_base(with_terms, tiny_base, tmp_path):
+    config = with_terms(TERMS, "lora=null", "train.trainable=[^new_tokens]", "model.quantization=int8")
+    summary = finetune(config)
+    assert summary["num_trainable"] == 2 * 32
+    adapter = tmp_path / "run" / "adapter"
+    assert json.loads((adapter / "adapter_config.json").read_text())["peft_type"] == "TRAINABLE_TOKENS"
+    assert summary["eval_after"]["loss"] < summary["eval_before"]["loss"]
+    found = evaluate(with_terms("model.quantization=int8"), adapter=adapter)
+    assert found["loss"] == pytest.approx(summary["eval_after"]["loss"], rel=1e-4)
+
+
+def test_a_whole_model_that_trained_has_them_in_its_tables(with_terms, tmp_path):
+    summary = finetune(with_terms(TERMS, "lora=null", "train.max_steps=2", "train.remat=full"))
+    model = load(tmp_path / "run" / "model", "float32")
+    assert not vocabulary.has_rows(model.params)
+    assert (model.config.vocab_size, len(load_tokenizer(str(tmp_path / "run" / "model")))) == (2050, 2050)
+    found = evaluate(with_terms(f"model.path={tmp_path / 'run' / 'model'}"))
+    assert found["loss"] == pytest.approx(summary["eval_after"]["loss"], rel=1e-4)
+
+
+def test_a_run_that_is_resumed_goes_on_where_it_was(with_terms, tmp_path, monkeypatch):
+    more = (TERMS, "train.save_steps=3", "eval.before=false", "train.logging_steps=1", "data.shuffle=false")
+    finetune(with_terms(*more))
+    wanted = losses(tmp_path / "run")
+    from jaxlean.run.rounds import Rounds
+
+    stopped = with_terms(*more, f"output_dir={tmp_path / 'again'}")
+
+    def stop(self, state, done):
+        if done == 5:
+            raise KeyboardInterrupt
+        return state
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Rounds, "__call__", stop)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(stopped)
+    finetune(stopped, resume=True)
+    found = losses(tmp_path / "again")
+    assert found.keys() == wanted.keys()
+    assert found[6] == pytest.approx(wanted[6], rel=1e-5)
+
+
+def test_a_plan_s_shapes_are_those_of_the_run(with_terms):
+    made = outline(with_terms(TERMS), make_mesh(), length=64)
+    shapes = {path: leaf.shape for path, leaf in tree.flatten(made.state.trainable).items()}
+    assert shapes["new_tokens.embed"] == (2, 32)
+    assert not any(path.startswith("embed.") for path in shapes)
+    frozen = tree.flatten(made.frozen)
+    assert frozen["embed.embedding"].shape == (2050, 32)
+    assert made.build("none").trace(*made.arguments) is not None
