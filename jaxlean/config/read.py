@@ -181,8 +181,9 @@ def _own_held_out_rows(values: dict[str, Any], overrides: list[str]) -> None:
 
 
 def _explain(error: ValidationError, where: object) -> ConfigError:
-    """The first of pydantic's findings, in our form."""
-    first = error.errors()[0]
+    """The first of pydantic's findings, in our form; a key that is misspelt before one that is therefore missing."""
+    every = error.errors()
+    first = next((one for one in every if one["type"] == "extra_forbidden"), every[0])
     location = _location(first["loc"], unknown=first["type"] == "extra_forbidden")
     key = ".".join(str(part) for part in location) or "the config"
     if first["type"] == "extra_forbidden":

@@ -68,7 +68,7 @@ def curate(
                 scores = {name: score for answer in answers for name, score in answer.found.scores.items()}
                 into = folder / "work" / f"{number:02d}-{step.name}"
                 work = Work(into, workers, scores, partial(tell, step.name))
-                todo = _bound(function, corpus, alive, step, work)
+                todo = partial(function, corpus, alive.copy(), step.settings, work)
                 answers.append(_ended(step.name, step.settings.model_dump(mode="json"), work, alive, todo))
             _check_something_is_left(answers, alive, corpus)
             chars, columns = lengths(corpus, every, read), schema(corpus, every, read)

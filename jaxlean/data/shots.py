@@ -74,7 +74,7 @@ class ShotRows:
         length = -(-int(examples.lengths.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
         mix = Mix([len(examples)], None, seed, shuffle=False)
         steps = Steps(examples, mix, rows=rows, length=length, packing=True, held=held)
-        return EvalBatches(steps, length, measure(steps, self.counts, ["eval"]))
+        return EvalBatches(steps, length, measure(steps, mix, self.counts, ["eval"]))
 
     def cut(self, text: str) -> str:
         """A generated completion up to where the next block would begin."""

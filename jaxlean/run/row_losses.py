@@ -13,8 +13,8 @@ from jaxlean.data.tokenize import Ragged
 from jaxlean.hub.load import Model
 from jaxlean.models.layout import layout_on
 from jaxlean.run.rows import OwnRows
+from jaxlean.train.example_scores import completion_scores
 from jaxlean.train.loss import chunk_budget
-from jaxlean.train.objective import token_objective
 from jaxlean.xla.mesh import num_batch_shards
 from jaxlean.xla.spread import fetch
 
@@ -44,18 +44,14 @@ def row_losses(config: RunConfig, model: Model, examples: Ragged, mesh: jax.shar
     )
     own = OwnRows(mesh, rows)
     budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size)
-    step = jax.jit(token_objective(model.graph, model.config, logits_bytes=budget, layout=layout_on(mesh)))
+    step = jax.jit(completion_scores(model.graph, model.config, logits_bytes=budget, layout=layout_on(mesh)))
     for number in range(len(steps)):
         batch = steps[number]
         held = batch if own.held is None else {name: value[own.held] for name, value in batch.items()}
-        losses = fetch(step(model.params, own.on_devices(held))).astype(np.float64)
+        sums = step(model.params, own.on_devices(held))
+        losses, counts = fetch(sums.loss), fetch(sums.num)
         for row in range(rows):
-            start = 0
-            for i in steps.row(number * rows + row):
-                end = start + int(examples.lengths[i])
-                # the loss of a token stands at the position before it
-                found[i] = losses[row, start : end - 1].sum()
-                tokens[i] = batch["loss_mask"][row, start + 1 : end].sum()
-                start = end
+            for segment, i in enumerate(steps.row(number * rows + row), 1):
+                found[i], tokens[i] = losses[row, segment], counts[row, segment]
     with np.errstate(invalid="ignore"):
         return found / np.where(tokens > 0, tokens, np.nan)

@@ -16,7 +16,7 @@ from jaxlean import tree
 from jaxlean.models.decoder import DecoderConfig
 from jaxlean.models.layout import ALONE, Layout
 from jaxlean.train.classify import Logits
-from jaxlean.train.loss import chunk_length, shifted
+from jaxlean.train.loss import chunk_length, chunked_tokens, shifted
 from jaxlean.train.objective import Batch
 
 
@@ -53,23 +53,24 @@ def completion_scores(
     def scores(params: tree.Tree, batch: Batch) -> Sums:
         model = nnx.merge(graph, params).lay_out(layout)
         hidden = model.hidden(batch["tokens"], positions=batch["positions"], segments=batch["segments"])
+        segments = layout.whole(batch["segments"])
         targets, counts = shifted(layout.whole(batch["tokens"]), layout.whole(batch["loss_mask"]))
+        # nothing of an example comes before its first token that could predict it
+        counts &= segments == jnp.roll(segments, -1, axis=1)
+        hidden, targets, mask = map(layout.fold, (hidden, targets, counts))
         rows, length = targets.shape
         row_bytes = 4 * rows * config.vocab_size
         chunk = chunk_length(length, row_bytes=row_bytes, budget=logits_bytes or row_bytes * length)
-        num = -(-length // chunk)
 
-        def cut(x: jax.Array) -> jax.Array:
-            """[rows, length, ...] -> [chunks, rows, chunk, ...]"""
-            x = jnp.pad(x, ((0, 0), (0, num * chunk - length), *((0, 0) for _ in x.shape[2:])))
-            return jnp.moveaxis(x.reshape(rows, num, chunk, *x.shape[2:]), 1, 0)
+        def head(_: None, x: jax.Array, number: jax.Array) -> jax.Array:
+            return model.logits(x)
 
-        def one(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            return cost_and_error(model.logits(part[0]), part[1])
+        def measure(logits: jax.Array, targets: jax.Array) -> jax.Array:
+            return jnp.stack(cost_and_error(logits, targets), axis=-1)
 
-        found = jax.lax.map(one, (cut(hidden), cut(targets)))
-        loss, error = (jnp.moveaxis(x, 0, 1).reshape(rows, num * chunk)[:, :length] for x in found)
-        return _by_segment(loss, error, counts, layout.whole(batch["segments"]))
+        found = layout.unfold(chunked_tokens(head, None, hidden, targets, mask, measure, chunk=chunk))
+        loss, error = found[..., 0], found[..., 1]
+        return _by_segment(loss, error, counts, segments)
 
     return scores
 

@@ -103,24 +103,36 @@ def chunked_loss(
     return _chunked((head, min(chunk, targets.shape[1]), terms, axis), params, hidden, targets, mask)
 
 
-def chunked_token_losses(
-    head: Head, params: Any, hidden: jax.Array, targets: jax.Array, mask: jax.Array, *, chunk: int
+def chunked_tokens(
+    head: Head,
+    params: Any,
+    hidden: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array,
+    measure: Callable[[jax.Array, jax.Array], jax.Array],
+    *,
+    chunk: int,
 ) -> jax.Array:
-    """The cross entropy of each position by itself: what `chunked_loss` adds up, float32 [batch, length].
+    """What is measured at each position by itself, float32 [batch, length, k]; 0 outside of `mask`. Forward only.
 
-    Args: as of `chunked_loss`. Positions outside of `mask` have 0. Forward only.
+    Args: as of `chunked_loss`, and
+        measure: (float32 logits [..., vocab], int32 targets [...]) -> float32 [..., k].
     """
     chunk = min(chunk, targets.shape[1])
     order, num = _loss_first(mask, chunk)
 
-    def note(number: jax.Array, found: jax.Array) -> jax.Array:
+    def of_chunk(number: jax.Array) -> jax.Array:
         x, wanted, counts = _take(order, number, chunk, hidden, targets, mask)
-        losses = jnp.where(counts, token_losses(head(params, x, number), wanted), 0.0)
-        return jax.lax.dynamic_update_slice_in_dim(found, losses.reshape(-1, chunk), number * chunk, axis=1)
+        return jnp.where(counts[..., None], measure(head(params, x, number), wanted), 0.0)
 
-    found = jax.lax.fori_loop(0, num, note, jnp.zeros(order.shape, jnp.float32))
+    def note(number: jax.Array, found: jax.Array) -> jax.Array:
+        measured = of_chunk(number).reshape(len(found), chunk, -1)
+        return jax.lax.dynamic_update_slice_in_dim(found, measured, number * chunk, axis=1)
+
+    k = jax.eval_shape(of_chunk, jnp.int32(0)).shape[-1]
+    found = jax.lax.fori_loop(0, num, note, jnp.zeros((*order.shape, k), jnp.float32))
     back = jnp.argsort(order[:, : targets.shape[1]], axis=1)
-    return jnp.take_along_axis(found, back, axis=1)
+    return jnp.take_along_axis(found, back[..., None], axis=1)
 
 
 def chunk_budget(setting: int | Literal["auto"] | None, num_devices: int) -> int | None:

@@ -14,16 +14,7 @@ from jaxlean.models.decoder import DecoderConfig, Scan
 from jaxlean.models.layout import ALONE, FOLDED, Layout
 from jaxlean.models.linear import Dropout
 from jaxlean.models.new_tokens import own_ids
-from jaxlean.train.loss import (
-    CROSS_ENTROPY,
-    Terms,
-    chunk_length,
-    chunked_loss,
-    chunked_token_losses,
-    next_token_loss,
-    shifted,
-    token_losses,
-)
+from jaxlean.train.loss import CROSS_ENTROPY, Terms, chunk_length, chunked_loss, next_token_loss, shifted
 from jaxlean.xla.mesh import place
 
 Batch = Mapping[str, jax.Array]
@@ -114,34 +105,6 @@ def objective(
         return _on_each_device(layout, run, own, hidden, targets, counts)
 
     return loss
-
-
-def token_objective(
-    graph: nnx.GraphDef, config: DecoderConfig, *, logits_bytes: int | None, layout: Layout = ALONE
-) -> Callable[[tree.Tree, Batch], jax.Array]:
-    """The cross entropy of each token: `(all parameters, batch of [rows, length]) -> float32 [rows, length]`.
-
-    Position t holds what the prediction of token t + 1 cost, and 0 where that one carries no loss. Args as of
-    `objective`.
-    """
-    part = "embed" if config.tie_embeddings else "head"
-
-    def losses(params: tree.Tree, batch: Batch) -> jax.Array:
-        model = nnx.merge(graph, params).lay_out(layout)
-        hidden = model.hidden(batch["tokens"], positions=batch["positions"], segments=batch["segments"])
-        targets, mask = shifted(layout.whole(batch["tokens"]), layout.whole(batch["loss_mask"]))
-        if logits_bytes is None:
-            return jnp.where(mask, token_losses(model.logits(hidden), targets), 0.0)
-
-        def head(own: Any, x: jax.Array, number: jax.Array) -> jax.Array:
-            return nnx.merge(graph, {**params, part: own[part]}).logits(x)
-
-        hidden, targets, mask = map(layout.fold, (hidden, targets, mask))
-        rows, length = targets.shape
-        chunk = chunk_length(length, row_bytes=4 * rows * config.vocab_size, budget=logits_bytes)
-        return layout.unfold(chunked_token_losses(head, {part: params[part]}, hidden, targets, mask, chunk=chunk))
-
-    return losses
 
 
 def _on_each_device(

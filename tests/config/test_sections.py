@@ -125,7 +125,7 @@ def test_a_rule_that_is_not_a_regular_expression():
 def test_an_unknown_key_is_an_error_that_knows_better(path: str) -> None:
     section = sections()[path]
     name = max(section.model_fields, key=len)
-    wrong = name[:-2] + name[-1] + name[-2] + "x"
+    wrong = name[:-2] + name[-1] + name[-2] + "x" if len(name) > 3 else name + "x"
     values: Any = {wrong: 1}
     for part in reversed(path.split(".")[:-1]):
         values = {part: [{"path": "a", **values}] if part in ("train", "eval") and path.startswith("data.") else values}

@@ -15,7 +15,7 @@ from jaxlean.train.loss import (
     chunk_budget,
     chunk_length,
     chunked_loss,
-    chunked_token_losses,
+    chunked_tokens,
     next_token_loss,
     shifted,
     token_losses,
@@ -319,7 +319,11 @@ def test_each_tokens_loss_stands_at_its_position(chunk):
     _, tokens, mask = draw(5)
     targets, counts = shifted(tokens, mask)
     head = lambda params, x, number: x @ params  # noqa: E731
-    got = jax.jit(lambda h: chunked_token_losses(head, kernel, h, targets, counts, chunk=chunk))(hidden)
-    want = np.where(counts, token_losses(hidden @ kernel, targets), 0.0)
+
+    def measure(logits, targets):
+        return jnp.stack([token_losses(logits, targets), logits.max(axis=-1)], axis=-1)
+
+    got = jax.jit(lambda h: chunked_tokens(head, kernel, h, targets, counts, measure, chunk=chunk))(hidden)
+    want = np.where(counts[..., None], measure(hidden @ kernel, targets), 0.0)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(got.sum(), reference(hidden @ kernel, tokens, mask), rtol=1e-5)
+    np.testing.assert_allclose(got[..., 0].sum(), reference(hidden @ kernel, tokens, mask), rtol=1e-5)
