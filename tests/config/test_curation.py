@@ -51,7 +51,7 @@ def test_a_wrong_step_is_named(steps, said):
 
 
 def test_every_step_has_settings_of_its_own():
-    needed = {"importance": {"target": "target.jsonl"}}
+    needed = {"importance": {"target": "target.jsonl"}, "keep": {"count": 3}}
     for name in StepSection.model_fields:
         step = StepSection.model_validate({name: needed[name]} if name in needed else name)
         assert step.name == name
