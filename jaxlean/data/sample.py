@@ -8,8 +8,8 @@ it (IFD, learnability), how like a target it is (importance), or a column of the
     choose      which ones? By score or drawn in proportion to it; alone, or so that they cover the data: as many of
                 each label or cluster, or each far from the others (`diversity`).
 
-Taking the hardest rows alone leaves out what is typical and keeps what is wrong; drawing in proportion to difficulty
-does neither, and is the better choice where it is not known which (benchmarks/sampling.py).
+Of the hardest rows many are alike, some are wrong, and a short run does not get through them: `diversity`, and
+drawing in proportion to difficulty instead of taking the top, are against that. benchmarks/sampling.py measures it.
 """
 
 from typing import Literal
