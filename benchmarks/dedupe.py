@@ -20,9 +20,9 @@ messages made of configs/quickstart/wordings.json. To each come 5 x 200 duplicat
                      mistakes; they count against precision too
 
 False merges, on all rows, where labels say what must not be merged: of the rows left out, the share that has another
-label (banking77, `across_labels`) or another final answer (GSM8K) than the row kept for it.
+label (banking77; the labels are not shown to the step) or another final answer (GSM8K) than the row kept for it.
 
-`semantic` rows need the step `semantic_duplicates` and --model, an encoder.
+`semantic` is `semantic_duplicates` over the vectors of --model, an encoder; its threshold, 1 - epsilon, is of cosines.
 """
 
 import argparse
@@ -119,16 +119,16 @@ def planted(text: str, kind: str, rng: random.Random, vocabulary: list[str]) -> 
     return text
 
 
-def run(rows: list[dict[str, str]], step: dict[str, Any], more: dict[str, Any] | None = None) -> Found:
+def run(rows: list[dict[str, str]], step: dict[str, Any]) -> Found:
     """What one step finds in rows."""
     with tempfile.TemporaryDirectory(prefix="jaxlean-dedupe-") as scratch:
         file = Path(scratch) / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         values = {
-            "data": {"train": str(file), "text_column": "text", "label_column": "label"},
-            "curate": {"steps": [step], "processes": 1, **({} if more else {"text_column": "text"})},
+            "data": {"train": str(file)},
+            "curate": {"steps": [step], "processes": 1, "text_column": "text"},
         }
-        config: RunConfig = settings.build(values | (more or {}))
+        config: RunConfig = settings.build(values)
         section: StepSection = config.curate.steps[0]
         corpus = Corpus(config)
         with Processes(config) as workers:
@@ -146,8 +146,9 @@ def arms(model: Path | None) -> list[tuple[str, float | None, dict[str, Any]]]:
         near = {"threshold": threshold, "unit": "words", "ngram": 3}
         found.append(("near, 3 words", threshold, {"near_duplicates": near}))
     if model is not None and "semantic_duplicates" in StepSection.model_fields:
-        for threshold in (0.8, 0.9, 0.95):
-            found.append(("semantic", threshold, {"semantic_duplicates": {"threshold": threshold}}))
+        for epsilon in (0.05, 0.1, 0.2, 0.3):
+            semantic = {"epsilon": epsilon, "vectors": {"model": str(model)}}
+            found.append(("semantic", 1 - epsilon, {"semantic_duplicates": semantic}))
     return found
 
 
@@ -157,7 +158,6 @@ def measure(
     step: dict[str, Any],
     seed: int,
     each: int,
-    more: dict[str, Any] | None,
 ) -> dict[str, float]:
     """Recall of each kind, precision, and the rows that are left out with nothing planted."""
     rng = random.Random(seed)
@@ -170,14 +170,14 @@ def measure(
         made = paraphrase(text) if other and paraphrase is not None else planted(text, kind, rng, vocabulary)
         every.append((rows[number] | {"text": made}, number, kind))
     rng.shuffle(every)
-    found = run([row for row, _, _ in every], step, more)
+    found = run([row for row, _, _ in every], step)
     assert found.of is not None
     family = np.array([number for _, number, _ in every])
     of_kind = {kind: {number for _, number, k in every if k == kind} for kind in KINDS}
     same = family[found.rows] == family[found.of]
     merged = set(family[found.rows[same]].tolist())
     recall = {kind: len(merged & numbers) / len(numbers) for kind, numbers in of_kind.items()}
-    natural = len(run(rows, step, more).rows)
+    natural = len(run(rows, step).rows)
     return recall | {"precision": float(same.mean()) if len(same) else 1.0, "natural": natural}
 
 
@@ -201,11 +201,9 @@ def main() -> None:
     args = parser.parse_args()
     size, each = (500, 50) if args.quick else (2000, 200)
     seeds = args.seeds[:1] if args.quick else args.seeds
-    more = {"model": {"path": str(args.model)}} if args.model else None
     whole = {"banking77": banking(args.banking), "gsm8k": gsm8k(args.gsm8k)}
     raw: list[dict[str, Any]] = []
     for name, threshold, step in arms(args.model):
-        needs = more if name == "semantic" else None
         for data in ("banking77", "gsm8k", "wordings"):
             for seed in seeds:
                 if data == "wordings":
@@ -214,7 +212,7 @@ def main() -> None:
                 else:
                     texts = {row["text"]: row for row in whole[data]}
                     rows, paraphrase = random.Random(seed).sample(sorted(texts.values(), key=str), size), None
-                told = measure(rows, paraphrase, step, seed, each, needs)
+                told = measure(rows, paraphrase, step, seed, each)
                 raw.append({"data": data, "step": name, "threshold": threshold, "seed": seed, **told})
     means = []
     for name, threshold, _ in arms(args.model):
@@ -223,13 +221,24 @@ def main() -> None:
             mean = {key: float(np.mean([row[key] for row in own])) for key in (*KINDS, "precision", "natural")}
             spread = max(max(row[kind] for row in own) - min(row[kind] for row in own) for kind in KINDS)
             means.append({"data": data, "step": name, "threshold": threshold, **mean, "spread": spread})
-    for data, option in (("banking77", {"across_labels": True}), ("gsm8k", {"same_numbers": False}), ("gsm8k", {})):
-        for threshold in (0.5, 0.6, 0.7, 0.8, 0.9):
-            rows = whole[data][:: 5 if args.quick else 1]
-            left_out, false = false_merges(rows, {"near_duplicates": {"threshold": threshold, **option}})
-            said = "near, " + (", ".join(f"{k}: {str(v).lower()}" for k, v in option.items()) or "same_numbers: true")
+    arms_of_labels: list[tuple[str, float, dict[str, Any]]] = [
+        (
+            f"near{'' if same else ', same_numbers: false'}",
+            threshold,
+            {"near_duplicates": {"threshold": threshold, "same_numbers": same}},
+        )
+        for same in (True, False)
+        for threshold in (0.5, 0.6, 0.7, 0.8, 0.9)
+    ]
+    arms_of_labels += [
+        (name, threshold or 0.0, step) for name, threshold, step in arms(args.model) if name == "semantic"
+    ]
+    for data in whole:
+        rows = whole[data][:: 5 if args.quick else 1]
+        for name, threshold, step in arms_of_labels:
+            left_out, false = false_merges(rows, step)
             means.append(
-                {"data": f"{data}, all", "step": said, "threshold": threshold, "left_out": left_out, "false": false}
+                {"data": f"{data}, all", "step": name, "threshold": threshold, "left_out": left_out, "false": false}
             )
     publish("dedupe", {"rows": size, "of_each_kind": each, "seeds": seeds, "runs": raw}, means, COLUMNS, args.out)
     if args.out is not None:

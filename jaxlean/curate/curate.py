@@ -2,7 +2,9 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +60,16 @@ def curate(
     alive = every.copy()
     answers: list[Answer] = []
     try:
-        with _workers(config) as workers:
-            read = Work(folder / "work" / "00-reading", workers)
+        with _workers(config) as workers, _shown(console, config) as tell:
+            read = Work(folder / "work" / "00-reading", workers, partial(tell, "reading"))
             answers.append(_ended("reading", {}, read, alive, lambda: reading(corpus, every, read)))
             for number, (step, function) in enumerate(zip(steps, functions, strict=True), 1):
                 _check_something_is_left(answers, alive, corpus)
                 scores = {name: score for answer in answers for name, score in answer.found.scores.items()}
-                work = Work(folder / "work" / f"{number:02d}-{step.name}", workers, scores)
-                todo = _bound(function, corpus, alive, step, work)
+                work = Work(
+                    folder / "work" / f"{number:02d}-{step.name}", workers, partial(tell, step.name), scores=scores
+                )
+                todo = partial(function, corpus, alive.copy(), step.settings, work)
                 answers.append(_ended(step.name, step.settings.model_dump(mode="json"), work, alive, todo))
             _check_something_is_left(answers, alive, corpus)
             chars, columns = lengths(corpus, every, read), schema(corpus, every, read)
@@ -100,16 +104,22 @@ def planned(config: RunConfig) -> list[StepSection]:
     return steps
 
 
+@contextmanager
+def _shown(console: Console, config: RunConfig) -> Iterator[Callable[[str, int, int], None]]:
+    """A line at the bottom of a terminal: the step, and how many of its shards are done."""
+    if not (config.report.progress and console.is_terminal):
+        yield lambda step, done, every: None
+        return
+    with console.status("reading") as status:
+        yield lambda step, done, every: status.update(f"{step}: {done:,} of {every:,} parts")
+
+
 def _workers(config: RunConfig) -> Any:
     if config.curate.engine == "ray":
         from jaxlean.curate.cluster import RayWorkers
 
         return RayWorkers(config)
     return Processes(config)
-
-
-def _bound(function: Any, corpus: Corpus, alive: np.ndarray, step: StepSection, work: Work) -> Callable[[], Found]:
-    return lambda: function(corpus, alive.copy(), step.settings, work)
 
 
 def _ended(step: str, settings: dict[str, Any], work: Work, alive: np.ndarray, compute: Callable[[], Found]) -> Answer:

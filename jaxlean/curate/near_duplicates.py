@@ -25,6 +25,11 @@ def near_duplicates(corpus: Corpus, alive: np.ndarray, settings: NearDuplicatesS
 
     Every row that is left out overlaps by `threshold` or more with one that stays, and no two that stay do, but for
     pairs that MinHash missed: 3 in 100 at the threshold itself, fewer above.
+
+    False merges, where labels tell (benchmarks/dedupe.py): of banking77's 10,003 messages of 11 words, not shown the
+    labels, it leaves out 490 at 0.7, 5.5 % of them for a message of another label (0.6: 8.5 %, 0.8: 3.6 %); so labels
+    are looked at. Of GSM8K's 7,473 questions, without `same_numbers`, 16, of which 14 have another answer; with it one,
+    which has the same.
     """
     number, places = bands(settings.threshold, settings.num_perm)
 

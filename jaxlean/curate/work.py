@@ -108,10 +108,18 @@ def _call(function: Function, which: Which, numbers: np.ndarray, more: tuple[Any
 
 @dataclass
 class Work:
-    """A step's folder, who works for it, and the scores of the steps before: name -> float32 [rows of the corpus]."""
+    """A step's folder, and who works for it.
+
+    Attributes:
+        folder: where what is computed is kept.
+        workers: who computes.
+        progress: is told, after each shard that was not there: how many there are now, of how many.
+        scores: of the steps before: name -> float32 [rows of the corpus].
+    """
 
     folder: Path
     workers: Workers
+    progress: Callable[[int, int], None] = lambda done, every: None
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def shards(
@@ -154,6 +162,7 @@ class Work:
             if i in missing:
                 found = next(results)
                 write_arrays(file, found)
+                self.progress(i + 1, len(files))
                 yield numbers[i], found
             else:
                 with np.load(file) as arrays:

@@ -104,3 +104,36 @@ def test_killed_again_and_again_it_comes_to_the_same_files(tmp_path):
     for name in ("train.parquet", "dropped.parquet"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not Path(tmp_path / "cut" / "work").exists()
+
+
+def test_a_terminal_shows_how_far_it_is(job, texts):
+    from rich.console import Console
+
+    console = Console(force_terminal=True, width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    told = []
+    status = type(
+        "Status", (), {"__enter__": lambda s: s, "__exit__": lambda *_: None, "update": lambda s, t: told.append(t)}
+    )
+    console.status = lambda text: status()
+    curate(job([{"text": text} for text in texts], ["exact_duplicates"]), console=console)
+    console.file.close()
+    assert told == ["reading: 1 of 1 parts", "exact_duplicates: 1 of 1 parts"]
+
+
+@pytest.mark.slow
+def test_a_line_of_100_megabytes_neither_hangs_nor_fills_the_memory(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    with file.open("w") as opened:
+        opened.write(
+            '{"text": "a short one"}\n{"text": "' + "lorem ipsum " * (100 * 2**20 // 12) + '"}\n{"text": "another"}\n'
+        )
+    steps = "curate.steps=[exact_duplicates,near_duplicates,quality]"
+    (tmp_path / "run.yaml").write_text("")
+    arguments = ["curate", str(tmp_path / "run.yaml"), f"data.train={file}", steps, f"output_dir={tmp_path / 'out'}"]
+    process = subprocess.Popen([sys.executable, "-m", "jaxlean", *arguments], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) < 1.5e9
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (told["kept"], told["steps"][0]["reasons"]) == (2, {"longer than curate.max_chars": 1})
