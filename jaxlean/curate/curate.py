@@ -61,13 +61,14 @@ def curate(
     answers: list[Answer] = []
     try:
         with _workers(config) as workers, _shown(console, config) as tell:
-            read = Work(folder / "work" / "00-reading", workers, progress=partial(tell, "reading"))
+            read = Work(folder / "work" / "00-reading", workers, partial(tell, "reading"))
             answers.append(_ended("reading", {}, read, alive, lambda: reading(corpus, every, read)))
             for number, (step, function) in enumerate(zip(steps, functions, strict=True), 1):
                 _check_something_is_left(answers, alive, corpus)
                 scores = {name: score for answer in answers for name, score in answer.found.scores.items()}
-                into = folder / "work" / f"{number:02d}-{step.name}"
-                work = Work(into, workers, scores, partial(tell, step.name))
+                work = Work(
+                    folder / "work" / f"{number:02d}-{step.name}", workers, partial(tell, step.name), scores=scores
+                )
                 todo = partial(function, corpus, alive.copy(), step.settings, work)
                 answers.append(_ended(step.name, step.settings.model_dump(mode="json"), work, alive, todo))
             _check_something_is_left(answers, alive, corpus)

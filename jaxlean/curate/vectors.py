@@ -47,7 +47,7 @@ def vectors_of(corpus: Corpus, alive: np.ndarray, settings: VectorsSection, work
             )  # fmt: skip
         function = functools.partial(_from_model, _Reader(config, settings))
     # rows that an earlier step left out may lie in the shards as well: they were alive when these were made
-    shards = Work(work.folder.parent / f"vectors-{_key(config, settings)}", work.workers, progress=work.progress)
+    shards = Work(work.folder.parent / f"vectors-{_key(config, settings)}", work.workers, work.progress)
     parts: list[np.ndarray] = []
     for numbers, found in shards.shards(function, corpus, alive, rows=_ROWS, here=True):
         if not len(numbers):

@@ -113,14 +113,14 @@ class Work:
     Attributes:
         folder: where what is computed is kept.
         workers: who computes.
-        scores: of the steps before: name -> float32 [rows of the corpus].
         progress: is told, after each shard that was not there: how many there are now, of how many.
+        scores: of the steps before: name -> float32 [rows of the corpus].
     """
 
     folder: Path
     workers: Workers
-    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
     progress: Callable[[int, int], None] = lambda done, every: None
+    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def shards(
         self,

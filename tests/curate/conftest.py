@@ -97,7 +97,7 @@ def run_step(tmp_path: Path) -> Callable[..., Found]:
         mask[slice(None) if alive is None else list(alive)] = True
         known = {name: np.asarray(score, np.float32) for name, score in (scores or {}).items()}
         with Processes(corpus.config) as workers:
-            work = Work(tmp_path / folder, workers, known)
+            work = Work(tmp_path / folder, workers, scores=known)
             work.folder.mkdir(parents=True, exist_ok=True)
             return find(entry.name)(corpus, mask, entry.settings, work)
 
