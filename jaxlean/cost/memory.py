@@ -58,6 +58,11 @@ class StepMemory:
         return self._arguments + max(_status("VmHWM:") - self._base, 0) // self._devices
 
 
+def process_peak_bytes() -> int:
+    """Resident memory of this process at its peak, whatever accelerators have in use."""
+    return _process_peak()[0]
+
+
 def memory_source() -> str:
     """Where `peak_memory_bytes` has its number from, for the report."""
     return _process_peak()[1] if _device_peak() is None else "device memory_stats()['peak_bytes_in_use']"

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxlean import __version__
+from jaxlean.cost.memory import process_peak_bytes
 from jaxlean.curate.corpus import Corpus
 from jaxlean.curate.found import Found, write_text
 from jaxlean.errors import DataError
@@ -100,9 +101,12 @@ def show(told: dict[str, Any], console: Console) -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Resident memory of this process at its peak, and of the largest that it started and has ended."""
+    """Resident memory of this process at its peak, and of the largest that it started and has ended.
+
+    Of itself it is not what `getrusage` says, which begins with the memory of the process that started it.
+    """
     unit = 1 if sys.platform == "darwin" else 1024
-    return unit * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return process_peak_bytes() + unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 
 
 def _step(answer: Answer, corpus: Corpus, held_out: Corpus | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ def device(peak):
 def test_the_most_loaded_device_counts(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: [device(5), device(9), device(7)])
     assert memory.peak_memory_bytes() == 9
+    assert memory.process_peak_bytes() > 1e7, "the process's own, whatever devices count"
     assert "peak_bytes_in_use" in memory.memory_source()
 
 
