@@ -55,8 +55,8 @@ def error_norms(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Returns:
         float32 [rows], between 0 and the square root of 2.
 
-    >>> error_norms(np.array([[1.0, 0.0], [0.2, 0.8]]), np.array([0, 0])).round(3).tolist()
-    [0.0, 1.131]
+    >>> error_norms(np.array([[1.0, 0.0], [0.25, 0.75]]), np.array([0, 0])).round(3)
+    array([0.   , 1.061], dtype=float32)
     """
     error = np.array(probabilities, np.float32)
     error[np.arange(len(labels)), labels] -= 1.0
