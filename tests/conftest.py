@@ -3,8 +3,10 @@
 The environment is set when this file is imported, which is before any test imports jax or a Hugging Face library.
 """
 
+import gc
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,6 +59,19 @@ def _strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
             yield
     else:
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_stays_compiled() -> Iterator[None]:
+    """What a file compiled goes with it. Kept, it comes to 6 GB a process, and in the end to most of the time.
+
+    LLVM registers every function's unwind tables in a list, which libgcc searches from its start whenever one is let go
+    or an exception is raised: a profile of a process with 2,000 tests behind it is full of that.
+    """
+    yield
+    if jax := sys.modules.get("jax"):
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -170,8 +185,6 @@ def tiny_run(tiny_yaml: Path) -> Callable[..., Any]:
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """`cli("finetune", file, "seed=1")` runs the command in this process and gives (exit code, stdout, stderr)."""
-    import sys
-
     from jaxlean.cli import main
 
     def command(*arguments: object) -> tuple[int, str, str]:
@@ -190,7 +203,6 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A module with an encoder; with it in use, `tiny_base` is loaded as one by every task but `generate`."""
     import importlib.util
-    import sys
 
     from jaxlean.hub import load as hub
     from jaxlean.run import evaluate, merge
