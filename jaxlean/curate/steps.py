@@ -16,12 +16,36 @@ from typing import Any
 
 import numpy as np
 
+from jaxlean.config import RunConfig, StepSection
 from jaxlean.curate.corpus import Corpus
 from jaxlean.curate.found import Found
 from jaxlean.curate.work import Work
 from jaxlean.errors import ConfigError
 
 Step = Callable[[Corpus, np.ndarray, Any, Work], Found]
+
+
+def planned(config: RunConfig) -> list[StepSection]:
+    """The steps of the config; where there are held-out rows, leakage is looked for first unless it is among them.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    steps = config.curate.steps
+    if not steps:
+        raise ConfigError(
+            "curate.steps is empty: there is nothing to do",
+            wanted="steps in their order: curate.steps=[exact_duplicates, near_duplicates, quality]",
+            fix="configs/curate.yaml shows all of them",
+        )
+    if config.data.eval and all(step.name != "leakage" for step in steps):
+        return [StepSection.model_validate("leakage"), *steps]
+    return steps
+
+
+def folder_of(number: int, step: StepSection) -> str:
+    """The name of a step's folder in `work/`, by its number from 1."""
+    return f"{number:02d}-{step.name}"
 
 
 def find(name: str) -> Step:

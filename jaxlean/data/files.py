@@ -10,7 +10,7 @@ import io
 import json
 import mmap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,16 @@ class Rows:
         count: number of rows.
         read: `(start, stop)` -> those rows.
         origin: row number (from 0) -> the place it came from, `file:line` or `file row N`.
+        files: that they are read from; none of what `datasets` holds.
+        fingerprint: of what `datasets` holds: another for other rows.
     """
 
     name: str
     count: int
     read: Callable[[int, int], list[Row]]
     origin: Callable[[int], str]
+    files: tuple[Path, ...] = ()
+    fingerprint: str = ""
 
     def __len__(self) -> int:
         return self.count
@@ -70,7 +74,7 @@ def open_file(path: Path) -> Rows:
     if reader is None:
         raise DataError("an unknown kind of data file", where=path, wanted="one of " + " ".join(readers))
     try:
-        return reader(path)
+        return replace(reader(path), files=(path,))
     except OSError as error:
         raise DataError("the file cannot be read", where=path, got=error) from None
 
@@ -264,4 +268,4 @@ def join(name: str, parts: list[Rows]) -> Rows:
         part, own = place(i)
         return part.origin(own)
 
-    return Rows(name, int(starts[-1]), read, origin)
+    return Rows(name, int(starts[-1]), read, origin, tuple(file for part in parts for file in part.files))
