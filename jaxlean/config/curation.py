@@ -130,9 +130,15 @@ class CurateSection(Section):
     text_column: str | list[str] | None = Field(
         None, description="The column, or columns, that are compared and judged. Default: what the row is trained on."
     )
-    max_chars: PositiveInt = Field(1_000_000, description="Longer rows are dropped before anything else reads them.")
+    max_chars: PositiveInt = Field(
+        1_000_000,
+        description="Rows with longer text are dropped before a step reads them. What is compared and judged counts, "
+        "not the row's other columns.",
+    )
     bad_rows: Literal["error", "drop"] = Field(
-        "error", description="Rows that cannot be read or trained on: malformed JSON, an empty answer."
+        "error",
+        description="Rows of data.train that cannot be read or trained on: malformed JSON, a CSV row with a value too "
+        "many, an empty answer. Held-out rows must be good, and so must a CSV file's quotes and encoding.",
     )
     engine: Literal["processes", "ray"] = Field(
         "processes", description="Who works on rows: processes of this machine, or a Ray cluster (RAY_ADDRESS)."

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 
 from jaxlean.curate.columns import describe, merge
-from jaxlean.curate.corpus import Corpus
+from jaxlean.curate.corpus import LARGE, Corpus, size
 from jaxlean.curate.found import Found
 from jaxlean.curate.work import Arrays, Work
 from jaxlean.errors import DataError
 
-_DESCRIBED = 1024  # rows whose columns are described together
+_DESCRIBED = 1024  # rows whose columns are described together, of long ones fewer
 TOO_LONG = "longer than curate.max_chars"
 
 
@@ -51,6 +51,7 @@ def _read(corpus: Corpus, numbers: np.ndarray) -> Arrays:
     reasons: list[str] = []
     rows: list[dict[str, Any]] = []
     schemas: list[pa.Schema] = []
+    held = 0
 
     def bad(i: int, reason: str) -> None:
         if reason not in reasons:
@@ -71,9 +72,10 @@ def _read(corpus: Corpus, numbers: np.ndarray) -> Arrays:
             bad(i, TOO_LONG)
         elif not isinstance(item, DataError):
             rows.append(item.row)
-        if len(rows) == _DESCRIBED:
+            held += size(item.row)
+        if len(rows) == _DESCRIBED or held > LARGE:
             schemas.append(describe(rows))
-            rows = []
+            rows, held = [], 0
     schemas.append(describe(rows))
     return {
         "chars": chars,
