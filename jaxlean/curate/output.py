@@ -15,7 +15,7 @@ from jaxlean.curate.found import Found
 from jaxlean.data.files import Row
 from jaxlean.errors import DataError
 
-# No column of anybody's is called so; those of a dataset that was curated before are replaced, but for the origin.
+# Of the columns that are written beside the rows' own. A row's own of the same name is replaced, but for the origin.
 PREFIX = "jaxlean_"
 ORIGIN = f"{PREFIX}origin"
 KEPT, DROPPED = "train.parquet", "dropped.parquet"
@@ -46,9 +46,8 @@ def write(
         answers: (step, what it found), in order.
         other: the held-out rows, where a step names some.
     """
-    own = pa.schema([field for field in schema if not field.name.startswith(PREFIX)])
     scores = {name: score for _, found in answers for name, score in found.scores.items()}
-    kept_schema = _with(own, {ORIGIN: pa.string()} | {f"{PREFIX}{name}": pa.float32() for name in scores})
+    kept_schema = _with(schema, {ORIGIN: pa.string()} | {f"{PREFIX}{name}": pa.float32() for name in scores})
     why = {
         f"{PREFIX}dropped_by": pa.string(),
         f"{PREFIX}reason": pa.string(),
@@ -59,7 +58,7 @@ def write(
 
     def kept(number: int, row: Row, origin: str) -> Row:
         more: Row = {f"{PREFIX}{name}": _number(score[number]) for name, score in scores.items()}
-        return row | {ORIGIN: row.get(ORIGIN) or origin} | more
+        return row | {ORIGIN: str(row.get(ORIGIN) or origin)} | more
 
     def dropped(number: int, row: Row, origin: str) -> Row:
         return kept(number, row, origin) | reasons.of(number)
@@ -121,7 +120,8 @@ def _write(file: Path, schema: pa.Schema, groups: Iterator[list[Row]]) -> None:
 
 
 def _with(schema: pa.Schema, more: Mapping[str, pa.DataType]) -> pa.Schema:
-    return pa.schema([*schema, *(pa.field(name, kind) for name, kind in more.items())])
+    own = (field for field in schema if field.name not in more)
+    return pa.schema([*own, *(pa.field(name, kind) for name, kind in more.items())])
 
 
 def _number(value: Any) -> float | None:
