@@ -129,8 +129,8 @@ class Corpus:
         """What a row says."""
         return self._readers[item.source][1](item.row, item.origin)
 
-    def columns(self, source: int) -> list[str]:
-        """Of the row that decides how a source's rows are read.
+    def first(self, source: int) -> Row:
+        """The row that decides how a source's rows are read.
 
         Raises:
             DataError: no row of it can be.
@@ -138,17 +138,17 @@ class Corpus:
         return self._readers[source][0]
 
     @cached_property
-    def _readers(self) -> list[tuple[list[str], Reader]]:
+    def _readers(self) -> list[tuple[Row, Reader]]:
         return [
             self._of_first(part, partial(self._reader, source))
             for part, source in zip(self.parts, self.sources, strict=True)
         ]
 
-    def _reader(self, source: SourceSection, row: Row) -> tuple[list[str], Reader]:
+    def _reader(self, source: SourceSection, row: Row) -> tuple[Row, Reader]:
         read = reader(row, source, self.config)
         if self.config.curate.bad_rows == "drop":
             read(row, source.path)
-        return list(row), read
+        return row, read
 
     def _of_first(self, rows: Rows, decide: Callable[[Row], _T]) -> _T:
         """What the first row decides about all of them; where bad rows are dropped, the first that is good."""

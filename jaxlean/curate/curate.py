@@ -17,7 +17,7 @@ from jaxlean.curate.corpus import Corpus
 from jaxlean.curate.found import Found, restore, save
 from jaxlean.curate.inputs import stamps
 from jaxlean.curate.output import write
-from jaxlean.curate.reading import lengths, reading, schema
+from jaxlean.curate.reading import lengths, reading, schemas
 from jaxlean.curate.report import Answer, publish, show
 from jaxlean.curate.steps import find, folder_of, planned
 from jaxlean.curate.work import Processes, Work
@@ -29,8 +29,9 @@ def curate(
 ) -> dict[str, Any]:
     """Take the rows of `data.train` through `curate.steps` and write what is left into `output_dir`.
 
-    Writes `train.parquet` (`data.train=FOLDER` reads it, and nothing else there), `dropped.parquet`, `report.md`,
-    `report.json` and `histograms.png`. Killed, it goes on with `resume` after the last shard, to the same rows.
+    Writes `train.parquet` (`data.train=FOLDER` reads it, and nothing else there; of sources that are read differently
+    one file each, in `train/`), `dropped.parquet`, `report.md`, `report.json` and `histograms.png`. Killed, it goes on
+    with `resume` after the last shard, to the same rows.
 
     Returns:
         What stands in `report.json`.
@@ -73,7 +74,7 @@ def curate(
                 todo = partial(function, corpus, alive.copy(), step.settings, work)
                 answers.append(_ended(step.name, step.settings.model_dump(mode="json"), work, alive, todo))
             _check_something_is_left(answers, alive, corpus)
-            chars, columns = lengths(corpus, every, read), schema(corpus, every, read)
+            chars, columns = lengths(corpus, every, read), schemas(corpus, every, read)
     except UserError:
         if len(answers) < 2 and (not answers or steps[0].name == "leakage"):
             folders.release(folder)  # only read so far, so that the command may be mended and given again

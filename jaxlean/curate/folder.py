@@ -13,7 +13,8 @@ from jaxlean import config as settings
 from jaxlean.config import RunConfig
 from jaxlean.curate.found import write_text
 from jaxlean.curate.inputs import Stamps, rows_read
-from jaxlean.curate.output import DROPPED, KEPT
+from jaxlean.curate.layout import KEPT, KEPT_OF_SOURCES
+from jaxlean.curate.output import DROPPED
 from jaxlean.curate.steps import folder_of, planned
 from jaxlean.errors import RunError
 from jaxlean.run.folder import changed, check_writable
@@ -21,7 +22,7 @@ from jaxlean.run.folder import changed, check_writable
 _CONFIG, _INPUTS = "curate.yaml", "inputs.json"
 REPORT = "report.json"
 # In the order in which they may go: without a report the job has not ended, and stamps outlive what was made of them.
-_RESULTS = (REPORT, KEPT, DROPPED, "report.md", "histograms.png", "work", _INPUTS)
+_RESULTS = (REPORT, KEPT, KEPT_OF_SOURCES, DROPPED, "report.md", "histograms.png", "work", _INPUTS)
 # What rows come out does not hang on these.
 _FREE = {"output_dir", "report", "cost", "compilation_cache", "mesh", "distributed"}
 _FREE_IN_CURATE = {"processes", "engine", "examples"}

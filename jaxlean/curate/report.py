@@ -16,6 +16,7 @@ from jaxlean import __version__
 from jaxlean.cost.memory import process_peak_bytes
 from jaxlean.curate.corpus import Corpus
 from jaxlean.curate.found import Found, write_text
+from jaxlean.curate.layout import data_train
 from jaxlean.errors import DataError
 
 _SHOWN_CHARS = 300  # of an example
@@ -76,6 +77,7 @@ def publish(
             {"path": source.path, "rows": len(part), "kept": kept}
             for source, part, kept in zip(corpus.sources, corpus.parts, per_source, strict=True)
         ],
+        "data.train": data_train(folder, corpus, per_source),
         "steps": [_step(answer, corpus, held_out) for answer in answers],
         "jaxlean": __version__,
     }
@@ -98,6 +100,17 @@ def show(told: dict[str, Any], console: Console) -> None:
     console.print(table)
     share = told["kept"] / told["rows"]
     console.print(f"{told['kept']:,} of {told['rows']:,} rows stay ({share:.1%}), in {told['seconds']:.1f} s")
+    if _needs_saying(told):
+        console.print(f"to train on them: {_data_train(told)}", markup=False, soft_wrap=True)
+
+
+def _needs_saying(told: dict[str, Any]) -> bool:
+    """Whether `data.train=FOLDER` is not all there is to it."""
+    return len(told["data.train"]) > 1 or len(told["data.train"][0]) > 1
+
+
+def _data_train(told: dict[str, Any]) -> str:
+    return "data.train=" + json.dumps(told["data.train"], ensure_ascii=False)
 
 
 def peak_memory_bytes() -> int:
@@ -171,6 +184,7 @@ def _markdown(told: dict[str, Any], drawn: bool) -> str:
         "|---|---:|---:|",
         *(f"| {s['path']} | {s['rows']:,} | {s['kept']:,} |" for s in told["sources"]),
         "",
+        *([f"To train on them: `{_data_train(told)}`", ""] if _needs_saying(told) else []),
         f"![histograms]({_PICTURES})"
         if drawn
         else "No pictures: they need matplotlib (pip install 'jaxlean[curate]').",

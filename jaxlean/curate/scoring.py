@@ -153,7 +153,7 @@ class _Judge:
         def examples() -> Iterator[tuple[Any, str]]:
             for item in corpus.items(numbers):
                 if item.source not in readers:
-                    source, first = corpus.sources[item.source], corpus.columns(item.source)
+                    source, first = corpus.sources[item.source], list(corpus.first(item.source))
                     if isinstance(encoder, LabelEncoder):
                         readers[item.source] = encoder.reader(first, source.path)
                     else:

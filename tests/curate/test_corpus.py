@@ -52,13 +52,13 @@ def test_bad_rows_at_the_start_do_not_decide_how_the_others_are_read(tmp_path, f
     file.write_text("".join(line + "\n" for line in [first, first, '{"text": "a"}', '{"text": "b"}']))
     values = {"data": {"train": str(file)}, "curate": {"bad_rows": "drop"}}
     corpus = Corpus(config.build(values))
-    assert corpus.columns(0) == ["text"]
+    assert corpus.first(0) == {"text": "a"}
     assert [words.text for words in corpus.words(np.arange(2, 4))] == ["a", "b"]
     with pytest.raises(DataError):
         list(Corpus(config.build({"data": {"train": str(file)}})).words(np.arange(4)))
     file.write_text(first + "\n")
     with pytest.raises(DataError):
-        Corpus(config.build(values)).columns(0)
+        Corpus(config.build(values)).first(0)
 
 
 def test_nor_which_columns_a_task_has(tmp_path):
