@@ -8,10 +8,9 @@ from typing import Literal
 import numpy as np
 
 from jaxlean.config import RunConfig, SourceSection
-from jaxlean.data import columns
 from jaxlean.data.files import Row, Rows
 from jaxlean.data.source import open_rows
-from jaxlean.data.words import Reader, Words, reader
+from jaxlean.data.words import Reader, Words, reader, resolved
 from jaxlean.errors import ConfigError, DataError
 
 # Rows parsed together, at most; after some with more characters than this, fewer.
@@ -53,7 +52,7 @@ class Corpus:
         sources = config.data.train if which == "train" else config.data.eval
         if not sources:
             raise ConfigError(f"no data.{which}", wanted="a file, a folder or a hub id")
-        self.config = columns.resolve(config, known=()) if config.curate.text_column is None else config
+        self.config = resolved(config)
         self.which = which
         self.sources: list[SourceSection] = sources
         self.parts: list[Rows] = [open_rows(source) for source in sources]
