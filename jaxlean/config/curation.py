@@ -51,7 +51,7 @@ class NearDuplicatesSection(Section):
     keep: Literal["first", "longest"] = Field("first", description="Which of them stays.")
     same_numbers: bool = Field(
         True,
-        description="Rows whose numbers, with signs and in their order, differ are two rows: 3 apples and 5 apples have "
+        description="Rows with other numbers, signs and order included, are two rows: 3 apples and 5 apples have "
         "different answers.",
     )
     across_labels: bool = Field(False, description="task classify, tag: rows with two labels may be one row as well.")

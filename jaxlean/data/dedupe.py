@@ -7,18 +7,18 @@ from collections.abc import Iterable
 
 import numpy as np
 
-# What NFKC would take for plain digits and letters, which it is not: powers and indices (10², H₂O), fractions (1½ is not
+# What NFKC would take for plain digits and letters, and is none: powers and indices (10², H₂O), fractions (1½ is not
 # 11/2), numbers in circles, units in squares.
 _RAISED = re.compile(
-    "([\u00aa\u00b2\u00b3\u00b9\u00ba\u00bc-\u00be\u02b0-\u02b8\u02e0-\u02e4\u1d2c-\u1d6a\u2070-\u209c\u2150-\u215f\u2189"
-    "\u2460-\u24ff\u3250-\u33ff]+)"
+    "([\u00aa\u00b2\u00b3\u00b9\u00ba\u00bc-\u00be\u02b0-\u02b8\u02e0-\u02e4\u1d2c-\u1d6a\u2070-\u209c"
+    "\u2150-\u215f\u2189\u2460-\u24ff\u3250-\u33ff]+)"
 )
 _ACUTE = {0xB4: "'", 0x1FFD: "'"}  # as an apostrophe; NFKC would part it into a space and an accent
 _DASHES = {0x2010: "-", 0x2013: "-", 0x2212: "-"}
 
 # Marks that come and go without changing what is said, but only where they are the punctuation of a sentence. In a
-# formula or in code the same marks mean something: !x, a != b, f'(x), n!, x - y, "x" beside x, .5 and 3-4. So they go at
-# the edge of a word and between two, and never beside an operator or a bracket. Brackets and underscores always stay.
+# formula or in code the same marks mean something: !x, a != b, f'(x), n!, x - y, s = "x", .5 and 3-4. So they go at the
+# edge of a word and between two, and not beside an operator or a bracket. Brackets and underscores always stay.
 _STOPS = ".,;:?…—。、；：？،؛؟"  # noqa: RUF001
 _OTHERS = "!'\"`‘’‚“”„«»‹›¿¡！「」『』"  # noqa: RUF001
 _MARK = re.escape(_STOPS + _OTHERS)

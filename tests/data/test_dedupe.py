@@ -85,7 +85,7 @@ def test_nothing_is_ignored_unless_asked():
     assert normalise("A,  b", ("whitespace",)) == "A, b"
 
 
-MARKED = st.text("abX19é .,;:?!…—'\"“’-–=+*(){}_\\$。「²½\n", max_size=12)
+MARKED = st.text("abX19é .,;:?!…—'\"“’-–=+*(){}_\\$。「²½\n", max_size=12)  # noqa: RUF001
 
 
 @settings(max_examples=300)
