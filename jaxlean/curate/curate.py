@@ -18,7 +18,7 @@ from jaxlean.curate.found import Found, restore, save
 from jaxlean.curate.output import write
 from jaxlean.curate.reading import lengths, reading, schema
 from jaxlean.curate.report import Answer, publish, show
-from jaxlean.curate.steps import find
+from jaxlean.curate.steps import find_all
 from jaxlean.curate.work import Processes, Work
 from jaxlean.errors import ConfigError, DataError, UserError
 
@@ -44,7 +44,7 @@ def curate(
 
     # what is to be done, and where
     steps = planned(config)
-    functions = [find(step.name) for step in steps]
+    functions = find_all(steps)
     corpus = Corpus(config)
     held_out = Corpus(config, "eval") if config.data.eval else None
     folder = Path(config.output_dir)
