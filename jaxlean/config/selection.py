@@ -73,8 +73,8 @@ class IfdSection(Section):
 
 
 class LearnabilitySection(Section):
-    """Score `learnability`: the loss under the base minus that after a short run. As RHO-LOSS (arXiv 2206.07137) it
-    is low for what is known, and for what cannot be learned."""
+    """Score `learnability`: the loss under the base minus that after a short run on other rows (two runs, each on half
+    of the rows at most). As RHO-LOSS (arXiv 2206.07137) it is low for what is known, and for what cannot be learned."""
 
     run: ShortRunSection = Field(default_factory=ShortRunSection)
 

@@ -8,10 +8,9 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from jaxlean.config import RunConfig, SourceSection
-from jaxlean.data import columns
 from jaxlean.data.files import Row, Rows
 from jaxlean.data.source import open_rows
-from jaxlean.data.words import Reader, Words, reader
+from jaxlean.data.words import Reader, Words, reader, resolved
 from jaxlean.errors import ConfigError, DataError
 
 # Rows parsed together, at most; after some with more characters than this, fewer.
@@ -58,9 +57,9 @@ class Corpus:
         self.sources: list[SourceSection] = sources
         self.parts: list[Rows] = [open_rows(source) for source in sources]
         self.config = config
-        if config.curate.text_column is None and config.task != "generate":
+        if config.task != "generate":
             main = self.parts[0] if which == "train" or not config.data.train else open_rows(config.data.train[0])
-            self.config = self._of_first(main, lambda row: columns.resolve(config, known=(), names=list(row)))
+            self.config = self._of_first(main, lambda row: resolved(config, list(row)))
         self.starts = np.concatenate([[0], np.cumsum([len(part) for part in self.parts])]).astype(np.int64)
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ from jaxlean.curate.inputs import stamps
 from jaxlean.curate.output import write
 from jaxlean.curate.reading import lengths, reading, schemas
 from jaxlean.curate.report import Answer, publish, show
-from jaxlean.curate.steps import find, folder_of, planned
+from jaxlean.curate.steps import find_all, folder_of, planned
 from jaxlean.curate.work import Processes, Work
 from jaxlean.errors import DataError, UserError
 
@@ -46,7 +46,7 @@ def curate(
 
     # what is to be done, and where
     steps = planned(config)
-    functions = [find(step.name) for step in steps]
+    functions = find_all(steps)
     folder = Path(config.output_dir)
     folders.check_apart(folder, config)
     corpus = Corpus(config)

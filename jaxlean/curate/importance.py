@@ -9,6 +9,8 @@ from jaxlean.curate.found import Found, no_rows
 from jaxlean.curate.work import Work
 from jaxlean.data.importance import importance as log_weights
 
+SCORES = ("importance",)
+
 
 def importance(corpus: Corpus, alive: np.ndarray, settings: ImportanceSection, work: Work) -> Found:
     """The logarithm of each row's importance weight (`jaxlean.data.importance`), by all of its words."""

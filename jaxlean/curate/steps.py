@@ -6,10 +6,11 @@ It gets the rows of all sources (`Corpus`), which of them are alive ([rows] bool
 a folder for what took long to compute (`Work.shards`: kept shard by shard, so that what is killed goes on there). It
 gives back the rows to leave out, each with a reason, and scores for all rows that it has one for (`Found`). It is a
 function of these arguments and `corpus.config` alone: the same rows, killed and resumed or not, on however many
-processes. Where nothing is alive it finds nothing. Libraries that jaxlean does without stand in the module's NEEDS.
+processes. Where nothing is alive it finds nothing. Libraries that jaxlean does without stand in the module's NEEDS, the
+names of its scores in SCORES.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -60,3 +61,22 @@ def find(name: str) -> Step:
             raise ConfigError(f"curate.steps: {name} needs {library}", fix="pip install 'jaxlean[curate]'")
     step: Step = getattr(module, name)
     return step
+
+
+def find_all(steps: Sequence[StepSection]) -> list[Step]:
+    """The functions of steps, in their order.
+
+    Raises:
+        ConfigError: as of `find`; two steps give scores of one name, of which one column could hold one only.
+    """
+    functions, by = [find(step.name) for step in steps], dict[str, str]()
+    for step in steps:
+        for score in getattr(import_module(f"jaxlean.curate.{step.name}"), "SCORES", ()):
+            if score in by:
+                raise ConfigError(
+                    f"two steps give the score {score!r}, and the second would take the place of the first",
+                    where="curate.steps", got=f"{by[score]} and {step.name}",
+                    fix="leave one out",
+                )  # fmt: skip
+            by[score] = step.name
+    return functions

@@ -23,6 +23,8 @@ def test_a_text_with_two_labels_stays_with_both_and_is_counted(curated, tmp_path
     told, kept, _ = curated(rows, ["exact_duplicates"], task="classify", output_dir=str(tmp_path / "a"))
     assert [row["label"] for row in kept] == ["a", "b"]
     assert told["steps"][1]["notes"] == {"texts that stand there with another label too": 1}
+    own = {"text_column": "text"}
+    assert len(curated(rows, ["exact_duplicates"], task="classify", curate=own, output_dir=str(tmp_path / "c"))[1]) == 2
     step = {"exact_duplicates": {"across_labels": True}}
     _, kept, _ = curated(rows, [step], task="classify", output_dir=str(tmp_path / "b"))
     assert [row["label"] for row in kept] == ["a"]
