@@ -17,6 +17,7 @@ from jaxlean.curate.corpus import Corpus
 from jaxlean.curate.found import Found, restore, save
 from jaxlean.curate.inputs import stamps
 from jaxlean.curate.output import write
+from jaxlean.curate.preflight import preflight
 from jaxlean.curate.reading import lengths, reading, schemas
 from jaxlean.curate.report import Answer, publish, show
 from jaxlean.curate.steps import find_all, folder_of, planned
@@ -51,6 +52,7 @@ def curate(
     folders.check_apart(folder, config)
     corpus = Corpus(config)
     held_out = Corpus(config, "eval") if config.data.eval else None
+    preflight(config, steps, corpus)
     folders.claim(folder, config, resume=resume, overwrite=overwrite)
     folders.check_same_inputs(folder, stamps(config, corpus, held_out))
     before = folders.finished(folder)

@@ -21,6 +21,10 @@ from jaxlean.errors import DataError
 
 _SHOWN_CHARS = 300  # of an example
 _PICTURES = "histograms.png"
+_NOT_LOOKED_FOR = (
+    "Leakage was not looked for: no held-out data are named. data.eval=FILE names them; data.train=... on the command "
+    "line leaves out those of the config."
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ def publish(
             {"path": source.path, "rows": len(part), "kept": kept}
             for source, part, kept in zip(corpus.sources, corpus.parts, per_source, strict=True)
         ],
+        "held_out": [source.path for source in held_out.sources] if held_out else [],
         "data.train": data_train(folder, corpus, per_source),
         "steps": [_step(answer, corpus, held_out) for answer in answers],
         "jaxlean": __version__,
@@ -100,6 +105,8 @@ def show(told: dict[str, Any], console: Console) -> None:
     console.print(table)
     share = told["kept"] / told["rows"]
     console.print(f"{told['kept']:,} of {told['rows']:,} rows stay ({share:.1%}), in {told['seconds']:.1f} s")
+    if not told["held_out"]:
+        console.print(_NOT_LOOKED_FOR)
     if _needs_saying(told):
         console.print(f"to train on them: {_data_train(told)}", markup=False, soft_wrap=True)
 
@@ -184,6 +191,7 @@ def _markdown(told: dict[str, Any], drawn: bool) -> str:
         "|---|---:|---:|",
         *(f"| {s['path']} | {s['rows']:,} | {s['kept']:,} |" for s in told["sources"]),
         "",
+        *([] if told["held_out"] else [_NOT_LOOKED_FOR, ""]),
         *([f"To train on them: `{_data_train(told)}`", ""] if _needs_saying(told) else []),
         f"![histograms]({_PICTURES})"
         if drawn

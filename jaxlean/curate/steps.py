@@ -63,6 +63,12 @@ def find(name: str) -> Step:
     return step
 
 
+def scores_of(step: StepSection) -> tuple[str, ...]:
+    """The names of the scores that a step gives."""
+    names: tuple[str, ...] = getattr(import_module(f"jaxlean.curate.{step.name}"), "SCORES", ())
+    return names
+
+
 def find_all(steps: Sequence[StepSection]) -> list[Step]:
     """The functions of steps, in their order.
 
@@ -71,7 +77,7 @@ def find_all(steps: Sequence[StepSection]) -> list[Step]:
     """
     functions, by = [find(step.name) for step in steps], dict[str, str]()
     for step in steps:
-        for score in getattr(import_module(f"jaxlean.curate.{step.name}"), "SCORES", ()):
+        for score in scores_of(step):
             if score in by:
                 raise ConfigError(
                     f"two steps give the score {score!r}, and the second would take the place of the first",

@@ -37,7 +37,7 @@ def open_rows(source: SourceSection) -> Rows:
     elif path.is_file():
         rows = open_file(path)
     else:
-        _must_be_an_id(source.path)
+        must_be_an_id(source.path)
         rows = _dataset(source.path, _load(source, streaming=False))
     if source.limit is not None and source.limit < len(rows):
         rows = replace(rows, count=source.limit)
@@ -62,7 +62,7 @@ def stream_rows(source: SourceSection, start: int = 0) -> Iterator[tuple[int, Ro
                 yield i, row, rows.origin(i)
         return
     if "://" not in source.path:
-        _must_be_an_id(source.path)
+        must_be_an_id(source.path)
     dataset = _load(source, streaming=True)
     classes = _classes(dataset)
     stop = source.limit
@@ -166,8 +166,12 @@ def _load(source: SourceSection, *, streaming: bool) -> Any:
         ) from error
 
 
-def _must_be_an_id(path: str) -> None:
-    """A path that does not exist and cannot be a hub id is a missing file."""
+def must_be_an_id(path: str) -> None:
+    """A path that does not exist and cannot be a hub id is a missing file.
+
+    Raises:
+        DataError: such a one; names what lies beside it.
+    """
     if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) and Path(path).suffix.lower() not in KINDS:
         return
     beside = Path(path).parent
