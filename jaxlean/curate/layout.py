@@ -4,6 +4,7 @@ One file has one shape of rows. Sources that are read by templates of their own,
 the mix, would be read wrongly from it, or not at all.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,4 +90,4 @@ def _fits(columns: Iterable[str]) -> tuple[str, ...]:
 
 
 def _stem(source: SourceSection) -> str:
-    return Path(source.path).stem or "rows"
+    return re.sub(r"[^\w.-]+", "-", Path(source.path).stem) or "rows"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxlean.config import RunConfig, SourceSection, StepSection
+from jaxlean.config.curation import LeakageSection
 from jaxlean.config.section import Section
 from jaxlean.config.selection import (
     El2nSection,
@@ -33,8 +34,7 @@ def preflight(config: RunConfig, steps: Sequence[StepSection], corpus: Corpus) -
         DataError: a column that is missing, a source without a good row, a target that cannot be read.
     """
     scores: list[str] = []
-    for number in range(len(corpus.sources)):
-        corpus.first(number)
+    _check_rows(corpus)
     for step in steps:
         settings = step.settings
         _check_places(step.name, settings)
@@ -52,8 +52,15 @@ def preflight(config: RunConfig, steps: Sequence[StepSection], corpus: Corpus) -
             check_model(config, step.name)
         elif isinstance(settings, ImportanceSection):
             target = SourceSection(path=settings.target)
-            Corpus(config.model_copy(update={"data": config.data.model_copy(update={"train": [target]})})).first(0)
+            _check_rows(Corpus(config.model_copy(update={"data": config.data.model_copy(update={"train": [target]})})))
+        elif isinstance(settings, LeakageSection):
+            _check_rows(Corpus(config, "eval"))
         scores += scores_of(step)
+
+
+def _check_rows(corpus: Corpus) -> None:
+    for number in range(len(corpus.sources)):
+        corpus.first(number)
 
 
 def _vectors(config: RunConfig, settings: Section) -> VectorsSection | None:

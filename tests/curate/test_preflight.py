@@ -21,6 +21,7 @@ ROWS = [{"text": "a", "quality": 1.0}, {"text": "b", "quality": 2.0}]
         ({"semantic_duplicates": {"vectors": {"model": "/no/such"}}}, DataError, "no such file or folder"),
         ({"loss": {"adapter": "/no/such"}}, ConfigError, "the adapter's folder is not there"),
         ({"learnability": {"run": {"adapter": "/no/such"}}}, ConfigError, "the adapter's folder is not there"),
+        ({"leakage": {}}, ConfigError, "no data.eval"),
         ({"loss": {}}, ConfigError, "loss is what rows are to a model, and none is named"),
         ({"el2n": {}}, ConfigError, "el2n is what rows are to a model, and none is named"),
     ],
