@@ -31,8 +31,8 @@ def curate(
     """Take the rows of `data.train` through `curate.steps` and write what is left into `output_dir`.
 
     Writes `train.parquet` (`data.train=FOLDER` reads it, and nothing else there; of sources that are read differently
-    one file each, in `train/`), `dropped.parquet`, `report.md`, `report.json` and `histograms.png`. Killed, it goes on
-    with `resume` after the last shard, to the same rows.
+    one file each, in `train_by_source/`), `dropped.parquet`, `report.md`, `report.json` and `histograms.png`. Killed,
+    it goes on with `resume` after the last shard, to the same rows.
 
     Returns:
         What stands in `report.json`.

@@ -14,7 +14,7 @@ from jaxlean.config import SourceSection
 from jaxlean.curate.corpus import Corpus
 from jaxlean.data.format import SHAPES
 
-KEPT, KEPT_OF_SOURCES = "train.parquet", "train"
+KEPT, KEPT_OF_SOURCES = "train.parquet", "train_by_source"
 # What a file of the rows that stay is read by as its source was.
 _HOW = ("weight", "format", "prompt", "completion", "system")
 
@@ -81,7 +81,7 @@ def _way(corpus: Corpus, number: int) -> tuple[Any, ...]:
     if shape == "auto":
         shape = "template" if prompt or completion else _fits(first)
     # texts, or lists of messages
-    kind = type(first["prompt"]) if shape in ("prompt_completion", ("prompt_completion",)) else None
+    kind = type(first.get("prompt")) if shape in ("prompt_completion", ("prompt_completion",)) else None
     return shape, prompt, completion, system, kind
 
 

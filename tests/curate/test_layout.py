@@ -38,7 +38,12 @@ def sources(lines):
 )  # fmt: skip
 def test_one_file_where_sources_are_read_alike(sources, rows, alike):
     names = [part.name for part in parts_of(sources(*rows))]
-    assert names == (["train.parquet"] if alike else ["train/1-s0.parquet", "train/2-s1.parquet"])
+    assert names == (["train.parquet"] if alike else ["train_by_source/1-s0.parquet", "train_by_source/2-s1.parquet"])
+
+
+def test_what_is_compared_may_be_all_that_there_is(sources):
+    rows = ({"a": "x"}, {"format": "prompt_completion"}), ({"a": "y"}, {"format": "prompt_completion"})
+    assert len(parts_of(sources(*rows, curate={"text_column": "a"}))) == 1
 
 
 def test_labels_are_read_alike(sources):
@@ -52,8 +57,8 @@ def test_what_trains_on_the_outcome_has_the_sources_settings(sources, tmp_path):
     )
     told = data_train(tmp_path, corpus, [1, 1])
     assert told == [
-        {"path": f"{tmp_path}/train/1-s0.parquet", "weight": 2},
-        {"path": f"{tmp_path}/train/2-s1.parquet", "weight": 1, "prompt": "{q}", "completion": "{q}"},
+        {"path": f"{tmp_path}/train_by_source/1-s0.parquet", "weight": 2},
+        {"path": f"{tmp_path}/train_by_source/2-s1.parquet", "weight": 1, "prompt": "{q}", "completion": "{q}"},
     ]
     assert data_train(tmp_path, corpus, [0, 1]) == told[1:]
 
@@ -70,7 +75,7 @@ def test_sources_of_two_shapes_train_as_they_did(lines, tmp_path, capsys):
     )  # fmt: skip
     told = curate(made)
     assert not (out / "train.parquet").exists()
-    assert pyarrow.parquet.read_schema(out / "train" / "1-chat.parquet").names == [
+    assert pyarrow.parquet.read_schema(out / "train_by_source" / "1-chat.parquet").names == [
         "prompt",
         "completion",
         "jaxlean_origin",
@@ -79,8 +84,8 @@ def test_sources_of_two_shapes_train_as_they_did(lines, tmp_path, capsys):
     wanted = [words for i, words in enumerate(before.words(np.arange(9))) if i in (0, 2, 3, 5, 7)]
     assert list(after.words(np.arange(5))) == wanted
     said = capsys.readouterr().out
-    assert f'to train on them: data.train=[{{"path": "{out}/train/1-chat.parquet"}}, ' in said
+    assert f'to train on them: data.train=[{{"path": "{out}/train_by_source/1-chat.parquet"}}, ' in said
     assert "to train on them" in (out / "report.md").read_text().lower()
     made.data.train = made.data.train[:1]
     curate(made, overwrite=True)
-    assert not (out / "train").exists()
+    assert not (out / "train_by_source").exists()
