@@ -22,9 +22,9 @@ def learnability(corpus: Corpus, alive: np.ndarray, settings: LearnabilitySectio
 
     The reducible loss of RHO-LOSS (arXiv 2206.07137, section 3), whose second loss is that of a model trained on
     held-out data: low for rows that the base knows already, and for those that are as hard afterwards, because they are
-    noise. A run that had seen a row would have it by heart, noise or not. So there are two, each on `run.fraction` of the
-    rows, out of one half of them, and each judges the other half. A base without a head for the labels guesses: then its loss is
-    log(labels). Beside it stands the second loss, `loss_after_run`.
+    noise. A run that had seen a row would have it by heart, noise or not. So there are two, each on `run.fraction` of
+    the rows, out of one half of them, and each judges the other half. A base without a head for the labels guesses:
+    then its loss is log(labels). Beside it stands the second loss, `loss_after_run`.
 
     Raises:
         DataError: one row, so that there is none for it to be judged by.
