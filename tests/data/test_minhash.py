@@ -139,11 +139,11 @@ def test_a_bucket_of_what_all_share_costs_no_square_and_hides_no_pair():
 
     out = distinct(range(count), meeting, np.zeros((count, 16), np.uint32), similarity, 0.8)
     assert out == [(a, a - 1, 0.9) for a in range(1, count, 20)]
-    assert len(calls) <= 130 * count  # the first pair's two buckets are as small
+    assert len(calls) <= 130 * count  # two buckets of the first pair are as small
 
 
 def test_a_bucket_that_leads_to_matches_holds_more():
-    """Texts of 150 families in one bucket: the first of each stays, and each later one is near the one of its family."""
+    """Texts of 150 families in one bucket: the first of each stays, each later one is near that."""
     families = 150
     texts = [0] * 200 + list(range(families)) * 2
 
