@@ -18,9 +18,9 @@ def ifd(corpus: Corpus, alive: np.ndarray, settings: IfdSection, work: Work) -> 
     """The mean loss of a completion given its prompt, divided by its mean loss alone (section 2.2).
 
     Near 1 the prompt hardly helps, so that there is much to learn; above 1 it misleads, and the paper leaves such rows
-    out: `keep: {by: ifd, at_most: 1, fraction: 0.1}`. A row of plain text, without a prompt, has 1. Beside it stands the
-    first of the two losses, `loss_given_prompt`; where the tokenizer puts nothing before a text, neither counts the
-    first token, so that it is not the score `loss`.
+    out: `keep: {by: ifd, at_most: 1, fraction: 0.1}`. A row of plain text, without a prompt, has 1. Beside it stands
+    the first of the two losses, `loss_given_prompt`: not the score `loss`, for where the tokenizer puts nothing before
+    a text, neither counts the first token.
 
     Raises:
         ConfigError: a task without completions.

@@ -7,7 +7,7 @@ a folder for what took long to compute (`Work.shards`: kept shard by shard, so t
 gives back the rows to leave out, each with a reason, and scores for all rows that it has one for (`Found`). It is a
 function of these arguments and `corpus.config` alone: the same rows, killed and resumed or not, on however many
 processes. Where nothing is alive it finds nothing. Libraries that jaxlean does without stand in the module's NEEDS, the
-names of its scores in SCORES.
+names of its scores in SCORES; its `check(settings)`, if any, raises what can be told before anything is read.
 """
 
 from collections.abc import Callable, Sequence
@@ -73,10 +73,13 @@ def find_all(steps: Sequence[StepSection]) -> list[Step]:
     """The functions of steps, in their order.
 
     Raises:
-        ConfigError: as of `find`; two steps give scores of one name, of which one column could hold one only.
+        ConfigError: as of `find` and `check`; two steps give scores of one name, where a column holds one.
     """
     functions, by = [find(step.name) for step in steps], dict[str, str]()
     for step in steps:
+        module = import_module(f"jaxlean.curate.{step.name}")
+        if hasattr(module, "check"):
+            module.check(step.settings)
         for score in scores_of(step):
             if score in by:
                 raise ConfigError(

@@ -46,6 +46,10 @@ _MARKS = re.compile(
     re.VERBOSE,
 )
 
+# A dash with spaces around it between words (one may be I or a): a sentence's, where that of x - y is a minus.
+_AFTER = rf"(?= (?:{_LETTER}{{2}}|[aiAI] ))"
+_DASH = re.compile(rf" -{_AFTER}(?<={_LETTER}{{2}} -)| --{_AFTER}(?<={_LETTER}{{2}} --)")
+
 # A sign belongs to a number that stands alone: -4 and -$4, but 3-4 is a range and covid-19 a name.
 _NUMBER = re.compile(
     r"(?:(?<![\w.)\]])-[$€£¥]?)?\d+(?:[.,:]\d+)*[\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u208e\u2150-\u215f]*"
@@ -60,8 +64,8 @@ def normalise(text: str, ignore: Iterable[str] = ("unicode", "case", "punctuatio
     stands for an apostrophe. punctuation: that of sentences; what computes or means something in a formula or in code
     stays, and so does a text that consists of nothing else.
 
-    >>> normalise("It's  FINE, really: don\\u2019t!")
-    'it s fine really don t'
+    >>> normalise("It's  FINE - don\\u2019t!")
+    'it s fine don t'
     >>> normalise("3 - 4 and 3-4 and $1,000.")
     '3 - 4 and 3-4 and $1,000'
     >>> normalise("if (!x) y = f'(x);")
@@ -80,7 +84,7 @@ def normalise(text: str, ignore: Iterable[str] = ("unicode", "case", "punctuatio
     if "whitespace" in ignore or "punctuation" in ignore:
         text = " ".join(text.split())
     if "punctuation" in ignore:
-        text = " ".join(_MARKS.sub(" ", text).split()) or text
+        text = _DASH.sub("", " ".join(_MARKS.sub(" ", text).split())) or text
     return text
 
 

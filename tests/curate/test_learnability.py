@@ -42,6 +42,22 @@ def test_no_row_is_judged_by_a_run_that_has_seen_it(corpus_of: Any, run_step: An
     assert len(found.rows) == 0
 
 
+def test_that_one_run_came_further_moves_no_half_ahead(
+    corpus_of: Any, run_step: Any, runs: list[set[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = np.random.default_rng(0).normal(size=400).astype(np.float32)
+
+    def scores_of(corpus: Any, judged: np.ndarray, *_: Any, name: str, adapter: Path | None = None) -> dict[str, Any]:
+        taken_off = 0 if adapter is None else own + 3 * (adapter.name == "1")
+        return {"loss": np.where(judged & (np.arange(400) != 7), 9 - taken_off, np.nan).astype(np.float32)}
+
+    monkeypatch.setattr(module, "scores_of", scores_of)
+    corpus = corpus_of([{"text": str(i)} for i in range(400)], model={"path": "base"})
+    score = run_step(corpus, {"learnability": None}).scores["learnability"]
+    assert np.isnan(score[7])
+    assert np.nanstd(score - own) < 0.15  # the halves' own means differ by about sqrt(4 / 400)
+
+
 def test_a_run_learns_from_half_of_the_rows_at_most(corpus_of: Any, run_step: Any, runs: list[set[int]]) -> None:
     corpus = corpus_of([{"text": str(i)} for i in range(21)], model={"path": "base"})
     found = run_step(corpus, {"learnability": {"run": {"fraction": 0.9}}})

@@ -30,3 +30,9 @@ def test_two_scores_of_one_name_are_refused():
 def test_no_two_steps_give_scores_of_one_name():
     entries = [StepSection.model_validate(step) for step in ("loss", "ifd", "learnability", "el2n", "exact_duplicates")]
     assert [function.__name__ for function in steps.find_all(entries)] == [entry.name for entry in entries]
+
+
+def test_settings_that_cannot_work_are_refused_before_anything_is_read():
+    step = StepSection.model_validate({"near_duplicates": {"threshold": 0.01, "num_perm": 16}})
+    with pytest.raises(ConfigError, match="fix:    num_perm: 349"):
+        steps.find_all([step])
