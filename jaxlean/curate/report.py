@@ -251,6 +251,6 @@ def _draw(file: Path, chars: np.ndarray, alive: np.ndarray, answers: list[Answer
         axes.set(title=title, ylabel="rows", xscale="log" if logarithmic else "linear")
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.legend()
+        axes.legend(loc="upper right")  # to look for the best place takes long, and on a busy machine warns of that
     figure.savefig(file, dpi=110, metadata={"Software": None})
     return True
