@@ -25,7 +25,8 @@ class ExactDuplicatesSection(Section):
     )
     ignore: list[Literal["unicode", "case", "punctuation", "whitespace"]] = Field(
         default=["unicode", "case", "punctuation", "whitespace"],
-        description="What makes no difference: forms of the same letter (NFKC), case, marks between words, spacing.",
+        description="What makes no difference: forms of the same letter (NFKC, but 10² is not 102), case, the "
+        "punctuation of sentences (not marks in formulas and code: !x, x - y, brackets), spacing.",
     )
     across_labels: bool = Field(
         False, description="task classify, tag: a text that stands there with two labels is one text as well."
@@ -49,7 +50,9 @@ class NearDuplicatesSection(Section):
     num_perm: int = Field(128, ge=16, le=1024, description="Hashes of a MinHash signature; more miss fewer pairs.")
     keep: Literal["first", "longest"] = Field("first", description="Which of them stays.")
     same_numbers: bool = Field(
-        True, description="Rows whose numbers differ are two rows: 3 apples and 5 apples have different answers."
+        True,
+        description="Rows with other numbers, signs and order included, are two rows: 3 apples and 5 apples have "
+        "different answers.",
     )
     across_labels: bool = Field(False, description="task classify, tag: rows with two labels may be one row as well.")
 
@@ -130,9 +133,15 @@ class CurateSection(Section):
     text_column: str | list[str] | None = Field(
         None, description="The column, or columns, that are compared and judged. Default: what the row is trained on."
     )
-    max_chars: PositiveInt = Field(1_000_000, description="Longer rows are dropped before anything else reads them.")
+    max_chars: PositiveInt = Field(
+        1_000_000,
+        description="Rows with longer text are dropped before a step reads them. What is compared and judged counts, "
+        "not the row's other columns.",
+    )
     bad_rows: Literal["error", "drop"] = Field(
-        "error", description="Rows that cannot be read or trained on: malformed JSON, an empty answer."
+        "error",
+        description="Rows of data.train that cannot be read or trained on: malformed JSON, a CSV row with a value too "
+        "many, an empty answer. Held-out rows must be good, and so must a CSV file's quotes and encoding.",
     )
     engine: Literal["processes", "ray"] = Field(
         "processes", description="Who works on rows: processes of this machine, or a Ray cluster (RAY_ADDRESS)."

@@ -17,11 +17,16 @@ class QualitySection(Section):
     profile: Literal["rows", "gopher", "c4"] = Field(
         "rows",
         description="Bounds that are not set here. rows: for examples of any length and language, drops only what is "
-        "broken; gopher, c4: pages of English, as the papers have them.",
+        "broken; gopher: pages of English, as the paper has them; c4: pages that C4 drops, but no line and no repeated "
+        "span is taken out of a row that stays, and its list of bad words is yours to name (forbidden).",
     )
     min_words: NonNegativeInt | None = _bound("Words.")
     max_words: NonNegativeInt | None = _bound("Words.")
     min_sentences: NonNegativeInt | None = _bound("Sentences.")
+    min_sentences_of_lines: NonNegativeInt | None = _bound(
+        "Sentences in lines that C4 keeps: that end in a full stop, !, ? or a quotation mark, have 5 words, and name "
+        "neither javascript nor cookies and policies."
+    )
     min_mean_word_length: NonNegativeFloat | None = _bound("Characters of a word, on average.")
     max_mean_word_length: NonNegativeFloat | None = _bound("Characters of a word, on average.")
     max_hash_ratio: NonNegativeFloat | None = _bound("# signs a word.")
@@ -33,7 +38,7 @@ class QualitySection(Section):
         "Of the words the, be, to, of, and, that, have, with: how many occur."
     )
     min_terminal_lines: Fraction | None = _bound(
-        "Share of the lines that end in a full stop, !, ? or a quotation mark."
+        "Share of the lines that end in a full stop, !, ? or a quotation mark. Ours: C4 takes the other lines out."
     )
     max_duplicate_lines: Fraction | None = _bound("Share of the lines that stood there before.")
     max_duplicate_paragraphs: Fraction | None = _bound("Share of the paragraphs that stood there before.")
@@ -48,7 +53,7 @@ class QualitySection(Section):
     max_duplicate_8gram: Fraction | None = _bound("The same of 8.")
     max_duplicate_9gram: Fraction | None = _bound("The same of 9.")
     max_duplicate_10gram: Fraction | None = _bound("The same of 10.")
-    forbidden: list[str] | None = _bound("Texts that must not occur, in whatever case.")
+    forbidden: list[str] | None = _bound("Texts that must not occur, in whatever case; []: none.")
     languages: list[str] | None = Field(
         None, description="ISO codes of the languages that stay: [en, de]. Needs py3langid. Default: all."
     )

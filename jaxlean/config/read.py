@@ -9,6 +9,7 @@ from pydantic import AliasChoices, ValidationError
 from jaxlean.config.curation import StepSection
 from jaxlean.config.section import Section
 from jaxlean.config.sections import MeshSection, RunConfig
+from jaxlean.config.selection import named_places
 from jaxlean.errors import ConfigError, did_you_mean
 
 
@@ -248,6 +249,13 @@ def _find_paths(config: RunConfig, folder: Path) -> None:
     model.new_tokens_vectors = found(model.new_tokens_vectors)
     if isinstance(model.new_tokens, str) and model.new_tokens != "auto":
         model.new_tokens = found(model.new_tokens)
+    moved: dict[str, str] = {}
     for source in [*(config.data.train or []), *(config.data.eval or [])]:
-        source.path = found(source.path) or source.path
+        moved[source.path] = found(source.path) or source.path
+        source.path = moved[source.path]
+    for step in config.curate.steps:
+        for section, name in named_places(step.settings):
+            setattr(section, name, found(getattr(section, name)))
+        if step.keep is not None and step.keep.mix is not None:  # names sources as they were named
+            step.keep.mix = {moved.get(path, path): weight for path, weight in step.keep.mix.items()}
     config.cost.hardware = found(config.cost.hardware)

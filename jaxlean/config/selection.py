@@ -1,10 +1,24 @@
 """The steps of `jaxlean curate` that ask a model about rows, and the one that chooses among what is left."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from jaxlean.config.section import Fraction, Section
+
+# Settings that name a file or a folder, in whichever section.
+_PLACES = ("adapter", "model", "target")
+
+
+def named_places(settings: Section) -> Iterator[tuple[Section, str]]:
+    """(section, name) of each setting of a step that names a file or a folder, however deep."""
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Section):
+            yield from named_places(value)
+        elif name in _PLACES and isinstance(value, str):
+            yield settings, name
 
 
 class VectorsSection(Section):
@@ -59,8 +73,8 @@ class IfdSection(Section):
 
 
 class LearnabilitySection(Section):
-    """Score `learnability`: the loss under the base minus that after a short run. As RHO-LOSS (arXiv 2206.07137) it
-    is low for what is known, and for what cannot be learned."""
+    """Score `learnability`: the loss under the base minus that after a short run on other rows (two runs, each on half
+    of the rows at most). As RHO-LOSS (arXiv 2206.07137) it is low for what is known, and for what cannot be learned."""
 
     run: ShortRunSection = Field(default_factory=ShortRunSection)
 

@@ -1,23 +1,23 @@
 """The rows of all sources as one, read a few at a time: where each lies, and what it says."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from functools import cached_property, partial
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from jaxlean.config import RunConfig, SourceSection
-from jaxlean.data import columns
 from jaxlean.data.files import Row, Rows
 from jaxlean.data.source import open_rows
-from jaxlean.data.words import Reader, Words, reader
+from jaxlean.data.words import Reader, Words, reader, resolved
 from jaxlean.errors import ConfigError, DataError
 
 # Rows parsed together, at most; after some with more characters than this, fewer.
 _TOGETHER = 64
-_LARGE = 2**22
+LARGE = 2**22
 Which = Literal["train", "eval"]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,13 @@ class Corpus:
         sources = config.data.train if which == "train" else config.data.eval
         if not sources:
             raise ConfigError(f"no data.{which}", wanted="a file, a folder or a hub id")
-        self.config = columns.resolve(config, known=()) if config.curate.text_column is None else config
         self.which = which
         self.sources: list[SourceSection] = sources
         self.parts: list[Rows] = [open_rows(source) for source in sources]
+        self.config = config
+        if config.task != "generate":
+            main = self.parts[0] if which == "train" or not config.data.train else open_rows(config.data.train[0])
+            self.config = self._of_first(main, lambda row: resolved(config, list(row)))
         self.starts = np.concatenate([[0], np.cumsum([len(part) for part in self.parts])]).astype(np.int64)
 
     def __len__(self) -> int:
@@ -107,7 +110,7 @@ class Corpus:
                 at = stop
                 continue
             # after a row of megabytes, one at a time again
-            together = min(2 * together, _TOGETHER) if sum(map(_size, rows)) < _LARGE else 1
+            together = min(2 * together, _TOGETHER) if size(rows) < LARGE else 1
             for i, row in enumerate(rows):
                 yield Item(first + i, row, part.origin(own + i), source)
             at = stop
@@ -123,35 +126,54 @@ class Corpus:
 
     def read(self, item: Item) -> Words:
         """What a row says."""
-        return self._readers[item.source](item.row, item.origin)
+        return self._readers[item.source][1](item.row, item.origin)
+
+    def first(self, source: int) -> Row:
+        """The row that decides how a source's rows are read.
+
+        Raises:
+            DataError: no row of it can be.
+        """
+        return self._readers[source][0]
 
     @cached_property
-    def _readers(self) -> list[Reader]:
-        found = []
-        for part, source in zip(self.parts, self.sources, strict=True):
+    def _readers(self) -> list[tuple[Row, Reader]]:
+        return [
+            self._of_first(part, partial(self._reader, source))
+            for part, source in zip(self.parts, self.sources, strict=True)
+        ]
+
+    def _reader(self, source: SourceSection, row: Row) -> tuple[Row, Reader]:
+        read = reader(row, source, self.config)
+        if self.config.curate.bad_rows == "drop":
+            read(row, source.path)
+        return row, read
+
+    def _of_first(self, rows: Rows, decide: Callable[[Row], _T]) -> _T:
+        """What the first row decides about all of them; where bad rows are dropped, the first that is good."""
+        error: DataError | None = None
+        for i in range(len(rows)):
             try:
-                first = list(part[0])
-            except DataError:
+                return decide(rows[i])
+            except DataError as said:
                 if self.config.curate.bad_rows == "error":
                     raise
-                first = list(next(_good_rows(part)))
-            found.append(reader(first, source, self.config))
-        return found
+                error = error or said
+        assert error is not None, "a source has a row"
+        raise error
 
 
-def _size(value: object) -> int:
+def size(value: object) -> int:
     """Characters of a value, roughly."""
-    if isinstance(value, str | bytes):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(map(_size, value.values()))
-    return sum(map(_size, value)) if isinstance(value, list) else 8
-
-
-def _good_rows(rows: Rows) -> Iterator[Row]:
-    for i in range(len(rows)):
-        try:
-            yield rows[i]
-        except DataError:
-            continue
-    raise DataError("no row of the source can be read", where=rows.name)
+    total, level = 0, [value]
+    while level:
+        one = level.pop()
+        if isinstance(one, str | bytes):
+            total += len(one)
+        elif isinstance(one, dict):
+            level += one.values()
+        elif isinstance(one, list):
+            level += one
+        else:
+            total += 8
+    return total

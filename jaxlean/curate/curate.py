@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from jaxlean.config import RunConfig, StepSection
+from jaxlean.config import RunConfig
 from jaxlean.curate import folder as folders
 from jaxlean.curate.corpus import Corpus
 from jaxlean.curate.found import Found, restore, save
+from jaxlean.curate.inputs import stamps
 from jaxlean.curate.output import write
-from jaxlean.curate.reading import lengths, reading, schema
+from jaxlean.curate.preflight import preflight
+from jaxlean.curate.reading import lengths, reading, schemas
 from jaxlean.curate.report import Answer, publish, show
-from jaxlean.curate.steps import find
+from jaxlean.curate.steps import find_all, folder_of, planned
 from jaxlean.curate.work import Processes, Work
-from jaxlean.errors import ConfigError, DataError, UserError
+from jaxlean.errors import DataError, UserError
 
 
 def curate(
@@ -28,8 +30,9 @@ def curate(
 ) -> dict[str, Any]:
     """Take the rows of `data.train` through `curate.steps` and write what is left into `output_dir`.
 
-    Writes `train.parquet` (`data.train=FOLDER` reads it, and nothing else there), `dropped.parquet`, `report.md`,
-    `report.json` and `histograms.png`. Killed, it goes on with `resume` after the last shard, to the same rows.
+    Writes `train.parquet` (`data.train=FOLDER` reads it, and nothing else there; of sources that are read differently
+    one file each, in `train_by_source/`), `dropped.parquet`, `report.md`, `report.json` and `histograms.png`. Killed,
+    it goes on with `resume` after the last shard, to the same rows.
 
     Returns:
         What stands in `report.json`.
@@ -44,16 +47,18 @@ def curate(
 
     # what is to be done, and where
     steps = planned(config)
-    functions = [find(step.name) for step in steps]
+    functions = find_all(steps)
+    folder = Path(config.output_dir)
+    folders.check_apart(folder, config)
     corpus = Corpus(config)
     held_out = Corpus(config, "eval") if config.data.eval else None
-    folder = Path(config.output_dir)
+    preflight(config, steps, corpus)
     folders.claim(folder, config, resume=resume, overwrite=overwrite)
+    folders.check_same_inputs(folder, stamps(config, corpus, held_out))
     before = folders.finished(folder)
     if before is not None:
         show(before, console)
         return before
-    folders.check_same_data(folder, corpus)
 
     # every row is read once, then the steps, each over what is left
     every = np.ones(len(corpus), bool)
@@ -66,13 +71,12 @@ def curate(
             for number, (step, function) in enumerate(zip(steps, functions, strict=True), 1):
                 _check_something_is_left(answers, alive, corpus)
                 scores = {name: score for answer in answers for name, score in answer.found.scores.items()}
-                work = Work(
-                    folder / "work" / f"{number:02d}-{step.name}", workers, partial(tell, step.name), scores=scores
-                )
+                own = folder / "work" / folder_of(number, step)
+                work = Work(own, workers, partial(tell, step.name), scores=scores)
                 todo = partial(function, corpus, alive.copy(), step.settings, work)
                 answers.append(_ended(step.name, step.settings.model_dump(mode="json"), work, alive, todo))
             _check_something_is_left(answers, alive, corpus)
-            chars, columns = lengths(corpus, every, read), schema(corpus, every, read)
+            chars, columns = lengths(corpus, every, read), schemas(corpus, every, read)
     except UserError:
         if len(answers) < 2 and (not answers or steps[0].name == "leakage"):
             folders.release(folder)  # only read so far, so that the command may be mended and given again
@@ -84,24 +88,6 @@ def curate(
     shutil.rmtree(folder / "work")
     show(told, console)
     return told
-
-
-def planned(config: RunConfig) -> list[StepSection]:
-    """The steps of the config; where there are held-out rows, leakage is looked for first unless it is among them.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    steps = config.curate.steps
-    if not steps:
-        raise ConfigError(
-            "curate.steps is empty: there is nothing to do",
-            wanted="steps in their order: curate.steps=[exact_duplicates, near_duplicates, quality]",
-            fix="configs/curate.yaml shows all of them",
-        )
-    if config.data.eval and all(step.name != "leakage" for step in steps):
-        return [StepSection.model_validate("leakage"), *steps]
-    return steps
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from jaxlean.curate.work import Work
 from jaxlean.data.probe import error_norms, held_out_probabilities
 from jaxlean.errors import ConfigError, DataError
 
+SCORES = ("el2n",)
+
 
 def el2n(corpus: Corpus, alive: np.ndarray, settings: El2nSection, work: Work) -> Found:
     """How far probabilities are from the right answer: 0 where it is certain, the square root of 2 where another is.

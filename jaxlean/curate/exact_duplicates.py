@@ -23,8 +23,10 @@ def exact_duplicates(corpus: Corpus, alive: np.ndarray, settings: ExactDuplicate
     all_rows = np.concatenate(numbers)
     texts, labelled = np.concatenate(said), np.concatenate(keys)
     rows, of = repeated(texts if settings.across_labels else labelled)
-    with_two_labels = len(repeated(texts)[0]) - len(repeated(labelled)[0])
-    notes = {"texts that stand there with another label too": with_two_labels} if with_two_labels else {}
+    # of each text the first of every label, and of those again the texts that are left twice
+    once = np.delete(texts, repeated(labelled)[0], axis=0)
+    with_two_labels = len(np.unique(repeated(once)[1]))
+    notes = {"texts that stand there with several labels": with_two_labels} if with_two_labels else {}
     return one_reason(all_rows[rows], "the same text", of=all_rows[of], notes=notes)
 
 

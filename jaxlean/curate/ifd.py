@@ -11,12 +11,16 @@ from jaxlean.curate.scoring import learned_from, scores_of
 from jaxlean.curate.work import Work
 from jaxlean.errors import ConfigError
 
+SCORES = ("ifd", "loss_given_prompt")
+
 
 def ifd(corpus: Corpus, alive: np.ndarray, settings: IfdSection, work: Work) -> Found:
     """The mean loss of a completion given its prompt, divided by its mean loss alone (section 2.2).
 
     Near 1 the prompt hardly helps, so that there is much to learn; above 1 it misleads, and the paper leaves such rows
-    out: `keep: {by: ifd, at_most: 1, fraction: 0.1}`. A row of plain text, without a prompt, has 1.
+    out: `keep: {by: ifd, at_most: 1, fraction: 0.1}`. A row of plain text, without a prompt, has 1. Beside it stands
+    the first of the two losses, `loss_given_prompt`: not the score `loss`, for where the tokenizer puts nothing before
+    a text, neither counts the first token.
 
     Raises:
         ConfigError: a task without completions.
@@ -31,4 +35,5 @@ def ifd(corpus: Corpus, alive: np.ndarray, settings: IfdSection, work: Work) -> 
     found = scores_of(corpus, alive, config, work, name="scores", adapter=adapter, alone=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = found["loss"] / found["loss_alone"]
-    return no_rows({"ifd": np.where(np.isfinite(ratio), ratio, np.nan).astype(np.float32), "loss": found["loss"]})
+    ratio = np.where(np.isfinite(ratio), ratio, np.nan).astype(np.float32)
+    return no_rows({"ifd": ratio, "loss_given_prompt": found["loss"]})

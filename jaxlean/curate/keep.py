@@ -1,5 +1,6 @@
 """`keep`: which of the rows that are left are trained on, by a score, spread over the data, in a mix of sources."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,69 @@ def keep(corpus: Corpus, alive: np.ndarray, settings: KeepSection, work: Work) -
     return Found(rows[dropped], why[dropped], REASONS, value=value, notes=notes)
 
 
+def check_by(corpus: Corpus, name: str | None, scores: Sequence[str]) -> None:
+    """That there is what rows are chosen by.
+
+    Args:
+        corpus: whose columns count, where no score has the name.
+        name: `keep.by`.
+        scores: of the steps before.
+
+    Raises:
+        ConfigError: neither a score nor a column of each source.
+    """
+    if name is None or name in scores:
+        return
+    for number, source in enumerate(corpus.sources):
+        first = list(corpus.first(number))
+        if name not in first:
+            raise ConfigError(
+                "keep.by is neither a score of a step before nor a column", where=f"curate.steps: keep, {source.path}",
+                got=name, wanted=f"scores: {', '.join(scores) or 'none'}; columns: {', '.join(first)}",
+                fix=did_you_mean(name, [*scores, *first]),
+            )  # fmt: skip
+
+
+def check_mix(corpus: Corpus, mix: Mapping[str, float] | None) -> None:
+    """That the mix has each source once, and no other.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    if mix is None:
+        return
+    names = [source.path for source in corpus.sources]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            "keep.mix cannot tell two sources of one path from each other", where="curate.steps: keep", got=twice,
+            fix="keep from each alone, with another output_dir, and mix in a second run; or copy one to another path",
+        )  # fmt: skip
+    unknown = next((name for name in mix if name not in names), None)
+    if unknown is not None:
+        raise ConfigError(
+            "keep.mix names a source that is not in data.train", got=unknown, fix=did_you_mean(unknown, names)
+        )
+    missing = [name for name in names if name not in mix]
+    if missing:
+        raise ConfigError(
+            "keep.mix has no weight for a source", got=missing[0], fix="give it one, or leave it out of data.train"
+        )
+
+
+def check_diversity(corpus: Corpus, settings: KeepSection) -> None:
+    """That there are labels where they are asked for.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if settings.diversity == "labels" and corpus.config.task != "classify":
+        raise ConfigError(
+            "diversity: labels is for task: classify", where="curate.steps: keep",
+            got=f"task: {corpus.config.task}", fix="diversity: clusters, or k_center",
+        )  # fmt: skip
+
+
 def _shares(
     corpus: Corpus, rows: np.ndarray, settings: KeepSection, num_alive: int
 ) -> tuple[list[np.ndarray], list[int], dict[str, Any]]:
@@ -78,17 +142,8 @@ def _shares(
         num = len(rows)
     if settings.mix is None:
         return [np.arange(len(rows))], [len(rows) if num is None else num], notes
+    check_mix(corpus, settings.mix)
     names = [source.path for source in corpus.sources]
-    unknown = next((name for name in settings.mix if name not in names), None)
-    if unknown is not None:
-        raise ConfigError(
-            "keep.mix names a source that is not in data.train", got=unknown, fix=did_you_mean(unknown, names)
-        )
-    missing = [name for name in names if name not in settings.mix]
-    if missing:
-        raise ConfigError(
-            "keep.mix has no weight for a source", got=missing[0], fix="give it one, or leave it out of data.train"
-        )
     source = corpus.source_of(rows)
     parts = [np.flatnonzero(source == i) for i in range(len(names))]
     empty = next((name for name, part in zip(names, parts, strict=True) if not len(part)), None)
@@ -109,12 +164,8 @@ class _Diverse:
     def __init__(self, corpus: Corpus, rows: np.ndarray, settings: KeepSection, work: Work) -> None:
         self._groups: np.ndarray | None = None
         self._vectors: np.ndarray | None = None
+        check_diversity(corpus, settings)
         if settings.diversity == "labels":
-            if corpus.config.task != "classify":
-                raise ConfigError(
-                    "diversity: labels is for task: classify", where="curate.steps: keep",
-                    got=f"task: {corpus.config.task}", fix="diversity: clusters, or k_center",
-                )  # fmt: skip
             names = [words.label for words in corpus.words(rows)]
             self._groups = np.unique(names, return_inverse=True)[1]
         elif settings.diversity != "none":
@@ -138,13 +189,7 @@ def _score(corpus: Corpus, rows: np.ndarray, name: str, work: Work) -> np.ndarra
     """[rows] float64: of a step before, or of a column."""
     if name in work.scores:
         return np.asarray(work.scores[name][rows], np.float64)
-    first = next(corpus.items(rows[:1])).row
-    if name not in first:
-        raise ConfigError(
-            "keep.by is neither a score of a step before nor a column", where="curate.steps: keep", got=name,
-            wanted=f"scores: {', '.join(work.scores) or 'none'}; columns: {', '.join(first)}",
-            fix=did_you_mean(name, [*work.scores, *first]),
-        )  # fmt: skip
+    check_by(corpus, name, list(work.scores))
     found = np.empty(len(rows))
     for i, item in enumerate(corpus.items(rows)):
         need([name], item.row, corpus.sources[item.source].path, "keep.by")

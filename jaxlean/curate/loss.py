@@ -10,6 +10,8 @@ from jaxlean.curate.found import Found, no_rows
 from jaxlean.curate.scoring import learned_from, scores_of
 from jaxlean.curate.work import Work
 
+SCORES = ("loss",)
+
 
 def loss(corpus: Corpus, alive: np.ndarray, settings: LossSection, work: Work) -> Found:
     """The mean cross entropy, in nats, of the tokens (labels) of each row that are learned."""

@@ -1,4 +1,4 @@
-"""The two files: the rows that stay, and those that do not, each with its reason."""
+"""The files: the rows that stay, as one dataset or several, and those that do not, each with its reason."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,29 +9,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from jaxlean.curate.columns import table
+from jaxlean.curate.columns import merge, table
 from jaxlean.curate.corpus import Corpus
 from jaxlean.curate.found import Found
+from jaxlean.curate.layout import parts_of
 from jaxlean.data.files import Row
 from jaxlean.errors import DataError
 
-# No column of anybody's is called so; those of a dataset that was curated before are replaced, but for the origin.
+# Of the columns that are written beside the rows' own. A row's own of the same name is replaced, but for the origin.
 PREFIX = "jaxlean_"
 ORIGIN = f"{PREFIX}origin"
-KEPT, DROPPED = "train.parquet", "dropped.parquet"
+DROPPED = "dropped.parquet"
 _GROUP_ROWS, _GROUP_CHARS = 8192, 2**24  # of a row group
 
 
 def write(
     folder: Path,
     corpus: Corpus,
-    schema: pa.Schema,
+    schemas: Sequence[pa.Schema],
     chars: np.ndarray,
     alive: np.ndarray,
     answers: Sequence[tuple[str, Found]],
     other: Corpus | None,
 ) -> None:
-    """Write both files, each whole or not at all.
+    """Write the files, each whole or not at all.
 
     The rows that stay have their own columns, `jaxlean_origin`, and the scores of the steps as `jaxlean_<score>`;
     those that do not, also `jaxlean_dropped_by` (the step), `jaxlean_reason`, `jaxlean_value` (the number that decided)
@@ -40,15 +41,14 @@ def write(
     Args:
         folder: that they are written into.
         corpus: all rows.
-        schema: their columns.
+        schemas: the columns of each source.
         chars: [rows] int64, characters of each; -1 of one that could not be read.
         alive: [rows] bool: stays.
         answers: (step, what it found), in order.
         other: the held-out rows, where a step names some.
     """
-    own = pa.schema([field for field in schema if not field.name.startswith(PREFIX)])
     scores = {name: score for _, found in answers for name, score in found.scores.items()}
-    kept_schema = _with(own, {ORIGIN: pa.string()} | {f"{PREFIX}{name}": pa.float32() for name in scores})
+    added = {ORIGIN: pa.string()} | {f"{PREFIX}{name}": pa.float32() for name in scores}
     why = {
         f"{PREFIX}dropped_by": pa.string(),
         f"{PREFIX}reason": pa.string(),
@@ -59,13 +59,20 @@ def write(
 
     def kept(number: int, row: Row, origin: str) -> Row:
         more: Row = {f"{PREFIX}{name}": _number(score[number]) for name, score in scores.items()}
-        return row | {ORIGIN: row.get(ORIGIN) or origin} | more
+        return row | {ORIGIN: str(row.get(ORIGIN) or origin)} | more
 
     def dropped(number: int, row: Row, origin: str) -> Row:
         return kept(number, row, origin) | reasons.of(number)
 
-    _write(folder / KEPT, kept_schema, _groups(corpus, np.flatnonzero(alive), chars, kept))
-    _write(folder / DROPPED, _with(kept_schema, why), _groups(corpus, np.flatnonzero(~alive), chars, dropped))
+    numbers = np.flatnonzero(alive)
+    of = corpus.source_of(numbers)
+    for part in parts_of(corpus):
+        own = numbers[np.isin(of, part.sources)]
+        if len(own):
+            columns = _with(merge(schemas[source] for source in part.sources), added)
+            _write(folder / part.name, columns, _groups(corpus, own, chars, kept))
+    columns = _with(_with(merge(schemas), added), why)
+    _write(folder / DROPPED, columns, _groups(corpus, np.flatnonzero(~alive), chars, dropped))
 
 
 class _Reasons:
@@ -113,6 +120,7 @@ def _groups(corpus: Corpus, numbers: np.ndarray, chars: np.ndarray, made: Any) -
 
 
 def _write(file: Path, schema: pa.Schema, groups: Iterator[list[Row]]) -> None:
+    file.parent.mkdir(exist_ok=True)
     partial = file.with_name(f".{file.name}.part")
     with pyarrow.parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
         for rows in groups:
@@ -121,7 +129,8 @@ def _write(file: Path, schema: pa.Schema, groups: Iterator[list[Row]]) -> None:
 
 
 def _with(schema: pa.Schema, more: Mapping[str, pa.DataType]) -> pa.Schema:
-    return pa.schema([*schema, *(pa.field(name, kind) for name, kind in more.items())])
+    own = (field for field in schema if field.name not in more)
+    return pa.schema([*own, *(pa.field(name, kind) for name, kind in more.items())])
 
 
 def _number(value: Any) -> float | None:

@@ -48,7 +48,8 @@ def _judge(corpus: Corpus, numbers: np.ndarray, settings: QualitySection) -> Arr
     """`code` [n] int16: the rule that is broken, -1 for none; `value` [n] float32: what was measured."""
     names = (*RULES, *_MORE)
     asked = bounds(settings.profile, settings.model_dump(include=set(RULES)))
-    forbidden = [phrase.lower() for phrase in settings.forbidden or FORBIDDEN[settings.profile]]
+    phrases = FORBIDDEN[settings.profile] if settings.forbidden is None else settings.forbidden
+    forbidden = [phrase.lower() for phrase in phrases]
     language = _identifier(tuple(settings.languages)) if settings.languages is not None else None
     code, value = np.full(len(numbers), -1, np.int16), np.full(len(numbers), np.nan, np.float32)
     for i, words in enumerate(corpus.words(numbers)):

@@ -16,10 +16,15 @@ from jaxlean import __version__
 from jaxlean.cost.memory import process_peak_bytes
 from jaxlean.curate.corpus import Corpus
 from jaxlean.curate.found import Found, write_text
+from jaxlean.curate.layout import data_train
 from jaxlean.errors import DataError
 
 _SHOWN_CHARS = 300  # of an example
 _PICTURES = "histograms.png"
+_NOT_LOOKED_FOR = (
+    "Leakage was not looked for: no held-out data are named. data.eval=FILE names them; data.train=... on the command "
+    "line leaves out those of the config."
+)
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ def publish(
             {"path": source.path, "rows": len(part), "kept": kept}
             for source, part, kept in zip(corpus.sources, corpus.parts, per_source, strict=True)
         ],
+        "held_out": [source.path for source in held_out.sources] if held_out else [],
+        "data.train": data_train(folder, corpus, per_source),
         "steps": [_step(answer, corpus, held_out) for answer in answers],
         "jaxlean": __version__,
     }
@@ -98,6 +105,19 @@ def show(told: dict[str, Any], console: Console) -> None:
     console.print(table)
     share = told["kept"] / told["rows"]
     console.print(f"{told['kept']:,} of {told['rows']:,} rows stay ({share:.1%}), in {told['seconds']:.1f} s")
+    if not told["held_out"]:
+        console.print(_NOT_LOOKED_FOR)
+    if _needs_saying(told):
+        console.print(f"to train on them: {_data_train(told)}", markup=False, soft_wrap=True)
+
+
+def _needs_saying(told: dict[str, Any]) -> bool:
+    """Whether `data.train=FOLDER` is not all there is to it."""
+    return len(told["data.train"]) > 1 or len(told["data.train"][0]) > 1
+
+
+def _data_train(told: dict[str, Any]) -> str:
+    return "data.train=" + json.dumps(told["data.train"], ensure_ascii=False)
 
 
 def peak_memory_bytes() -> int:
@@ -171,6 +191,8 @@ def _markdown(told: dict[str, Any], drawn: bool) -> str:
         "|---|---:|---:|",
         *(f"| {s['path']} | {s['rows']:,} | {s['kept']:,} |" for s in told["sources"]),
         "",
+        *([] if told["held_out"] else [_NOT_LOOKED_FOR, ""]),
+        *([f"To train on them: `{_data_train(told)}`", ""] if _needs_saying(told) else []),
         f"![histograms]({_PICTURES})"
         if drawn
         else "No pictures: they need matplotlib (pip install 'jaxlean[curate]').",
@@ -229,6 +251,6 @@ def _draw(file: Path, chars: np.ndarray, alive: np.ndarray, answers: list[Answer
         axes.set(title=title, ylabel="rows", xscale="log" if logarithmic else "linear")
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.legend()
+        axes.legend(loc="upper right")  # to look for the best place takes long, and on a busy machine warns of that
     figure.savefig(file, dpi=110, metadata={"Software": None})
     return True

@@ -30,13 +30,7 @@ def learned_from(corpus: Corpus, score: str) -> RunConfig:
         DataError: the labels cannot be read.
     """
     config = corpus.config
-    if config.model.path is None:
-        raise ConfigError(f"{score} is what rows are to a model, and none is named", fix="model.path=FOLDER")
-    if config.task == "embed":
-        raise ConfigError(
-            f"{score} needs something that is right or wrong, and task: embed has no labels",
-            where="curate.steps", fix="semantic_duplicates and diversity: k_center need none",
-        )  # fmt: skip
+    check_model(config, score)
     if config.task == "generate":
         return config
     from jaxlean.run.job import head_labels
@@ -44,6 +38,21 @@ def learned_from(corpus: Corpus, score: str) -> RunConfig:
     # the corpus is read without labels; they are those of the model's head, or all that the data have
     open_ = config.model_copy(update={"data": config.data.model_copy(update={"labels": config.data.labels or None})})
     return columns.resolve(open_, head_labels(open_))
+
+
+def check_model(config: RunConfig, score: str) -> None:
+    """That there is a model, and something to be right or wrong about.
+
+    Raises:
+        ConfigError: as of `learned_from`.
+    """
+    if config.model.path is None:
+        raise ConfigError(f"{score} is what rows are to a model, and none is named", fix="model.path=FOLDER")
+    if config.task == "embed":
+        raise ConfigError(
+            f"{score} needs something that is right or wrong, and task: embed has no labels",
+            where="curate.steps", fix="semantic_duplicates and diversity: k_center need none",
+        )  # fmt: skip
 
 
 def scores_of(
@@ -153,7 +162,7 @@ class _Judge:
         def examples() -> Iterator[tuple[Any, str]]:
             for item in corpus.items(numbers):
                 if item.source not in readers:
-                    source, first = corpus.sources[item.source], list(item.row)
+                    source, first = corpus.sources[item.source], list(corpus.first(item.source))
                     if isinstance(encoder, LabelEncoder):
                         readers[item.source] = encoder.reader(first, source.path)
                     else:

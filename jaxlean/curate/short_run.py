@@ -15,9 +15,6 @@ from jaxlean.errors import ConfigError
 def short_run(corpus: Corpus, alive: np.ndarray, config: RunConfig, settings: ShortRunSection, work: Work) -> Path:
     """The adapter of a short run: of one that there is already, or of one made now on a random share of the rows.
 
-    It trains as `jaxlean finetune` would with the same config, but for what it reads and how long; what was killed goes
-    on from its last checkpoint.
-
     Args:
         corpus: the rows.
         alive: bool [rows of the corpus], what is drawn from.
@@ -30,22 +27,52 @@ def short_run(corpus: Corpus, alive: np.ndarray, config: RunConfig, settings: Sh
         UserError: as of `finetune`.
     """
     if settings.adapter is not None:
-        if not Path(settings.adapter).is_dir():
-            raise ConfigError(
-                "the adapter's folder is not there", where="curate.steps: run.adapter", got=settings.adapter
-            )
-        return Path(settings.adapter)
-    folder = work.folder / "run"
+        return given(settings.adapter)
+    rows = np.flatnonzero(alive)
+    drawn = shuffled(rows, config.seed)[: max(1, round(settings.fraction * len(rows)))]
+    return trained(corpus, drawn, config, settings.num_train_epochs, work.folder / "run")
+
+
+def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
+    """The same rows in a random order, from whose front a run takes its share."""
+    return np.random.default_rng([seed, len(rows)]).permutation(rows)
+
+
+def given(adapter: str) -> Path:
+    """The folder of an adapter that the user names.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    if not Path(adapter).is_dir():
+        raise ConfigError("the adapter's folder is not there", where="curate.steps: run.adapter", got=adapter)
+    return Path(adapter)
+
+
+def trained(corpus: Corpus, rows: np.ndarray, config: RunConfig, epochs: float, folder: Path) -> Path:
+    """The adapter of a run on these rows, made now unless it is there already.
+
+    It trains as `jaxlean finetune` would with the same config, but for what it reads and how long; what was killed goes
+    on from its last checkpoint.
+
+    Args:
+        corpus: whose rows.
+        rows: their numbers.
+        config: as of `scoring.learned_from`.
+        epochs: passes over them.
+        folder: of the run.
+
+    Raises:
+        UserError: as of `finetune`.
+    """
     if _is_completed(folder):
         return folder / "adapter"
-    rows = np.flatnonzero(alive)
-    num = max(1, round(settings.fraction * len(rows)))
-    drawn = np.sort(np.random.default_rng([config.seed, len(rows)]).permutation(rows)[:num])
+    drawn = np.sort(rows)
     sources = []
     for number, source in enumerate(corpus.sources):
         own = drawn[corpus.source_of(drawn) == number]
         if len(own):
-            file = work.folder / f"rows-{number}.jsonl"
+            file = folder.with_name(f"{folder.name}-rows-{number}.jsonl")
             _write(corpus, own, file)
             update = {"path": str(file), "split": "train", "name": None, "limit": None, "weight": None}
             sources.append(source.model_copy(update=update))
@@ -56,9 +83,7 @@ def short_run(corpus: Corpus, alive: np.ndarray, config: RunConfig, settings: Sh
                 update={"train": sources, "eval": None, "eval_fraction": 0.0, "streaming": False}
             ),
             "lora": config.lora or LoraSection(),
-            "train": config.train.model_copy(
-                update={"num_train_epochs": settings.num_train_epochs, "max_steps": None, "trainable": None}
-            ),
+            "train": config.train.model_copy(update={"num_train_epochs": epochs, "max_steps": None, "trainable": None}),
             "mesh": config.mesh.model_copy(update={"auto": False}),
             "report": config.report.model_copy(update={"tensorboard": False, "wandb": False}),
         }

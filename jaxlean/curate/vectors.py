@@ -40,11 +40,7 @@ def vectors_of(corpus: Corpus, alive: np.ndarray, settings: VectorsSection, work
     if settings.column is not None:
         function = functools.partial(_from_column, settings.column)
     else:
-        if settings.model is None and config.model.path is None:
-            raise ConfigError(
-                "whose vectors? No model is named", where="model.path",
-                fix="model.path, or `vectors: {model: FOLDER}` or `vectors: {column: NAME}` of the step",
-            )  # fmt: skip
+        check_named(config, settings)
         function = functools.partial(_from_model, _Reader(config, settings))
     # rows that an earlier step left out may lie in the shards as well: they were alive when these were made
     shards = Work(work.folder.parent / f"vectors-{_key(config, settings)}", work.workers, work.progress)
@@ -66,16 +62,43 @@ def vectors_of(corpus: Corpus, alive: np.ndarray, settings: VectorsSection, work
     return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
 
+def check_named(config: RunConfig, settings: VectorsSection) -> None:
+    """That somebody's vectors are asked for.
+
+    Raises:
+        ConfigError: neither a model nor a column.
+    """
+    if settings.column is None and settings.model is None and config.model.path is None:
+        raise ConfigError(
+            "whose vectors? No model is named", where="model.path",
+            fix="model.path, or `vectors: {model: FOLDER}` or `vectors: {column: NAME}` of the step",
+        )  # fmt: skip
+
+
+def check_column(corpus: Corpus, settings: VectorsSection) -> None:
+    """That each source has the column.
+
+    Raises:
+        DataError: one has not.
+    """
+    if settings.column is not None:
+        for number, source in enumerate(corpus.sources):
+            need([settings.column], corpus.first(number), source.path, "vectors.column")
+
+
 def _key(config: RunConfig, settings: VectorsSection) -> str:
     said = [settings.model_dump(mode="json"), config.model.model_dump(mode="json"), config.curate.text_column]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _check(corpus: Corpus, numbers: np.ndarray, vectors: np.ndarray) -> None:
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(np.asarray(vectors, np.float32), axis=1)
+    bad = np.flatnonzero(~np.isfinite(lengths))
     if len(bad):
         raise DataError(
-            "a vector that is not all numbers (NaN or infinity)", where=corpus.origin(int(numbers[bad[0]])),
+            "a vector that is not all numbers (NaN or infinity), or too long for one",
+            where=corpus.origin(int(numbers[bad[0]])),
             got=f"{len(bad)} such of {len(numbers)} rows around it",
             fix="look at that row, and at the model that the vectors are from",
         )  # fmt: skip

@@ -22,7 +22,7 @@ from jaxlean.config import RunConfig
 from jaxlean.config.read import told
 from jaxlean.curate.corpus import Corpus, Which
 from jaxlean.curate.found import write_arrays
-from jaxlean.errors import RunError
+from jaxlean.errors import DataError, RunError
 
 SHARD = 4096  # rows
 Arrays = dict[str, np.ndarray]
@@ -106,6 +106,28 @@ def _call(function: Function, which: Which, numbers: np.ndarray, more: tuple[Any
     return function(_opened[which], numbers, *more)
 
 
+def _counts(corpus: Corpus) -> list[int]:
+    return [len(part) for part in corpus.parts]
+
+
+def _of_these_rows(corpus: Corpus, numbers: np.ndarray, counts: list[int], function: Function, *more: Any) -> Arrays:
+    """A shard, by a process that has opened the same rows: it names them by their numbers.
+
+    Raises:
+        DataError: a source that has other rows here.
+    """
+    for source, own, there in zip(corpus.sources, _counts(corpus), counts, strict=True):
+        if own != there:
+            raise DataError(
+                "a source has changed while it was read",
+                where=source.path,
+                got=f"{own:,} rows",
+                wanted=f"{there:,}, as there were at the start",
+                fix="--resume, where it is again as it was; else --overwrite",
+            )
+    return function(corpus, numbers, *more)
+
+
 @dataclass
 class Work:
     """A step's folder, and who works for it.
@@ -157,7 +179,7 @@ class Work:
         if here or self.workers.num == 1 or len(missing) < 2:
             results: Iterator[Arrays] = (function(corpus, own, *more) for own in todo)
         else:
-            results = self.workers.map(function, corpus.which, todo, more)
+            results = self.workers.map(_of_these_rows, corpus.which, todo, (_counts(corpus), function, *more))
         for i, file in enumerate(files):
             if i in missing:
                 found = next(results)

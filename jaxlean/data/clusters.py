@@ -1,5 +1,7 @@
 """Vectors -> clusters: k-means over unit vectors, for which near means a small angle. numpy and scikit-learn."""
 
+import warnings
+
 import numpy as np
 
 from jaxlean.errors import ConfigError, DataError
@@ -44,7 +46,7 @@ def k_means(vectors: np.ndarray, num: int, *, seed: int = 0) -> tuple[np.ndarray
 
     Args:
         vectors: float32 [rows, hidden], unit vectors (`unit`).
-        num: clusters; of fewer rows, each row is one.
+        num: clusters; of fewer rows, each row is one. Where fewer rows are different, some are empty.
         seed: of the start, and of the rows drawn.
 
     Returns:
@@ -56,6 +58,7 @@ def k_means(vectors: np.ndarray, num: int, *, seed: int = 0) -> tuple[np.ndarray
     num = min(num, len(vectors))
     try:
         from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
         from threadpoolctl import threadpool_limits
     except ImportError:
         raise ConfigError("clusters need scikit-learn", fix="pip install 'jaxlean[curate]'") from None
@@ -64,8 +67,11 @@ def k_means(vectors: np.ndarray, num: int, *, seed: int = 0) -> tuple[np.ndarray
     if len(vectors) > most:
         drawn = vectors[np.sort(np.random.default_rng(seed).choice(len(vectors), most, replace=False))]
     # one thread adds up in one order: the same centres on every machine of a kind, and after a restart
-    with threadpool_limits(limits=1, user_api="openmp"):
-        found = KMeans(num, n_init=1, max_iter=50, random_state=seed, copy_x=False).fit(drawn)
+    with threadpool_limits(limits=1, user_api="openmp"), warnings.catch_warnings():
+        # fewer different rows than clusters: some stay empty, as is said above
+        warnings.filterwarnings("ignore", "Number of distinct clusters", ConvergenceWarning)
+        # a copy: KMeans takes the mean from its rows and adds it again, which would move the caller's by a rounding
+        found = KMeans(num, n_init=1, max_iter=50, random_state=seed, copy_x=drawn is vectors).fit(drawn)
     centres = unit(found.cluster_centers_)
     labels = np.empty(len(vectors), np.int32)
     for start in range(0, len(vectors), BLOCK):

@@ -42,7 +42,12 @@ _LABELS: dict[str, tuple[str, ...]] = {
 
 
 def resolve(
-    config: RunConfig, known: Sequence[str] | None = None, *, labelled: bool = True, images: bool = False
+    config: RunConfig,
+    known: Sequence[str] | None = None,
+    *,
+    labelled: bool = True,
+    images: bool = False,
+    names: Sequence[str] | None = None,
 ) -> RunConfig:
     """The config with its columns and labels filled in; of `task: generate`, the config itself.
 
@@ -51,6 +56,7 @@ def resolve(
         known: the labels of a trained head, in the order of its ids; win over those in the data.
         labelled: False: rows will be judged, so that their column of labels is needed only to find out which there are.
         images: the model is one of images.
+        names: of the columns; default: those of the first row of the first source.
 
     Raises:
         ConfigError: no training data, and nothing that says what the columns and labels are.
@@ -62,7 +68,7 @@ def resolve(
     sources = data.train or data.eval
     if not sources:
         raise ConfigError("no data", wanted="data.train or data.eval: a file, a folder or a hub id")
-    first = functools.cache(lambda: list(open_rows(sources[0])[0]))
+    first = functools.cache(lambda: list(open_rows(sources[0])[0]) if names is None else list(names))
     found: dict[str, Any] = {"packing": False} if task == "embed" else {}
     if images:
         found["packing"] = False

@@ -1,4 +1,4 @@
-"""Which texts are the same, and which nearly: keys of normalised texts, shingles, MinHash signatures, buckets."""
+"""Which texts are the same: what of a text makes no difference, the numbers in it, keys of texts, repeated keys."""
 
 import hashlib
 import re
@@ -7,42 +7,100 @@ from collections.abc import Iterable
 
 import numpy as np
 
-# Marks that come and go without changing what is said. Not among them: what computes or means (+ * / = < > % # @ & $),
-# letters' accents, and a mark right before a digit, as in -4, .5 and 3-4.
-_MARKS = re.compile(r"""[-.,;:!?"'`´()\[\]{}…—–−«»“”„‘’‚_·¡¿。、「」『』؟،؛]+(?!\d)""")  # noqa: RUF001
+# What NFKC would take for plain digits and letters, and is none: powers and indices (10², H₂O), fractions (1½ is not
+# 11/2), numbers in circles, units in squares.
+_RAISED = re.compile(
+    "([\u00aa\u00b2\u00b3\u00b9\u00ba\u00bc-\u00be\u02b0-\u02b8\u02e0-\u02e4\u1d2c-\u1d6a\u2070-\u209c"
+    "\u2150-\u215f\u2189\u2460-\u24ff\u3250-\u33ff]+)"
+)
+_ACUTE = {0xB4: "'", 0x1FFD: "'"}  # as an apostrophe; NFKC would part it into a space and an accent
+_DASHES = {0x2010: "-", 0x2013: "-", 0x2212: "-"}
 
-_NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
+# Marks that come and go without changing what is said, but only where they are the punctuation of a sentence. In a
+# formula or in code the same marks mean something: !x, a != b, f'(x), n!, x - y, s = "x", .5 and 3-4. So they go at the
+# edge of a word and between two, and not beside an operator or a bracket. Brackets and underscores always stay.
+_STOPS = ".,;:?…—。、；：？،؛؟"  # noqa: RUF001
+_OTHERS = "!'\"`‘’‚“”„«»‹›¿¡！「」『』"  # noqa: RUF001
+_MARK = re.escape(_STOPS + _OTHERS)
+_MEANS = r"=<>+*/\\%&|^~@\#$€£¥(){}\[\]_\-"
+_BINARY = r"=<>+*/^|~\-"
+_LETTER = rf"[^\s\d{_MEANS}{_MARK}]"  # or what belongs to one: accents and vowel signs are no \w
+_NEITHER_SPACED = r"。、「」『』"
+_MARKS = re.compile(
+    rf"""[{_MARK}\-](?:                                       # the first; what stood before it is asked for afterwards
+      (?<=[{re.escape(_STOPS)}])[{_MARK}]*(?=\s|\Z)           # a stop at the end of a word, whatever the word
+    | (?<=[{re.escape(_OTHERS)}])(?<![\d{_MEANS}{_MARK}].)    # another, but not 5!, 5' or f(x)',
+        (?<![\s{_MEANS}]\w[!'’])(?<!\A\w[!'’])                #   n! or x',
+        (?<![{_BINARY}]\s.)[{_MARK}]*(?=\s|\Z)(?!\s[{_BINARY}])  #   nor beside an operator: s = "", f' = g
+    | (?<=["'`‘’‚“”„«»‹›¿¡,;…—])(?<!\S.)(?<![{_BINARY}]\s.)   # at the start of a word, but not .x, !x, :x or ?x,
+        ["'`‘’‚“”„«»‹›¿¡,;.…—]*(?={_LETTER})                  #   nor s = "x"
+    | (?<=["“”„«»¿¡])(?<!\S.)(?<![{_BINARY}]\s.)(?=\d)        # a quotation that begins with a number
+    | (?<={_LETTER}['`‘’])(?={_LETTER})                       # don't
+    | (?<=[^\s{_MEANS}{_MARK}]-)(?={_LETTER})                 # top-up, 5-year; but not x-y or 3-x
+        (?!(?:(?<=\b\w-)|(?<=\d-))\w\b)
+    | (?<={_LETTER}[,;!?…—])[,;!?…—]*(?={_LETTER})            # a space is missing: yes,no
+    | (?<=[^\s\\{_MARK}][,;])(?={_LETTER})
+    | (?<={_LETTER}\.)\.+(?={_LETTER})
+    | (?<!-)(?:(?<=[{_NEITHER_SPACED}])|[{_MARK}]*?[{_NEITHER_SPACED}])[{_MARK}]*
+    )""",  # noqa: RUF001
+    re.VERBOSE,
+)
+
+# A dash with spaces around it between words (one may be I or a): a sentence's, where that of x - y is a minus.
+_AFTER = rf"(?= (?:{_LETTER}{{2}}|[aiAI] ))"
+_DASH = re.compile(rf" -{_AFTER}(?<={_LETTER}{{2}} -)| --{_AFTER}(?<={_LETTER}{{2}} --)")
+
+# A sign belongs to a number that stands alone: -4 and -$4, but 3-4 is a range and covid-19 a name.
+_NUMBER = re.compile(
+    r"(?:(?<![\w.)\]])-[$€£¥]?)?\d+(?:[.,:]\d+)*[\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u208e\u2150-\u215f]*"
+    r"|[\u00bc-\u00be\u2150-\u215f\u2189]"
+)
 
 
 def normalise(text: str, ignore: Iterable[str] = ("unicode", "case", "punctuation", "whitespace")) -> str:
-    """The text without what makes no difference.
+    """The text without what makes no difference. Doing it again changes nothing.
+
+    unicode: forms of the same letter (NFKC, but powers, indices and fractions stay), of a dash, of an accent that
+    stands for an apostrophe. punctuation: that of sentences; what computes or means something in a formula or in code
+    stays, and so does a text that consists of nothing else.
 
     >>> normalise("It's  FINE - don\\u2019t!")
     'it s fine don t'
     >>> normalise("3 - 4 and 3-4 and $1,000.")
-    '3 4 and 3-4 and $1,000'
+    '3 - 4 and 3-4 and $1,000'
+    >>> normalise("if (!x) y = f'(x);")
+    "if (!x) y = f'(x)"
+    >>> normalise("?!"), normalise("10²")
+    ('?!', '10²')
     """
     ignore = frozenset(ignore)
-    if "unicode" in ignore and not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
+    plain = "unicode" not in ignore or text.isascii()
+    if not plain:
+        text = _in_one_form(text.translate(_ACUTE))
     if "case" in ignore:
         text = text.casefold()
-        if "unicode" in ignore and not text.isascii():  # İ folds to two characters, which NFKC may join again
-            text = unicodedata.normalize("NFKC", text)
-    if "punctuation" in ignore:
-        text = _MARKS.sub(" ", text)
+        if not plain:  # İ folds to two characters, which NFKC may join again
+            text = _in_one_form(text)
     if "whitespace" in ignore or "punctuation" in ignore:
         text = " ".join(text.split())
+    if "punctuation" in ignore:
+        text = _DASH.sub("", " ".join(_MARKS.sub(" ", text).split())) or text
     return text
 
 
-def numbers_of(text: str) -> str:
-    """The numbers in a text, sorted.
+def _in_one_form(text: str) -> str:
+    parts = _RAISED.split(text)  # every other one is raised
+    parts[::2] = [unicodedata.normalize("NFKC", part) for part in parts[::2]]
+    return "".join(parts).translate(_DASHES)
 
-    >>> numbers_of("from 3 apples to 1,000 of 2024")
-    '1,000 2024 3'
+
+def numbers_of(text: str) -> str:
+    """The numbers in a text, with their signs and powers, in their order.
+
+    >>> numbers_of("from -3 apples to 1,000 of 10²")
+    '-3 1,000 10²'
     """
-    return " ".join(sorted(_NUMBER.findall(text)))
+    return " ".join(_NUMBER.findall(text))
 
 
 def key(text: str) -> bytes:

@@ -10,7 +10,7 @@ import io
 import json
 import mmap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from jaxlean.errors import DataError
 
 Row = dict[str, Any]
 BLOCK = 1024  # rows read at a time
+_DEEPEST = 256  # levels of a row's lists and objects; much deeper ones cannot be walked through
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
 
 
@@ -32,12 +33,16 @@ class Rows:
         count: number of rows.
         read: `(start, stop)` -> those rows.
         origin: row number (from 0) -> the place it came from, `file:line` or `file row N`.
+        files: that they are read from; none of what `datasets` holds.
+        fingerprint: of what `datasets` holds: another for other rows.
     """
 
     name: str
     count: int
     read: Callable[[int, int], list[Row]]
     origin: Callable[[int], str]
+    files: tuple[Path, ...] = ()
+    fingerprint: str = ""
 
     def __len__(self) -> int:
         return self.count
@@ -55,7 +60,7 @@ def open_file(path: Path) -> Rows:
 
     Raises:
         DataError: an unknown kind of file, or one that cannot be read. A malformed row raises with its `file:line`:
-            of JSON lines when it is read, of other kinds here.
+            of JSON lines and a row of CSV with too many or too few values when it is read, of other kinds here.
     """
     readers: dict[str, Callable[[Path], Rows]] = {
         ".jsonl": _json_lines,
@@ -70,7 +75,7 @@ def open_file(path: Path) -> Rows:
     if reader is None:
         raise DataError("an unknown kind of data file", where=path, wanted="one of " + " ".join(readers))
     try:
-        return reader(path)
+        return replace(reader(path), files=(path,))
     except OSError as error:
         raise DataError("the file cannot be read", where=path, got=error) from None
 
@@ -102,14 +107,15 @@ def _json_lines(path: Path) -> Rows:
         text = _decode(content[offsets[i] : offsets[i + 1]], origin(i))
         try:
             row = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+            said = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
             raise DataError(
                 "malformed JSON",
                 where=origin(i),
-                got=f"{error.msg} at column {error.colno}: {text.strip()[:80]!r}",
+                got=f"{said}: {text.strip()[:80]!r}",
                 wanted="one JSON object a line",
             ) from None
-        return _object(row, origin(i))
+        return _object(row, origin(i), _doubtful(text))
 
     def origin(i: int) -> str:
         return f"{path}:{numbers[i]}"
@@ -123,21 +129,56 @@ def _json(path: Path) -> Rows:
         head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not head.startswith(b"["):
         return _json_lines(path)
+    text = _decode(path.read_bytes(), str(path))
     try:
-        array = json.loads(_decode(path.read_bytes(), str(path)))
+        array = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError("malformed JSON", where=f"{path}:{error.lineno}", got=error.msg) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError("malformed JSON", where=path, got=error) from None
+    doubtful = _doubtful(text)
 
     def origin(i: int) -> str:
         return f"{path} row {i + 1}"
 
-    return Rows(str(path), len(array), lambda a, b: [_object(array[i], origin(i)) for i in range(a, b)], origin)
+    def read(start: int, stop: int) -> list[Row]:
+        return [_object(array[i], origin(i), doubtful) for i in range(start, stop)]
+
+    return Rows(str(path), len(array), read, origin)
 
 
-def _object(row: Any, where: str) -> Row:
+def _object(row: Any, where: str, doubtful: bool) -> Row:
     if not isinstance(row, dict):
         raise DataError("a row is a JSON object", where=where, got=type(row).__name__)
+    if doubtful:
+        _check_values(row, where)
     return row
+
+
+def _doubtful(text: str) -> bool:
+    """Whether JSON may hold what `_check_values` looks for: half of a character, or a nest that is too deep."""
+    return "\\ud" in text or "\\uD" in text or text.count("[") + text.count("{") > _DEEPEST
+
+
+def _check_values(row: Row, where: str) -> None:
+    level: list[Any] = [row]
+    for _ in range(_DEEPEST):
+        texts = [key for value in level if isinstance(value, dict) for key in value]
+        level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
+        for text in (*texts, *(value for value in level if isinstance(value, str))):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    "half of a character: a surrogate without its pair is no text",
+                    where=where,
+                    got=f"\\u{ord(text[error.start]):04x} in {text.encode(errors='replace').decode()[:80]!r}",
+                    fix="write the text anew, as UTF-8",
+                ) from None
+        level = [value for value in level if isinstance(value, dict | list)]
+        if not level:
+            return
+    raise DataError("lists and objects within each other without end", where=where, wanted=f"at most {_DEEPEST} levels")
 
 
 def _text_lines(path: Path) -> Rows:
@@ -180,16 +221,8 @@ def _csv(path: Path, delimiter: str) -> Rows:
                 continue
             if header is None:
                 header = record
-                _check_header(header, path)
+                _check_header(header, f"{path}:1")
                 continue
-            if len(record) != len(header):
-                raise DataError(
-                    "a row with another number of values than the header",
-                    where=f"{path}:{number}",
-                    got=f"{len(record)} values: {record[:4]}",
-                    wanted=f"{len(header)}: {', '.join(header)}",
-                    fix=f"quote values that hold {delimiter!r}",
-                )
             offsets.append(offset)
             numbers.append(number)
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if bytes_read else b""
@@ -203,17 +236,28 @@ def _csv(path: Path, delimiter: str) -> Rows:
     def read(start: int, stop: int) -> list[Row]:
         text = io.StringIO(_decode(content[ends[start] : ends[stop]], origin(start)), newline="")
         records = csv.reader(text, delimiter=delimiter, strict=True)
-        return [dict(zip(names, record, strict=True)) for record in records if record]
+        return [row(record, start + i) for i, record in enumerate(record for record in records if record)]
+
+    def row(record: list[str], i: int) -> Row:
+        if len(record) != len(names):
+            raise DataError(
+                "a row with another number of values than the header",
+                where=origin(i),
+                got=f"{len(record)} values: {record[:4]}",
+                wanted=f"{len(names)}: {', '.join(names)}",
+                fix=f"quote values that hold {delimiter!r}",
+            )
+        return dict(zip(names, record, strict=True))
 
     return Rows(str(path), len(numbers), read, origin)
 
 
-def _check_header(header: list[str], path: Path) -> None:
-    twice = {name for name in header if header.count(name) > 1}
+def _check_header(header: list[str], where: object) -> None:
+    twice = len(set(header)) < len(header)
     if twice or "" in header:
         raise DataError(
             "the header names a column twice" if twice else "a column without a name",
-            where=f"{path}:1",
+            where=where,
             got=", ".join(header),
             wanted="one distinct name for each column",
         )
@@ -227,6 +271,8 @@ def _parquet(path: Path) -> Rows:
         file = pyarrow.parquet.ParquetFile(path, memory_map=True)
     except pyarrow.ArrowInvalid as error:
         raise DataError("not a Parquet file", where=path, got=error) from None
+    if len(set(file.schema_arrow.names)) < len(file.schema_arrow.names):
+        _check_header(file.schema_arrow.names, path)
     sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     group = functools.lru_cache(maxsize=2)(file.read_row_group)
@@ -264,4 +310,4 @@ def join(name: str, parts: list[Rows]) -> Rows:
         part, own = place(i)
         return part.origin(own)
 
-    return Rows(name, int(starts[-1]), read, origin)
+    return Rows(name, int(starts[-1]), read, origin, tuple(file for part in parts for file in part.files))

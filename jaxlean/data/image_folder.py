@@ -7,6 +7,7 @@
 https://huggingface.co/docs/datasets/image_load
 """
 
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -64,7 +65,7 @@ def image_folder(path: Path, split: str = "train") -> Rows:
     def read(start: int, stop: int) -> list[Row]:
         return [{"image": str(f), "label": f.relative_to(path).parts[0]} for f in files[start:stop]]
 
-    return Rows(str(path), len(files), read, lambda i: str(files[i]))
+    return Rows(str(path), len(files), read, lambda i: str(files[i]), tuple(files))
 
 
 def _listed(folder: Path, rows: Rows) -> Rows:
@@ -79,7 +80,7 @@ def _listed(folder: Path, rows: Rows) -> Rows:
     def read(start: int, stop: int) -> list[Row]:
         return [row(i, listed) for i, listed in enumerate(rows.read(start, stop), start)]
 
-    return Rows(rows.name, rows.count, read, rows.origin)
+    return replace(rows, read=read)
 
 
 def _is_image(file: Path) -> bool:

@@ -29,45 +29,39 @@ def hashed(text: str, buckets: int = BUCKETS) -> np.ndarray:
     return np.fromiter((zlib.crc32(gram) % buckets for gram in grams), np.uint32, len(grams))
 
 
-def importance(rows: Iterable[str], target: Iterable[str], buckets: int = BUCKETS) -> np.ndarray:
-    """The logarithm of each row's importance weight: sum over its n-grams of log(p_target / p_rows).
-
-    Long rows have large weights, of either sign, as in the paper: what is drawn by them is a sample of the target's
-    n-grams and not an average. Rows are read once; of each n-gram 4 bytes are held.
-
-    Args:
-        rows: texts to be chosen from.
-        target: texts to be resembled.
-        buckets: of the hash.
-
-    Returns:
-        float64 [rows].
-    """
-    found = [hashed(text, buckets) for text in rows]
-    wanted = sum((np.bincount(hashed(text, buckets), minlength=buckets) for text in target), np.zeros(buckets))
-    flat = np.concatenate([np.zeros(0, np.uint32), *found])
-    there = np.bincount(flat, minlength=buckets)
-    ratio = np.log(_probability(wanted)) - np.log(_probability(there))
-    return np.array([ratio[one].sum() for one in found])
+def counts(texts: Iterable[str], buckets: int = BUCKETS) -> np.ndarray:
+    """How many n-grams of all texts are in each bucket: int64 [buckets]."""
+    found = np.zeros(buckets, np.int64)
+    for text in texts:
+        np.add.at(found, hashed(text, buckets), 1)
+    return found
 
 
-def _probability(counts: np.ndarray) -> np.ndarray:
-    return counts / max(counts.sum(), 1) + _SMOOTHING
-
-
-def resample(log_weights: np.ndarray, num: int, *, seed: int = 0) -> np.ndarray:
-    """Rows drawn without replacement, each with a probability in proportion to its weight, by the Gumbel top-k trick.
-
-    Adding Gumbel noise to the logarithms and taking the largest is the same as drawing one after the other
-    (arXiv 1903.06059).
+def log_ratio(target: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """What an n-gram of each bucket adds to a row's weight, log(p_target / p_rows): float64 [buckets].
 
     Args:
-        log_weights: [rows].
-        num: rows to draw.
-        seed: of the noise.
+        target: `counts` of the texts to be resembled.
+        rows: `counts` of the texts to be chosen from.
+    """
+    return np.asarray(np.log(_probability(target)) - np.log(_probability(rows)))
+
+
+def log_weights(texts: Iterable[str], ratio: np.ndarray) -> np.ndarray:
+    """The logarithm of each text's importance weight: the sum of the ratio over its n-grams.
+
+    Long texts have large weights, of either sign, as in the paper: what is drawn by them is a sample of the target's
+    n-grams and not an average.
+
+    Args:
+        texts: any of those to be chosen from.
+        ratio: `log_ratio`.
 
     Returns:
-        int64 [num], in the order of drawing.
+        float64 [texts].
     """
-    noisy = np.asarray(log_weights, np.float64) + np.random.default_rng(seed).gumbel(size=len(log_weights))
-    return np.argsort(-noisy, kind="stable")[:num]
+    return np.fromiter((ratio[hashed(text, len(ratio))].sum() for text in texts), np.float64)
+
+
+def _probability(of: np.ndarray) -> np.ndarray:
+    return of / max(of.sum(), 1) + _SMOOTHING

@@ -5,17 +5,24 @@ by bands: Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", chapter 3. 
 """
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
 
+from jaxlean.errors import ConfigError
+
 Unit = Literal["characters", "words"]
 # A candidate is lost with the pairs of a threshold at most this often; each pair that is found is then checked.
 _MISSED = 0.03
 _SEED = 42
-# Rows of one bucket that another is compared with: in a bucket of what all rows share they are not alike, and many.
-_COMPARED = 2048
+# Texts of one bucket that another is compared with: this many, and as many more for each match that no smaller bucket
+# would have found, up to the most. In a bucket of what all texts share, as the opening of a prompt, they are not alike,
+# and many.
+_COMPARED = 64
+_COMPARED_AT_MOST = 2048
 
 
 def shingles(texts: Sequence[str], unit: Unit = "characters", n: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -75,6 +82,9 @@ def bands(threshold: float, num_perm: int = 128) -> tuple[int, int]:
 
     The longest bands of which those with J = threshold still meet in 97 of 100 cases.
 
+    Raises:
+        ConfigError: with so few places not even bands of one let them meet as often.
+
     >>> bands(0.8), bands(0.5)
     ((18, 7), (42, 3))
     """
@@ -82,7 +92,15 @@ def bands(threshold: float, num_perm: int = 128) -> tuple[int, int]:
         number = num_perm // places
         if (1 - threshold**places) ** number <= _MISSED:
             return number, places
-    return num_perm, 1
+    needed = math.ceil(math.log(_MISSED) / math.log1p(-threshold))
+    lowest = math.ceil(1000 * (1 - _MISSED ** (1 / 1024))) / 1000
+    met = 1 - (1 - threshold) ** num_perm
+    raise ConfigError(
+        "near_duplicates: of rows that overlap by the threshold too few would be found with so few hashes",
+        where="curate.steps", got=f"threshold: {threshold:g} and num_perm: {num_perm}, with which {met:.0%} are",
+        wanted=f"{1 - _MISSED:.0%}",
+        fix=f"num_perm: {needed}" if needed <= 1024 else f"threshold: {lowest:g} with num_perm: 1024",
+    )  # fmt: skip
 
 
 def band_keys(signature: np.ndarray, groups: np.ndarray, threshold: float) -> np.ndarray:
@@ -133,7 +151,10 @@ def distinct(
     """Go through texts in order and leave out each that is nearly one which was kept before it.
 
     So a text that is left out is by itself near the one that stays; chains, in which each is near the next and the
-    ends are not, are not drawn together. What is kept has no two that are near, so that doing it again changes nothing.
+    ends are not, are not drawn together. What is kept has no two that are near, so that doing it again changes nothing,
+    but for pairs that do not meet in a bucket, whose signatures agree by 2.5 standard errors less than the threshold (6
+    in 1,000 at the threshold itself), or that only meet in buckets of so many kept texts that not all are compared:
+    64, and 64 more for each match that the bucket led to where the two met in no smaller one, up to 2,048.
 
     Args:
         order: the texts, those to be preferred first.
@@ -145,9 +166,10 @@ def distinct(
     Returns:
         (text, the one kept in its place, their similarity) of those left out.
     """
-    # two standard errors and a bit: what is this far below the threshold is not worth to be looked at
+    # what is this far below the threshold is not worth to be looked at
     doubtful = threshold - 2.5 * np.sqrt(threshold * (1 - threshold) / signature.shape[1]) - 1e-9
     kept: list[dict[int, list[int]]] = [{} for _ in range(meeting.shape[1])]
+    matches: Counter[tuple[int, int]] = Counter()
     out = []
     for text in order:
         met = [(band, bucket) for band, bucket in enumerate(meeting[text].tolist()) if bucket >= 0]
@@ -155,19 +177,20 @@ def distinct(
         best = None
         if others:
             agree = (signature[others] == signature[text]).mean(axis=1)
-            for i in np.argsort(-agree, kind="stable").tolist():
-                if agree[i] < doubtful:
-                    break
+            likely = np.flatnonzero(agree >= doubtful)
+            for i in likely[np.argsort(-agree[likely], kind="stable")].tolist():
                 found = similarity(text, others[i])
                 if found >= threshold:
                     best = (text, others[i], found)
                     break
         if best is not None:
             out.append(best)
+            led = [(band, bucket) for band, bucket in met if best[1] in kept[band].get(bucket, ())]
+            matches[min(led, key=lambda place: len(kept[place[0]][place[1]]))] += 1
             continue
         for band, bucket in met:
             members = kept[band].setdefault(bucket, [])
-            if len(members) < _COMPARED:
+            if len(members) < min(_COMPARED * (1 + matches[band, bucket]), _COMPARED_AT_MOST):
                 members.append(text)
     return out
 

@@ -2,7 +2,14 @@
 
 Gopher: Rae et al., "Scaling Language Models: Methods, Analysis & Insights from Training Gopher", arXiv 2112.11446,
 appendix A.1.1 (quality filtering; repetition: table A1). C4: Raffel et al., "Exploring the Limits of Transfer Learning
-with a Unified Text-to-Text Transformer", arXiv 1910.10683, section 2.2.
+with a Unified Text-to-Text Transformer", arXiv 1910.10683, section 2.2, and its code (c4_utils.py of TensorFlow
+Datasets).
+
+C4 edits pages where these rules only keep or drop them. It removes lines without a full stop at their end, of less than
+5 words, with "javascript" or about cookies and policies, and then drops the page unless 3 sentences are left: of that
+the rule `min_sentences_of_lines` is the last part, and the share of lines that would go has a bound of ours. Not done
+are its removal of marks such as [1] and of spans of three sentences that stood on another page, and its list of bad
+words; that a page is English (with 0.99) is asked by `languages`.
 
 The profile `rows` is ours: examples that a model is fine-tuned on are often one sentence, code, or not English, so that
 it has no bounds on length, letters and stop words, and wider ones on symbols.
@@ -20,11 +27,15 @@ import numpy as np
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 # Chinese and Japanese have no spaces: there a character counts as a word.
 _WORD = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
-_BULLET = re.compile(r"\s*[•‣▪◦●○–*-]\s")  # noqa: RUF001
+_BULLET = re.compile(r"\s*(?:[•‣▪◦●○]|[–*-]\s)")  # noqa: RUF001
 _ELLIPSIS = re.compile(r"\.\.\.|…|\. \. \.")
 _SENTENCE_END = re.compile(r"""[.!?。！？]+["'”’)]*(?=\s|$)|[。！？]""")  # noqa: RUF001
 _TERMINAL = tuple(""".!?"'”’。！？""")  # noqa: RUF001
 _STOP_WORDS = frozenset("the be to of and that have with".split())
+_LINE_WORDS = 5
+_NO_TEXT = (
+    "javascript", "terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies",
+)  # fmt: skip
 # Below, n-grams of any sentence seem frequent. Gopher never sees such texts: it drops them by their length before.
 _WORDS_TO_REPEAT = 50
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -79,14 +90,25 @@ class Measured:
         return runs
 
     def top_ngram(self, n: int) -> float:
-        """Share of the characters in the most frequent n-gram; 0 where none stands there twice."""
+        """Share of the characters that lie in the most frequent n-gram, of several in the longest; 0 where none stands
+        there twice. In "again again again" those of a pair overlap, and each is counted once.
+        """
         if len(self.words) < _WORDS_TO_REPEAT:
             return 0.0
-        _, first, counts = np.unique(self._runs(n), return_index=True, return_counts=True)
-        most = int(counts.max())
-        first = first[counts == most]
-        longest = int((self._ends[first + n] - self._ends[first]).max())
-        return most * longest / self.characters if most > 1 else 0.0
+        runs = self._runs(n)
+        _, first, counts = np.unique(runs, return_index=True, return_counts=True)
+        if counts.max() == 1:
+            return 0.0
+        first = np.sort(first[counts == counts.max()])
+        longest = first[np.argmax(self._ends[first + n] - self._ends[first])]
+        return self._share_of(np.flatnonzero(runs == runs[longest]), n)
+
+    def _share_of(self, starts: np.ndarray, n: int) -> float:
+        """Share of the characters in the runs of n words that begin at these words."""
+        inside = np.zeros(len(self.words), bool)
+        for i in range(n):
+            inside[starts + i] = True
+        return float(np.diff(self._ends)[inside].sum()) / self.characters
 
     def top_ngram_at_most(self, n: int) -> float:
         """An n-gram is no more frequent than the most frequent word, and no longer than the longest."""
@@ -108,10 +130,20 @@ class Measured:
         if len(self.words) < _WORDS_TO_REPEAT or not self._twice:
             return 0.0
         _, gram, counts = np.unique(self._runs(n), return_inverse=True, return_counts=True)
-        inside = np.zeros(len(self.words), bool)
-        for start in np.flatnonzero(counts[gram] > 1).tolist():
-            inside[start : start + n] = True
-        return float(np.diff(self._ends)[inside].sum()) / self.characters
+        return self._share_of(np.flatnonzero(counts[gram] > 1), n)
+
+
+def _is_of_text(line: str) -> bool:
+    """C4 would keep it."""
+    line = line.rstrip()
+    if not line.endswith(_TERMINAL) or line.endswith(("...", "…")) or len(_WORD.findall(line)) < _LINE_WORDS:
+        return False
+    lower = line.lower()
+    return not any(phrase in lower for phrase in _NO_TEXT)
+
+
+def _sentences_of_lines(text: Measured) -> float:
+    return sum(len(_SENTENCE_END.findall(line)) for line in text.lines if _is_of_text(line))
 
 
 def _duplicates(parts: list[str]) -> float:
@@ -163,7 +195,8 @@ def _ngram_rules() -> dict[str, Rule]:
 RULES: dict[str, Rule] = {
     "min_words": Rule(lambda t: len(t.words), "Gopher, A.1.1", {"gopher": 50, "rows": 1}),
     "max_words": Rule(lambda t: len(t.words), "Gopher, A.1.1", {"gopher": 100_000, "rows": 100_000}),
-    "min_sentences": Rule(lambda t: len(_SENTENCE_END.findall(t.text)), "C4, section 2.2", {"c4": 3}),
+    "min_sentences": Rule(lambda t: len(_SENTENCE_END.findall(t.text)), "after C4, section 2.2", {}),
+    "min_sentences_of_lines": Rule(_sentences_of_lines, "C4, section 2.2", {"c4": 3}),
     "min_mean_word_length": Rule(_mean_word_length, "Gopher, A.1.1", {"gopher": 3}),
     "max_mean_word_length": Rule(_mean_word_length, "Gopher, A.1.1", {"gopher": 10, "rows": 40}),
     "max_hash_ratio": Rule(lambda t: t.a_word(t.text.count("#")), "Gopher, A.1.1", {"gopher": 0.1, "rows": 0.5}),
@@ -181,7 +214,7 @@ RULES: dict[str, Rule] = {
         lambda t: len(_STOP_WORDS.intersection(t.text.lower().split())), "Gopher, A.1.1", {"gopher": 2}
     ),
     "min_terminal_lines": Rule(
-        lambda t: t.of_lines(lambda line: line.rstrip().endswith(_TERMINAL)), "after C4, section 2.2", {"c4": 0.5}
+        lambda t: t.of_lines(lambda line: line.rstrip().endswith(_TERMINAL)), "ours, after C4, section 2.2", {"c4": 0.5}
     ),
     "max_duplicate_lines": Rule(lambda t: _duplicates(t.lines), "Gopher, table A1", {"gopher": 0.3, "rows": 0.6}),
     "max_duplicate_paragraphs": Rule(
@@ -195,7 +228,7 @@ RULES: dict[str, Rule] = {
     ),
     **_ngram_rules(),
 }
-# C4 drops pages with these. (It also drops those with a curly bracket, and with words of a list: `forbidden` may.)
+# C4 drops pages with these: the curly bracket is that of code. Its list of bad words is not among them.
 FORBIDDEN = {"c4": ("lorem ipsum", "{"), "gopher": (), "rows": ("lorem ipsum",)}
 
 

@@ -6,6 +6,7 @@ Local data are memory-mapped; what is on the hub or behind a URL is read by `dat
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,10 @@ def open_rows(source: SourceSection) -> Rows:
     elif path.is_file():
         rows = open_file(path)
     else:
-        _must_be_an_id(source.path)
+        must_be_an_id(source.path)
         rows = _dataset(source.path, _load(source, streaming=False))
     if source.limit is not None and source.limit < len(rows):
-        rows = Rows(rows.name, source.limit, rows.read, rows.origin)
+        rows = replace(rows, count=source.limit)
     if len(rows) == 0:
         raise DataError("the dataset is empty", where=source.path, wanted="at least one row")
     return rows
@@ -61,7 +62,7 @@ def stream_rows(source: SourceSection, start: int = 0) -> Iterator[tuple[int, Ro
                 yield i, row, rows.origin(i)
         return
     if "://" not in source.path:
-        _must_be_an_id(source.path)
+        must_be_an_id(source.path)
     dataset = _load(source, streaming=True)
     classes = _classes(dataset)
     stop = source.limit
@@ -115,6 +116,7 @@ def _split_of(file: Path) -> str | None:
 
 def _dataset(name: str, dataset: Any) -> Rows:
     """Rows of a `datasets.Dataset`: images as they are packed, classes by their names and not their numbers."""
+    fingerprint: str = dataset._fingerprint
     dataset, classes = undecoded(dataset), _classes(dataset)
 
     def read(start: int, stop: int) -> list[Row]:
@@ -123,7 +125,7 @@ def _dataset(name: str, dataset: Any) -> Rows:
             columns[column] = [_named(value, names) for value in columns[column]]
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
-    return Rows(name, len(dataset), read, lambda i: f"{name} row {i + 1}")
+    return Rows(name, len(dataset), read, lambda i: f"{name} row {i + 1}", fingerprint=fingerprint)
 
 
 def _classes(dataset: Any) -> dict[str, list[str]]:
@@ -164,8 +166,12 @@ def _load(source: SourceSection, *, streaming: bool) -> Any:
         ) from error
 
 
-def _must_be_an_id(path: str) -> None:
-    """A path that does not exist and cannot be a hub id is a missing file."""
+def must_be_an_id(path: str) -> None:
+    """A path that does not exist and cannot be a hub id is a missing file.
+
+    Raises:
+        DataError: such a one; names what lies beside it.
+    """
     if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) and Path(path).suffix.lower() not in KINDS:
         return
     beside = Path(path).parent

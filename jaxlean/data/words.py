@@ -5,12 +5,12 @@ of each other, and so would the fixed part of a prompt template.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jaxlean.config import RunConfig, SourceSection
-from jaxlean.data.columns import items, label_name, need
+from jaxlean.data.columns import items, label_name, need, resolve
 from jaxlean.data.format import Chat, Pair, places, recogniser
 from jaxlean.errors import DataError
 
@@ -33,6 +33,28 @@ class Words:
 Reader = Callable[[dict[str, Any], str], Words]
 
 
+def resolved(config: RunConfig, names: Sequence[str] | None = None) -> RunConfig:
+    """The config with the columns of its task filled in (`columns.resolve`), its labels left unread.
+
+    Where `curate.text_column` says what is compared, the task's own column of texts may be one that cannot be guessed,
+    or none (images): it stays as it is. That of labels is needed nevertheless.
+
+    Args:
+        config: of the job.
+        names: of the columns; default: those of the first row of the first source.
+
+    Raises:
+        ConfigError: no data.
+        DataError: columns that fit twice or not at all.
+    """
+    own, data = config.curate.text_column, config.data
+    if own is None:
+        return resolve(config, known=(), names=names)
+    compared = config.model_copy(update={"data": data.model_copy(update={"text_column": own})})
+    found = resolve(compared, known=(), names=names)
+    return found.model_copy(update={"data": found.data.model_copy(update={"text_column": data.text_column})})
+
+
 def reader(columns: Iterable[str], source: SourceSection, config: RunConfig) -> Reader:
     """Decide from the columns of a source's first row and the config what a row says.
 
@@ -40,7 +62,7 @@ def reader(columns: Iterable[str], source: SourceSection, config: RunConfig) -> 
         columns: of the first row.
         source: its `format` and templates win over those of `data`.
         config: `curate.text_column`; of other tasks than generate, `data.text_column` and `data.label_column`, as
-            `columns.resolve` fills them in.
+            `resolved` fills them in.
 
     Returns:
         A function of (row, origin), which raises a `DataError` that names the origin where the row has no such words.
@@ -49,11 +71,11 @@ def reader(columns: Iterable[str], source: SourceSection, config: RunConfig) -> 
         DataError: a column that is not there, columns that fit no shape or several.
     """
     columns = list(columns)
+    label = config.data.label_column if config.task in ("classify", "tag") else None
     if config.curate.text_column is not None:
-        return _of_columns(config.curate.text_column, None, columns, source.path, "curate.text_column")
+        return _of_columns(config.curate.text_column, label, columns, source.path, "curate.text_column")
     if config.task != "generate":
         assert config.data.text_column is not None
-        label = config.data.label_column
         return _of_columns(config.data.text_column, label, columns, source.path, "data.text_column")
     recognise = recogniser(columns, source, config.data, chat=True)
     prompt, completion = source.prompt or config.data.prompt, source.completion or config.data.completion

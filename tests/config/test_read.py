@@ -138,6 +138,32 @@ def test_relative_paths_are_found_beside_the_config(tmp_path: Path, monkeypatch:
     assert loaded.model.path == "org/name"
 
 
+def test_the_paths_of_steps_are_found_beside_the_config_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = tmp_path / "beside"
+    (beside / "adapter").mkdir(parents=True)
+    (beside / "one.jsonl").touch()
+    (tmp_path / "here.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    text = """
+data: {train: [one.jsonl, here.jsonl]}
+curate:
+  steps:
+  - importance: {target: one.jsonl}
+  - semantic_duplicates: {vectors: {model: adapter}}
+  - loss: {adapter: adapter}
+  - learnability: {run: {adapter: adapter}}
+  - keep: {mix: {one.jsonl: 1, here.jsonl: 2}, vectors: {model: org/name}}
+"""
+    steps = config.load(write(beside, text)).curate.steps
+    target, duplicates, loss, learnability, keep = (step.settings for step in steps)
+    assert target.target == str(beside / "one.jsonl")
+    assert duplicates.vectors.model == loss.adapter == learnability.run.adapter == str(beside / "adapter")
+    assert keep.mix == {str(beside / "one.jsonl"): 1, "here.jsonl": 2}
+    assert keep.vectors.model == "org/name"
+
+
 @given(
     seed=st.integers(),
     rate=st.floats(1e-12, 1e3),

@@ -7,8 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxlean.curate.columns import describe, merge, table
+from jaxlean.data.files import open_file
 
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+
+
+def nest(levels, key=None):
+    value = 1
+    for _ in range(levels):
+        value = [value] if key is None else {key: value}
+    return value
 
 
 def through(rows, tmp_path, parts=1):
@@ -28,6 +36,11 @@ def through(rows, tmp_path, parts=1):
         [{"messages": [{"role": "user", "content": "a"}]}, {"messages": [{"role": "user", "content": "b"}] * 3}],
         [{"tokens": ["a", "b"]}, {"tokens": []}],
         [{"a": {"b": [1, 2]}}, {"a": {"b": [3]}}],
+        [{"v": [[1, 2]]}, {"v": [[1.5, 2]]}],
+        [{"v": [1, None]}, {"v": [2.5]}],
+        [{"a": {"b": [1, 2]}}, {"a": {"b": [0.5]}}],
+        [{"v": [2**60]}, {"v": [1]}],
+        [{"x": [1.0]}, {"x": None}],
     ],
 )
 def test_what_goes_in_comes_out(rows, parts, tmp_path):
@@ -45,11 +58,42 @@ def test_what_goes_in_comes_out(rows, parts, tmp_path):
         [[{"role": "user", "content": "a"}], "[]"],
         [{}, {"a": 1}],
         [2**70, 1],
+        [[2**60 + 1], [1.5]],
+        [[1.5], [2**60 + 1]],
+        [{"a": [2**60 + 1]}, {"a": [1.5]}],
+        [{"a": 1}, {"a": 1.5}],
+        [[{"a": 1}], [{"a": 1.5}]],
+        [nest(200), nest(1)],
+        [nest(33), nest(33)],
+        [nest(200, key="a"), nest(200, key="a")],
     ],
 )
 def test_what_parquet_cannot_hold_as_it_is_becomes_text(values, parts, tmp_path):
     found = [row["c"] for row in through([{"c": value} for value in values], tmp_path, parts)]
     assert found == [value if isinstance(value, str) else json.dumps(value) for value in values]
+
+
+@pytest.mark.parametrize("key", [None, "a"])
+def test_nested_values_stay_as_they_are(key, tmp_path):
+    rows = [{"c": nest(32, key)}, {"c": nest(32, key)}]
+    assert through(rows, tmp_path, 2) == rows
+
+
+def test_lists_of_numbers_are_one_type_however_they_are_cut(tmp_path):
+    for parts in (1, 2):
+        through([{"v": [[1, 2]]}, {"v": [[1.5, 2]]}], tmp_path, parts)
+        assert pyarrow.parquet.read_schema(tmp_path / "rows.parquet").field("v").type == pa.list_(
+            pa.list_(pa.float64())
+        )
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("ns"), pa.timestamp("ns", "Europe/Berlin"), pa.duration("ns")])
+def test_times_are_kept_to_the_nanosecond(kind, tmp_path):
+    wanted = pa.table({"t": pa.array([1, None, 10**18 + 1], kind)})
+    pyarrow.parquet.write_table(wanted, tmp_path / "before.parquet")
+    rows = list(open_file(tmp_path / "before.parquet"))
+    through(rows, tmp_path, 3)
+    assert pyarrow.parquet.read_table(tmp_path / "rows.parquet").equals(wanted)
 
 
 def test_columns_that_only_some_rows_have(tmp_path):

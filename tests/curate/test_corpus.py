@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxlean import config
-from jaxlean.curate.corpus import Corpus
+from jaxlean.curate.corpus import Corpus, size
 from jaxlean.errors import ConfigError, DataError
 
 
@@ -42,6 +42,39 @@ def test_a_row_that_cannot_be_read_is_an_error_in_its_place(tmp_path):
     assert [item.number for item in found if not isinstance(item, DataError)] == [*range(7), *range(8, 20)]
     with pytest.raises(DataError, match=r"rows\.jsonl:8"):
         list(corpus.items(np.arange(20)))
+
+
+@pytest.mark.parametrize(
+    "first", ['{"text": ', '{"other": 1}', '{"text": null}', '{"prompt": "a", "text": "b", "completion": "c"}']
+)
+def test_bad_rows_at_the_start_do_not_decide_how_the_others_are_read(tmp_path, first):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(line + "\n" for line in [first, first, '{"text": "a"}', '{"text": "b"}']))
+    values = {"data": {"train": str(file)}, "curate": {"bad_rows": "drop"}}
+    corpus = Corpus(config.build(values))
+    assert corpus.first(0) == {"text": "a"}
+    assert [words.text for words in corpus.words(np.arange(2, 4))] == ["a", "b"]
+    with pytest.raises(DataError):
+        list(Corpus(config.build({"data": {"train": str(file)}})).words(np.arange(4)))
+    file.write_text(first + "\n")
+    with pytest.raises(DataError):
+        Corpus(config.build(values)).first(0)
+
+
+def test_nor_which_columns_a_task_has(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\nfirst,A,B\nsecond,A\n")
+    corpus = Corpus(config.build({"task": "classify", "data": {"train": str(file)}, "curate": {"bad_rows": "drop"}}))
+    assert [words.label for words in corpus.words(np.array([1]))] == ["A"]
+    with pytest.raises(DataError, match=r"rows\.csv:2"):
+        Corpus(config.build({"task": "classify", "data": {"train": str(file)}}))
+
+
+@pytest.mark.parametrize(
+    ("value", "want"), [("abc", 3), (5, 8), ({"a": ["bc", {"d": b"e"}], "f": None}, 11), ([[]], 0)]
+)
+def test_characters_of_a_value(value, want):
+    assert size(value) == want
 
 
 def test_without_data_it_says_so():

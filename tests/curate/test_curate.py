@@ -65,9 +65,27 @@ def test_from_the_command_line(cli, job, texts, tmp_path):
     file.write_text(f"output_dir: {made.output_dir}\ncurate: {{steps: [exact_duplicates], processes: 1}}\n")
     code, out, _ = cli("curate", file, f"data.train={made.data.train[0].path}")
     assert (code, "4 of 6 rows stay" in out) == (0, True)
+    assert "Leakage was not looked for: no held-out data are named" in out
     code, _, err = cli("curate", file, f"data.train={made.data.train[0].path}")
     assert code == 2
     assert "--resume goes on with it" in err
+
+
+def test_whether_leakage_was_looked_for_is_said(cli, job, texts, tmp_path):
+    """Training data on the command line leave out the config's held-out data, which belong to other data."""
+    made = job([{"text": text} for text in texts], [], [{"text": "another"}])
+    train, held_out = made.data.train[0].path, made.data.eval[0].path
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"output_dir: {made.output_dir}\ndata: {{train: {train}, eval: {held_out}}}\n"
+        "curate: {steps: [exact_duplicates], processes: 1}\n"
+    )
+    for given, looked in (((), True), ((f"data.train={train}",), False)):
+        code, out, _ = cli("curate", file, *given, "--overwrite")
+        assert code == 0
+        for said in (out, (tmp_path / "out" / "report.md").read_text()):
+            assert ("Leakage was not looked for" in said) is not looked
+        assert ("│ leakage" in out) is looked
 
 
 @pytest.mark.slow

@@ -28,6 +28,8 @@ def test_a_probe_finds_the_wrong_label(corpus_of: Any, run_step: Any) -> None:
     assert score[3] > 1
     assert np.isnan(score[36:]).all()
     assert np.median(score[:36]) < 0.3
+    own = corpus_of(rows_of(40), task="classify", curate={"text_column": "text"})
+    np.testing.assert_allclose(run_step(own, STEP, alive=range(36), folder="work/02").scores["el2n"], score, rtol=1e-5)
 
 
 def test_a_probe_needs_labels(corpus_of: Any, run_step: Any) -> None:

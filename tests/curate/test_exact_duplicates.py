@@ -22,7 +22,16 @@ def test_a_text_with_two_labels_stays_with_both_and_is_counted(curated, tmp_path
     rows = [{"text": "hello", "label": "a"}, {"text": "Hello!", "label": "b"}, {"text": "hello", "label": "a"}]
     told, kept, _ = curated(rows, ["exact_duplicates"], task="classify", output_dir=str(tmp_path / "a"))
     assert [row["label"] for row in kept] == ["a", "b"]
-    assert told["steps"][1]["notes"] == {"texts that stand there with another label too": 1}
+    assert told["steps"][1]["notes"] == {"texts that stand there with several labels": 1}
+    own = {"text_column": "text"}
+    assert len(curated(rows, ["exact_duplicates"], task="classify", curate=own, output_dir=str(tmp_path / "c"))[1]) == 2
     step = {"exact_duplicates": {"across_labels": True}}
     _, kept, _ = curated(rows, [step], task="classify", output_dir=str(tmp_path / "b"))
     assert [row["label"] for row in kept] == ["a"]
+
+
+def test_texts_with_several_labels_are_counted_as_texts(curated):
+    rows = [{"text": text, "label": label} for text in ("hello", "bye", "thanks") for label in "abca"]
+    told, kept, _ = curated([*rows, {"text": "yes", "label": "a"}], ["exact_duplicates"], task="classify")
+    assert len(kept) == 10
+    assert told["steps"][1]["notes"] == {"texts that stand there with several labels": 3}

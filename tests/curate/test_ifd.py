@@ -4,6 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxlean.curate.ifd import SCORES
+
 
 @pytest.mark.usefixtures("small_machine")
 def test_a_row_without_a_prompt_has_one(corpus_of: Any, run_step: Any, tiny_base: Path) -> None:
@@ -15,3 +17,4 @@ def test_a_row_without_a_prompt_has_one(corpus_of: Any, run_step: Any, tiny_base
     asked = run_step(corpus_of(rows, **values), {"ifd": None}, folder="work/02")
     assert (np.abs(asked.scores["ifd"] - 1) > 1e-3).all()
     assert len(asked.rows) == 0
+    assert set(asked.scores) == set(SCORES)

@@ -5,6 +5,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+from jaxlean.config import DataSection
+from jaxlean.curate.corpus import Corpus
 from jaxlean.curate.keep import REASONS
 from jaxlean.errors import ConfigError, DataError
 
@@ -98,6 +100,9 @@ def test_what_is_wrong_is_said(corpus_of: Any, run_step: Any) -> None:
         run_step(corpus, {"keep": {"count": 3, "by": "loss", "order": "draw"}}, scores={"loss": np.arange(20) - 5.0})
     with pytest.raises(ConfigError, match=r"keep.mix names a source that is not in data.train"):
         run_step(corpus, {"keep": {"mix": {"other.jsonl": 1}}})
+    twice = Corpus(corpus.config.model_copy(update={"data": DataSection(train=[corpus.sources[0].path] * 2)}))
+    with pytest.raises(ConfigError, match=r"cannot tell two sources of one path(.|\n)*source-0\.jsonl"):
+        run_step(twice, {"keep": {"mix": {corpus.sources[0].path: 1}}})
     with pytest.raises(ConfigError, match="diversity: labels is for task: classify"):
         run_step(corpus, {"keep": {"count": 3, "diversity": "labels"}})
 

@@ -1,3 +1,4 @@
+import itertools
 import random
 
 import numpy as np
@@ -18,8 +19,8 @@ def find(job, tmp_path):
     """`find(texts, threshold=...)` -> (kept numbers, {dropped: of}, similarities)."""
     count = iter(range(10**6))
 
-    def run(texts, *, alive=None, row=lambda text: {"text": text}, task="generate", **given):
-        config = job([row(text) for text in texts], [{"near_duplicates": given}], task=task)
+    def run(texts, *, alive=None, row=lambda text: {"text": text}, task="generate", curate=None, **given):
+        config = job([row(text) for text in texts], [{"near_duplicates": given}], task=task, curate=curate or {})
         corpus = Corpus(config)
         alive = np.ones(len(texts), bool) if alive is None else alive
         with Processes(config) as workers:
@@ -70,9 +71,10 @@ def test_other_numbers_are_other_rows_unless_wanted(find):
 
 
 def test_other_labels_are_other_rows_unless_wanted(find, texts):
-    labels = iter("abab")
+    labels = itertools.cycle("ab")
     row = {"task": "classify", "row": lambda text: {"text": text, "label": next(labels)}}
     assert find([texts[0], texts[0]], **row)[1] == {}
+    assert find([texts[0], texts[0]], curate={"text_column": "text"}, **row)[1] == {}
     assert find([texts[0], texts[0]], across_labels=True, **row)[1] == {1: 0}
 
 

@@ -25,6 +25,11 @@ def test_bounds_are_settings(curated, texts):
     assert {row["jaxlean_reason"] for row in dropped} == {"min_words", "forbidden"}
 
 
+def test_no_text_is_forbidden_if_none_is_named(curated):
+    rows = [{"text": "see lorem ipsum here"}, {"text": "another text"}]
+    assert len(curated(rows, [{"quality": {"forbidden": []}}])[1]) == 2
+
+
 def test_languages_need_a_library(curated, texts, monkeypatch):
     monkeypatch.setitem(sys.modules, "py3langid", None)
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)

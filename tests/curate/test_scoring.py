@@ -116,3 +116,13 @@ def test_scores_that_a_task_cannot_give(corpus_of: Any, run_step: Any, values: d
     pairs = [{"anchor": "a", "positive": "b"}] * 2
     with pytest.raises(ConfigError, match="task: embed has no labels"):
         run_step(corpus_of(pairs, task="embed", **values), {"loss": None})
+
+
+def test_a_shard_is_laid_out_as_its_source_begins(
+    corpus_of: Any, run_step: Any, values: dict[str, Any], rows: list[dict[str, str]]
+) -> None:
+    """Not as its own first row, which may have a column more."""
+    plain = run_step(corpus_of(rows[:3], **values), {"loss": None}, alive=[1, 2], folder="work/01-plain").scores["loss"]
+    more = [rows[0], rows[1] | {"text": "a column that fits another shape"}, rows[2]]
+    loss = run_step(corpus_of(more, **values), {"loss": None}, alive=[1, 2], folder="work/01-more").scores["loss"]
+    np.testing.assert_array_equal(loss, plain)

@@ -51,6 +51,7 @@ def test_a_column_of_vectors(corpus_of: Any, tmp_path: Path) -> None:
     ("value", "message"),
     [
         ([1.0, float("nan")], "a vector that is not all numbers (NaN or infinity)"),
+        ([1e30, 1e30], "or too long for one"),
         ([1.0], "no vector, or one of another length"),
         ("near", "no vector, or one of another length"),
         (None, "no vector, or one of another length"),

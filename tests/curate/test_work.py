@@ -64,3 +64,19 @@ def test_processes_find_what_one_finds_and_hand_on_errors(made, tmp_path):
             list(work.shards(fails, corpus, every, name="fails", rows=10))
         with pytest.raises(RunError, match="ended from outside"):
             list(work.shards(dies, corpus, every, name="dies", rows=10))
+
+
+@pytest.mark.slow
+def test_a_process_that_finds_other_rows_says_so(tmp_path, job):
+    """The first process has opened the folder; what comes into it then would shift the numbers of the rows."""
+    (tmp_path / "many").mkdir()
+    (tmp_path / "many" / "z.jsonl").write_text('{"text": "x"}\n' * 40)
+    config = job([], ["quality"], data={"train": str(tmp_path / "many")}, curate={"processes": 2})
+    corpus = Corpus(config)
+    (tmp_path / "many" / "a.json").write_text('{"text": "y"}\n')
+    with Processes(config) as workers:
+        work = Work(tmp_path / "work", workers)
+        with pytest.raises(DataError) as error:
+            list(work.shards(lengths, corpus, np.ones(40, bool), 1, rows=10))
+    assert "a source has changed while it was read" in str(error.value)
+    assert "got:    41 rows\n  wanted: 40" in str(error.value)

@@ -41,6 +41,21 @@ def test_the_same_seed_gives_the_same_clusters_and_few_rows_are_a_cluster_each()
     assert sorted(k_means(vectors[:3], 10)[0].tolist()) == [0, 1, 2]
 
 
+def test_rows_that_are_the_same_are_one_cluster_without_a_warning() -> None:
+    vectors = np.repeat(np.eye(2, 8, dtype=np.float32), 30, axis=0)
+    found, _ = k_means(vectors, 5)  # warnings are errors here
+    assert len(set(found.tolist())) == 2
+
+
+def test_the_callers_vectors_stay_as_they_are() -> None:
+    vectors = unit(np.random.default_rng(0).normal(size=(500, 8)) + 1)
+    before = vectors.copy()
+    k_means(vectors, 2)  # 500 of at most 512 rows: all of them
+    np.testing.assert_array_equal(vectors, before)
+    k_means(vectors, 1)
+    np.testing.assert_array_equal(vectors, before)
+
+
 def test_without_scikit_learn_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
     with pytest.raises(ConfigError, match=r"jaxlean\[curate\]"):

@@ -57,7 +57,42 @@ def test_csv_records_may_span_lines(tmp_path: Path) -> None:
 )
 def test_malformed_csv_names_file_and_line(tmp_path: Path, text: str, place: str) -> None:
     with pytest.raises(DataError, match=place):
-        open_file(write(tmp_path / "a.csv", text))
+        list(open_file(write(tmp_path / "a.csv", text)))
+
+
+def test_a_row_of_csv_with_too_many_values_leaves_the_others_readable(tmp_path: Path) -> None:
+    rows = open_file(write(tmp_path / "a.csv", "a,b\n1,2\n\n1,2,3\n5\n3,4\n"))
+    assert [rows[0], rows[3]] == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+    for i, place, got in ((1, "a.csv:4", "3 values"), (2, "a.csv:5", "1 values")):
+        with pytest.raises(DataError) as error:
+            rows.read(i, 4)
+        assert place in str(error.value)
+        assert got in str(error.value)
+
+
+HALF = '{"text": "a \\ud83d b"}', '{"k\\uD800": 1}', '{"text": [{"a": ["\\udc00"]}]}'
+ODD = {
+    "half of a character": HALF,
+    "malformed JSON": ('{"x": ' + "[" * 100_000 + "]" * 100_000 + "}", '{"x": ' + "1" * 5000 + "}"),
+    "lists and objects within each other": ('{"x": ' + "[" * 300 + "]" * 300 + "}",),
+}
+
+
+@pytest.mark.parametrize(("what", "bad"), [(what, bad) for what, every in ODD.items() for bad in every])
+def test_odd_json_is_an_error_of_its_row(tmp_path: Path, what: str, bad: str) -> None:
+    rows = open_file(write(tmp_path / "a.jsonl", '{"text": "a"}\n' + bad + '\n{"text": "\\ud83d\\ude00"}\n'))
+    assert [rows[0], rows[2]] == [{"text": "a"}, {"text": "😀"}]
+    with pytest.raises(DataError, match=what) as error:
+        rows.read(0, 3)
+    assert "a.jsonl:2" in str(error.value)
+    with pytest.raises(DataError, match=what) as error:
+        list(open_file(write(tmp_path / "a.json", f'[{{"text": "a"}},\n{bad}]')))
+    assert "a.json" in str(error.value)
+
+
+def test_many_brackets_are_not_deep(tmp_path: Path) -> None:
+    line = json.dumps({"text": "[" * 1000, "x": [[1]] * 500, "y": 5})
+    assert open_file(write(tmp_path / "a.jsonl", line))[0] == json.loads(line)
 
 
 def test_parquet_reads_across_row_groups(tmp_path: Path) -> None:
@@ -72,6 +107,10 @@ def test_parquet_reads_across_row_groups(tmp_path: Path) -> None:
     assert rows.origin(0).endswith("a.parquet row 1")
     with pytest.raises(DataError, match="not a Parquet file"):
         open_file(write(tmp_path / "b.parquet", "text"))
+    twice = pyarrow.table([["a"], ["b"]], names=["text", "text"])
+    pyarrow.parquet.write_table(twice, tmp_path / "c.parquet")
+    with pytest.raises(DataError, match=r"the header names a column twice(.|\n)*c\.parquet"):
+        open_file(tmp_path / "c.parquet")
 
 
 def test_text_lines(tmp_path: Path) -> None:

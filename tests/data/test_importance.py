@@ -5,10 +5,14 @@ from collections import Counter
 
 import numpy as np
 
-from jaxlean.data.importance import hashed, importance, resample
+from jaxlean.data.importance import counts, hashed, log_ratio, log_weights
 
 ROWS = ["my card has not come", "the card was stolen", "what is the weather like today ?", "a sunny day it is"]
 TARGET = ["my card was stolen", "the card has not come"]
+
+
+def importance(rows: list[str], target: list[str], buckets: int = 10_000) -> np.ndarray:
+    return log_weights(rows, log_ratio(counts(target, buckets), counts(rows, buckets)))
 
 
 def grams(text: str) -> list[str]:
@@ -37,16 +41,7 @@ def test_rows_like_the_target_weigh_more_and_an_empty_row_nothing() -> None:
     assert found[4] == 0
 
 
-def test_drawing_goes_by_the_weights() -> None:
-    weights = np.log([1.0, 2.0, 5.0])
-    first = Counter(int(resample(weights, 1, seed=seed)[0]) for seed in range(3000))
-    np.testing.assert_allclose([first[i] / 3000 for i in range(3)], [1 / 8, 2 / 8, 5 / 8], atol=0.03)
-    # without replacement: P({0, 1}) = 1/8 * 2/7 + 2/8 * 1/6
-    pairs = sum(set(resample(weights, 2, seed=seed).tolist()) == {0, 1} for seed in range(3000))
-    assert abs(pairs / 3000 - (1 / 8 * 2 / 7 + 2 / 8 * 1 / 6)) < 0.02
-
-
-def test_drawing_goes_by_the_seed() -> None:
-    weights = np.zeros(50)
-    assert resample(weights, 9, seed=1).tolist() == resample(weights, 9, seed=1).tolist()
-    assert resample(weights, 9, seed=1).tolist() != resample(weights, 9, seed=2).tolist()
+def test_counts_of_parts_add_up() -> None:
+    np.testing.assert_array_equal(counts(ROWS), counts(ROWS[:1]) + counts(ROWS[1:]))
+    assert counts([], 7).tolist() == [0] * 7
+    assert counts(["a a"], 7).sum() == 3

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxlean.data.minhash import band_keys, bands, buckets, distinct, jaccard, sets, shingles, signatures
+from jaxlean.errors import ConfigError
 
 texts_of = st.lists(st.text(st.characters(codec="utf-8"), max_size=30), max_size=8)
 
@@ -125,3 +126,46 @@ def test_texts_whose_signatures_disagree_are_not_looked_at():
         raise AssertionError
 
     assert distinct([0, 1], meeting, signature, never, 0.8) == []
+
+
+def test_a_bucket_of_what_all_share_costs_no_square_and_hides_no_pair():
+    """All meet in band 0, and each pair of neighbours in band 1."""
+    count, calls = 800, []
+    meeting = np.stack([np.zeros(count, np.int64), np.arange(count) // 2], axis=1)
+
+    def similarity(a, b):
+        calls.append((a, b))
+        return 0.9 if a // 2 == b // 2 and a % 20 == 1 else 0.1
+
+    out = distinct(range(count), meeting, np.zeros((count, 16), np.uint32), similarity, 0.8)
+    assert out == [(a, a - 1, 0.9) for a in range(1, count, 20)]
+    assert len(calls) <= 130 * count  # two buckets of the first pair are as small
+
+
+def test_a_bucket_that_leads_to_matches_holds_more():
+    """Texts of 150 families in one bucket: the first of each stays, each later one is near that."""
+    families = 150
+    texts = [0] * 200 + list(range(families)) * 2
+
+    def similarity(a, b):
+        return float(texts[a] == texts[b])
+
+    meeting, signature = everything_meets(len(texts))
+    kept = set(range(len(texts))) - {
+        text for text, _, _ in distinct(range(len(texts)), meeting, signature, similarity, 0.8)
+    }
+    assert len(kept) == families
+
+
+@pytest.mark.parametrize(
+    ("threshold", "num_perm", "fix"), [(0.01, 16, "num_perm: 349"), (0.001, 1024, "threshold: 0.004")]
+)
+def test_too_few_hashes_for_a_low_threshold_are_refused(threshold, num_perm, fix):
+    with pytest.raises(ConfigError) as error:
+        bands(threshold, num_perm)
+    assert f"threshold: {threshold:g} and num_perm: {num_perm}" in str(error.value)
+    assert fix in str(error.value)
+    name, value = fix.split(": ")
+    given = {"threshold": threshold, "num_perm": num_perm} | {name: float(value.split()[0])}
+    number, places = bands(given["threshold"], int(given["num_perm"]))
+    assert 1 - (1 - given["threshold"] ** places) ** number >= 0.97

@@ -60,7 +60,12 @@ def test_examples_that_models_are_tuned_on_pass_the_profile_for_them(text):
         ("gopher", "max_top_2gram", PROSE[:200] + " buy now" * 30),
         ("rows", "max_top_2gram", "buy now " * 60),
         ("gopher", "max_duplicate_5gram", PROSE + " " + PROSE[:120]),
-        ("c4", "min_sentences", "One sentence. Two sentences."),
+        ("c4", "min_sentences_of_lines", "This is only one sentence. And these are two sentences."),
+        ("c4", "min_sentences_of_lines", "One. Two. Three here."),
+        ("c4", "min_sentences_of_lines", "Enable Javascript to read this. Please do. Thank you.\nA long last line."),
+        ("c4", "min_sentences_of_lines", "This site uses cookies, as most do. Do you agree? Then press the button."),
+        ("c4", "min_sentences_of_lines", "We went on. We came back. And then it was all over ..."),
+        ("gopher", "max_bullet_lines", "\n".join(f"\u2022{part}" for part in PROSE.split(", "))),
         ("c4", "min_terminal_lines", f"Home\nAbout\nContact\n{PROSE}"),
         ("c4", "forbidden", PROSE + " Lorem ipsum dolor."),
         ("c4", "forbidden", PROSE + " function() { return 1; }."),
@@ -70,6 +75,12 @@ def test_what_breaks_a_rule_is_found_by_it(profile, rule, text):
     found = of_profile(profile, text)
     assert found is not None
     assert found[0] == rule
+
+
+def test_a_bound_of_one_is_never_broken():
+    asked = {f"max_top_{n}gram": 1.0 for n in (2, 3, 4)} | {f"max_duplicate_{n}gram": 1.0 for n in range(5, 11)}
+    assert broken("again " * 60, asked) is None
+    assert Measured("again " * 60).top_ngram(2) == 1
 
 
 def test_a_bound_of_ones_own_goes_before_the_profiles():
@@ -86,10 +97,12 @@ def test_every_bound_of_the_papers_is_theirs():
 
 
 def slow_top(words, n):
-    counts = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    counts = Counter(grams)
     most = max(counts.values())
-    longest = max(len("".join(gram)) for gram, count in counts.items() if count == most)
-    return most * longest / len("".join(words)) if most > 1 else 0.0
+    longest = max((gram for gram in counts if counts[gram] == most), key=lambda gram: len("".join(gram)))
+    inside = {i + j for i, gram in enumerate(grams) if gram == longest for j in range(n)}
+    return sum(len(words[i]) for i in inside) / len("".join(words)) if most > 1 else 0.0
 
 
 def slow_duplicates(words, n):

@@ -1,7 +1,9 @@
+import json
+
 import pytest
 
 from jaxlean import config
-from jaxlean.data.words import Words, reader
+from jaxlean.data.words import Words, reader, resolved
 from jaxlean.errors import DataError
 
 
@@ -58,6 +60,27 @@ def test_columns_of_ones_own_choice():
         said({"body": "x"}, curate={"text_column": "bdy"})
     assert "curate.text_column: there is no column 'bdy'" in str(error.value)
     assert "did you mean 'body'?" in str(error.value)
+
+
+@pytest.mark.parametrize("data", [{}, {"text_column": "text", "label_column": "label"}])
+def test_a_column_of_ones_own_choice_leaves_the_label_where_it_is(data, tmp_path):
+    row = {"text": "hello there", "label": "A", "summary": "a greeting"}
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    values = {"task": "classify", "data": {"train": str(file)} | data, "curate": {"text_column": "summary"}}
+    run = resolved(config.build(values))
+    assert run.data.text_column == data.get("text_column"), "what is trained on is not what is compared"
+    found = reader(row, run.data.train[0], run)(row, "rows.jsonl:1")
+    assert found == Words("a greeting", "a greeting", "A")
+
+
+def test_a_column_of_ones_own_choice_needs_no_guess_of_the_tasks(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"body": "hello", "image": "1.png", "label": "A"}) + "\n")
+    values = {"task": "classify", "data": {"train": str(file)}, "curate": {"text_column": "body"}}
+    assert resolved(config.build(values)).data.label_column == "label"
+    with pytest.raises(DataError, match="text_column"):
+        resolved(config.build(values | {"curate": {}}))
 
 
 def test_an_empty_answer_is_said_with_its_place():
