@@ -32,6 +32,7 @@ _MARKS = re.compile(
     | (?<=[{re.escape(_OTHERS)}])(?<![\d{_MEANS}{_MARK}].)    # another, but not 5!, 5' or f(x)',
         (?<![\s{_MEANS}]\w[!'’])(?<!\A\w[!'’])                #   n! or x',
         (?<![{_BINARY}]\s.)[{_MARK}]*(?=\s|\Z)(?!\s[{_BINARY}])  #   nor beside an operator: s = "", f' = g
+    | (?<=!)!+[{_MARK}]*(?=\s|\Z)                            # more than one is no factorial
     | (?<=["'`‘’‚“”„«»‹›¿¡,;…—])(?<!\S.)(?<![{_BINARY}]\s.)   # at the start of a word, but not .x, !x, :x or ?x,
         ["'`‘’‚“”„«»‹›¿¡,;.…—]*(?={_LETTER})                  #   nor s = "x"
     | (?<=["“”„«»¿¡])(?<!\S.)(?<![{_BINARY}]\s.)(?=\d)        # a quotation that begins with a number
@@ -85,8 +86,21 @@ def normalise(text: str, ignore: Iterable[str] = ("unicode", "case", "punctuatio
     if "whitespace" in ignore or "punctuation" in ignore:
         text = " ".join(text.split())
     if "punctuation" in ignore:
-        text = _DASH.sub("", " ".join(_MARKS.sub(" ", text).split())) or text
+        text = _without_marks(text)
     return text
+
+
+def _without_marks(text: str) -> str:
+    """Of a text with single spaces; one of marks alone stays."""
+    if _is_quoted(text):
+        text = text[1:-1].strip()
+    text = _DASH.sub("", " ".join(_MARKS.sub(" ", text).split())) or text
+    return _without_marks(text) if _is_quoted(text) else text
+
+
+def _is_quoted(text: str) -> bool:
+    """All of it; the mark at the end alone may be one of inches."""
+    return text[:1] == text[-1:] == '"' and text.count('"') == 2 and bool(text[1:-1].strip())
 
 
 def _in_one_form(text: str) -> str:
