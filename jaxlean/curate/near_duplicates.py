@@ -37,7 +37,7 @@ def near_duplicates(corpus: Corpus, alive: np.ndarray, settings: NearDuplicatesS
     what hundreds of rows share (a row is compared with 64 of a bucket: `minhash.distinct`), more.
 
     False merges, where labels tell (benchmarks/dedupe.py): of banking77's 10,003 messages of 11 words, not shown the
-    labels, it leaves out 490 at 0.7, 5.5 % of them for a message of another label (0.6: 8.5 %, 0.8: 3.6 %); so labels
+    labels, it leaves out 488 at 0.7, 5.5 % of them for a message of another label (0.6: 8.5 %, 0.8: 3.6 %); so labels
     are looked at. Of GSM8K's 7,473 questions, without `same_numbers`, 16, of which 14 have another answer; with it one,
     which has the same.
     """

@@ -27,7 +27,8 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     out = np.empty(vectors.shape, np.float32)
     for start in range(0, len(vectors), BLOCK):
         block = np.asarray(vectors[start : start + BLOCK], np.float32)
-        length = np.linalg.norm(block, axis=1, keepdims=True)
+        # the squares of numbers beyond 10^19 are beyond float32
+        length = np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))[:, None]
         if not np.isfinite(length).all():
             bad = np.flatnonzero(~np.isfinite(length[:, 0]))
             raise DataError(

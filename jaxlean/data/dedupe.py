@@ -13,8 +13,8 @@ _RAISED = re.compile(
     "([\u00aa\u00b2\u00b3\u00b9\u00ba\u00bc-\u00be\u02b0-\u02b8\u02e0-\u02e4\u1d2c-\u1d6a\u2070-\u209c"
     "\u2150-\u215f\u2189\u2460-\u24ff\u3250-\u33ff]+)"
 )
-_ACUTE = {0xB4: "'", 0x1FFD: "'"}  # as an apostrophe; NFKC would part it into a space and an accent
-_DASHES = {0x2010: "-", 0x2013: "-", 0x2212: "-"}
+_ACUTE = "\u00b4\u1ffd"  # as an apostrophe; NFKC would part it into a space and an accent
+_DASHES = "\u2010\u2013\u2212"
 
 # Marks that come and go without changing what is said, but only where they are the punctuation of a sentence. In a
 # formula or in code the same marks mean something: !x, a != b, f'(x), n!, x - y, s = "x", .5 and 3-4. So they go at the
@@ -32,6 +32,7 @@ _MARKS = re.compile(
     | (?<=[{re.escape(_OTHERS)}])(?<![\d{_MEANS}{_MARK}].)    # another, but not 5!, 5' or f(x)',
         (?<![\s{_MEANS}]\w[!'’])(?<!\A\w[!'’])                #   n! or x',
         (?<![{_BINARY}]\s.)[{_MARK}]*(?=\s|\Z)(?!\s[{_BINARY}])  #   nor beside an operator: s = "", f' = g
+    | (?<=!)!+[{_MARK}]*(?=\s|\Z)                            # more than one is no factorial
     | (?<=["'`‘’‚“”„«»‹›¿¡,;…—])(?<!\S.)(?<![{_BINARY}]\s.)   # at the start of a word, but not .x, !x, :x or ?x,
         ["'`‘’‚“”„«»‹›¿¡,;.…—]*(?={_LETTER})                  #   nor s = "x"
     | (?<=["“”„«»¿¡])(?<!\S.)(?<![{_BINARY}]\s.)(?=\d)        # a quotation that begins with a number
@@ -51,9 +52,10 @@ _AFTER = rf"(?= (?:{_LETTER}{{2}}|[aiAI] ))"
 _DASH = re.compile(rf" -{_AFTER}(?<={_LETTER}{{2}} -)| --{_AFTER}(?<={_LETTER}{{2}} --)")
 
 # A sign belongs to a number that stands alone: -4 and -$4, but 3-4 is a range and covid-19 a name.
+_FRACTION = "\u00bc-\u00be\u2150-\u215f\u2189"
 _NUMBER = re.compile(
-    r"(?:(?<![\w.)\]])-[$€£¥]?)?\d+(?:[.,:]\d+)*[\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u208e\u2150-\u215f]*"
-    r"|[\u00bc-\u00be\u2150-\u215f\u2189]"
+    rf"[\-\d{_FRACTION}](?:(?<=[{_FRACTION}])|(?<=\d)\d*|(?<![\w.)\]]-)[$€£¥]?\d+)"
+    rf"(?:[.,:]\d+)*[\u00b2\u00b3\u00b9\u2070-\u208e{_FRACTION}]*"
 )
 
 
@@ -76,7 +78,7 @@ def normalise(text: str, ignore: Iterable[str] = ("unicode", "case", "punctuatio
     ignore = frozenset(ignore)
     plain = "unicode" not in ignore or text.isascii()
     if not plain:
-        text = _in_one_form(text.translate(_ACUTE))
+        text = _in_one_form(_each(text, _ACUTE, "'"))
     if "case" in ignore:
         text = text.casefold()
         if not plain:  # İ folds to two characters, which NFKC may join again
@@ -84,14 +86,35 @@ def normalise(text: str, ignore: Iterable[str] = ("unicode", "case", "punctuatio
     if "whitespace" in ignore or "punctuation" in ignore:
         text = " ".join(text.split())
     if "punctuation" in ignore:
-        text = _DASH.sub("", " ".join(_MARKS.sub(" ", text).split())) or text
+        text = _without_marks(text)
     return text
 
 
+def _without_marks(text: str) -> str:
+    """Of a text with single spaces; one of marks alone stays."""
+    if _is_quoted(text):
+        text = text[1:-1].strip()
+    text = _DASH.sub("", " ".join(_MARKS.sub(" ", text).split())) or text
+    return _without_marks(text) if _is_quoted(text) else text
+
+
+def _is_quoted(text: str) -> bool:
+    """All of it; the mark at the end alone may be one of inches."""
+    return text[:1] == text[-1:] == '"' and text.count('"') == 2 and bool(text[1:-1].strip())
+
+
 def _in_one_form(text: str) -> str:
-    parts = _RAISED.split(text)  # every other one is raised
-    parts[::2] = [unicodedata.normalize("NFKC", part) for part in parts[::2]]
-    return "".join(parts).translate(_DASHES)
+    if not unicodedata.is_normalized("NFKC", text):
+        parts = _RAISED.split(text)  # every other one is raised
+        parts[::2] = [unicodedata.normalize("NFKC", part) for part in parts[::2]]
+        text = "".join(parts)
+    return _each(text, _DASHES, "-")
+
+
+def _each(text: str, of: str, by: str) -> str:
+    for character in of:  # ten times as fast as str.translate
+        text = text.replace(character, by)
+    return text
 
 
 def numbers_of(text: str) -> str:

@@ -14,6 +14,10 @@ def test_unit_vectors_and_none_of_nothing() -> None:
     np.testing.assert_allclose(got, [[0.6, 0.8], [0, 0]], rtol=1e-6)
 
 
+def test_large_numbers_are_numbers() -> None:
+    np.testing.assert_allclose(unit(np.array([[3e30, 4e30], [3e-30, 4e-30]], np.float32)), [[0.6, 0.8]] * 2, rtol=1e-6)
+
+
 def test_a_vector_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clusters, "BLOCK", 2)
     vectors = np.ones((5, 3), np.float32)
