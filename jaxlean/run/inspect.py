@@ -17,7 +17,7 @@ from rich.text import Text
 from jaxlean.config import RunConfig
 from jaxlean.data.loader import encoded
 from jaxlean.data.pack import pack
-from jaxlean.data.terms import grown
+from jaxlean.data.term_tokens import grown
 from jaxlean.data.tokenize import Counts, Tokens
 from jaxlean.errors import ConfigError
 from jaxlean.run.inspect_curriculum import show_curriculum

@@ -13,9 +13,10 @@ from rich.text import Text
 
 from jaxlean.adapt import vocabulary, warm_start
 from jaxlean.config import RunConfig
-from jaxlean.data import terms
+from jaxlean.data import term_tokens, terms
 from jaxlean.data.cooccurrence import token_vectors
-from jaxlean.data.terms import Saving, Term
+from jaxlean.data.term_tokens import Saving
+from jaxlean.data.terms import Term
 from jaxlean.data.texts import training_texts
 from jaxlean.data.word_vectors import Vectors, read_vectors
 from jaxlean.errors import ConfigError
@@ -90,7 +91,7 @@ def with_new_tokens(config: RunConfig, tokenizer: Any = None) -> tuple[RunConfig
         names, known = [term.text for term in found], list[str]()
     else:
         where = "model.new_tokens" if isinstance(asked, list) else asked
-        names, known = terms.checked(
+        names, known, _ = terms.checked(
             tokenizer, asked if isinstance(asked, list) else terms.read_terms(Path(asked)), where=where
         )
     model = config.model.model_copy(update={"new_tokens": names})
@@ -110,8 +111,8 @@ def _in_data(config: RunConfig, tokenizer: Any) -> tuple[list[Term], Saving]:
             "more, in two pieces or more",
             fix="lower model.new_tokens_min_count, or leave out model.new_tokens",
         )
-    after = terms.grown(tokenizer, [term.text for term in found])
-    return found, terms.saving(training_texts(config, tokenizer), tokenizer, after)
+    after = term_tokens.grown(tokenizer, [term.text for term in found])
+    return found, term_tokens.saving(training_texts(config, tokenizer), tokenizer, after)
 
 
 def _check_model(config: RunConfig) -> None:
@@ -154,9 +155,9 @@ def grown(config: RunConfig, model: Model, *, shapes: bool = False) -> Model:
     model = resized(model, 0)  # one that could not grow says so now
     tokenizer = model.tokenizer
     before, num_before = tokenizer, len(tokenizer)
-    names, _ = terms.checked(before, asked)
-    cut = [terms.pieces(before, name) for name in names]
-    after = terms.grown(before, names)
+    names = terms.checked(before, asked).kept
+    cut = [term_tokens.pieces(before, name) for name in names]
+    after = term_tokens.grown(before, names)
     ids = np.arange(num_before, num_before + len(names), dtype=np.int32)
     rows: dict[str, Any] = {}
     if shapes:
