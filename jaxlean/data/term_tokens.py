@@ -137,8 +137,8 @@ def grown(tokenizer: Any, terms: Sequence[str]) -> Any:
         was, now = (one.decode(ids_of(one, text), clean_up_tokenization_spaces=False) for one in (tokenizer, other))
         if not _same(tokenizer, term, text, was, now):
             raise ConfigError(
-                "a new token would change the text around it, as this tokenizer treats spaces", where="model.new_tokens",
-                got=f"{term!r}: {text!r} would be read as {now!r}", wanted=repr(was),
+                "a new token would change the text around it, as this tokenizer treats spaces",
+                where="model.new_tokens", got=f"{term!r}: {text!r} would be read as {now!r}", wanted=repr(was),
                 fix="leave it out, or model.tokenizer=<the same tokens in another form>; of Llama's, one whose "
                 "tokenizer_config.json says legacy: false",
             )  # fmt: skip
@@ -172,13 +172,15 @@ def _is_word(term: str) -> bool:
 
 
 def _same(tokenizer: Any, term: str, text: str, was: str, now: str) -> bool:
-    if now in (was, text) or tokenizer.unk_token_id in pieces(tokenizer, term):  # what was not known was not decoded
-        return True
-    if was == text or spaced(tokenizer):
-        return False
+    """Whether a text with a term is decoded as it was, as far as that can be told."""
     normalizer = _normalizer(tokenizer)
-    normal = str if normalizer is None else normalizer.normalize_str
-    return "".join(normal(was).split()) == "".join(normal(now).split())
+
+    def bare(text: str) -> str:
+        return "".join((text if normalizer is None else normalizer.normalize_str(text)).split())
+
+    if now in (was, text) or bare(term) not in bare(was):  # what was not known was not decoded
+        return True
+    return was != text and not spaced(tokenizer) and bare(now) == bare(was)
 
 
 # ---- the "▁" that SentencePiece's normalizer puts before a text, and so before what follows an added token

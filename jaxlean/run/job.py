@@ -226,6 +226,7 @@ def adapt(
             apart=model.family.apart,
         )  # fmt: skip
         modules = [module for module in modules if not is_head(module)]  # it trains whole
+        vocabulary.check_apart(params, modules)
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         params = lora.add(params, modules, settings, key)
         if is_pissa(config) and config.model.quantization != "none":
@@ -241,7 +242,8 @@ def trains_of(config: RunConfig, model: Model) -> Callable[[str], bool]:
         return lambda path: not is_statistic(path) and path != vocabulary.IDS
     rules = [(pattern, True) for pattern in config.train.trainable]
     chosen = tree.match(rules, tree.flatten(model.params), what="train.trainable", default=False)
-    return lambda path: chosen[path] and path != vocabulary.IDS
+    # new tokens are asked for apart, and would be noise if they stayed as they are
+    return lambda path: vocabulary.is_row(path) or (chosen[path] and path != vocabulary.IDS)
 
 
 def loss_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Policy | None = None) -> Loss:

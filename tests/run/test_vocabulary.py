@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 from jaxlean import tree
 from jaxlean.adapt import vocabulary
 from jaxlean.errors import UserError
-from jaxlean.hub.load import load, load_tokenizer
+from jaxlean.hub.load import initial, load, load_tokenizer
+from jaxlean.hub.write import write_model
 from jaxlean.run import vocabulary as module
 from jaxlean.run.evaluate import evaluate
 from jaxlean.run.finetune import finetune
@@ -218,6 +219,24 @@ def test_a_run_that_is_resumed_goes_on_where_it_was(with_terms, tmp_path, monkey
     found = losses(tmp_path / "again")
     assert found.keys() == wanted.keys()
     assert found[6] == pytest.approx(wanted[6], rel=1e-5)
+
+
+def test_rows_train_whatever_else_does(with_terms, tmp_path):
+    made = outline(with_terms(TERMS, "lora=null", "train.trainable=[^layers]"), make_mesh(), length=64)
+    assert "new_tokens.embed" in tree.flatten(made.state.trainable)
+    assert {"embed.embedding", "new_tokens.ids"} <= tree.flatten(made.frozen).keys()
+
+
+def test_lora_on_the_head_and_new_tokens_are_refused_before_training(with_terms, golden, tiny_base, tmp_path):
+    untied = json.loads((tiny_base / "config.json").read_text()) | {"tie_word_embeddings": False}
+    write_model(initial(untied, "float32", tokenizer=str(tiny_base)), tmp_path / "untied")
+    more = (TERMS, f"model.path={tmp_path / 'untied'}", "lora.target_modules=[q_proj, lm_head]")
+    for attempt in (finetune, lambda config: outline(config, make_mesh(), length=64)):
+        with pytest.raises(UserError) as raised:
+            attempt(with_terms(*more))
+        assert "which can have no LoRA adapter beside them" in str(raised.value)
+    assert not (tmp_path / "run").exists()
+    outline(with_terms(*more[1:]), make_mesh(), length=64)  # without new tokens there is nothing to refuse
 
 
 def test_a_plan_s_shapes_are_those_of_the_run(with_terms):
