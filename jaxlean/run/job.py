@@ -154,12 +154,15 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return read_json(locate(config.model.path, revision=config.model.revision, weights=False) / "config.json")
 
 
-def base(config: RunConfig, mesh: jax.sharding.Mesh, *, shapes: bool = False) -> Model:
+def base(
+    config: RunConfig, mesh: jax.sharding.Mesh, *, shapes: bool = False, say: Callable[[str], None] = lambda line: None
+) -> Model:
     """The base: from files, with its new tokens, or from zero where the config has an architecture instead of a path.
 
     Args:
         config: resolved.
         shapes: shapes for parameters, no weights.
+        say: prints a line.
     """
     wanted = config.model
     if wanted.architecture is not None:
@@ -196,7 +199,7 @@ def base(config: RunConfig, mesh: jax.sharding.Mesh, *, shapes: bool = False) ->
         wanted.path, wanted.dtype, mesh, revision=wanted.revision, tokenizer=wanted.tokenizer, trains=trains,
         quantization=quantization, matmul=wanted.matmul, attention=wanted.attention, **head_of(config),
     )  # fmt: skip
-    return grown(config, model, shapes=shapes)
+    return grown(config, model, shapes=shapes, say=say)
 
 
 def head_of(config: RunConfig) -> dict[str, Any]:
