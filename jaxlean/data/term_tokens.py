@@ -113,9 +113,7 @@ def add(tokenizer: Any, terms: Sequence[str]) -> list[int]:
         _mark_once(tokenizer, [name for name, term in zip(contents, terms, strict=True) if name == term])
     # looked for in what the normalizer makes of a text: lower case, say
     tokens = [
-        AddedToken(
-            name, single_word=name == term and term[:1].isalnum() and _is_word(term), normalized=True, special=False
-        )
+        AddedToken(name, single_word=name == term and _is_word(term), normalized=True, special=False)
         for name, term in zip(contents, terms, strict=True)
     ]
     tokenizer.add_tokens(tokens)
