@@ -101,6 +101,18 @@ def _divides(table: jax.Array, shape: tuple[int, ...]) -> Any:
     return NamedSharding(where.mesh, PartitionSpec(*spec))
 
 
+def split_by(params: Mapping[str, Any]) -> dict[str, int]:
+    """Axes of several devices that the tables' tokens are split over -> how many devices."""
+    leaves, found = tree.flatten(params), {}
+    for path, dim in TABLES.values():
+        where = getattr(leaves.get(path), "sharding", None)
+        if isinstance(where, NamedSharding):
+            axis = (*where.spec, None, None)[dim]
+            if axis is not None and where.mesh.shape[axis] > 1:
+                found[str(axis)] = where.mesh.shape[axis]
+    return found
+
+
 def rows_of(params: Mapping[str, Any], leaf: str, ids: np.ndarray) -> jax.Array:
     """float32 [ids, hidden]: what a table holds of some tokens, on each of its devices.
 

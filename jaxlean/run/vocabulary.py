@@ -198,9 +198,21 @@ def grown(
         rows = {leaf: jax.ShapeDtypeStruct((len(ids), hidden), np.float32) for leaf in leaves_of(model)}
     else:
         rows = _starts(config, model, before, after, names, say)
+    _say_whole(model, len(after), say)
     model = with_rows(resized(model, len(after)), ids, rows)
     model.tokenizer = after
     return model
+
+
+def _say_whole(model: Model, size: int, say: Callable[[str], None]) -> None:
+    """Say what number of tokens would keep a table split that lies split on its mesh, and will not."""
+    for axis, num in vocabulary.split_by(model.params).items():
+        more = -size % num
+        if size > model.config.vocab_size and more:
+            say(
+                f"new tokens: {axis}={num} does not divide a table of {size:,} tokens, which will be whole on each "
+                f"device; {more:,} new tokens more, or {num - more:,} fewer, would keep it split"
+            )
 
 
 # ---- where vectors start

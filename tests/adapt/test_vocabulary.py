@@ -93,6 +93,8 @@ def test_on_a_mesh_a_table_stays_split_where_the_axis_divides_it(size, spec):
     mesh = make_mesh(MeshSection(data=1, fsdp=2, tensor=2), jax.devices()[:4])
     where = place(mesh)
     params = tree.map_with_path(lambda path, x: jax.device_put(x, where(path, x.shape)), tables())
+    assert vocabulary.split_by(params) == {"tensor": 2}
+    assert vocabulary.split_by(tables()) == {}
     longer = vocabulary.resized(params, size)
     table = longer["embed"]["embedding"]
     assert tuple(table.sharding.spec) == spec

@@ -125,6 +125,16 @@ def test_a_model_starts_with_the_mean_of_the_pieces(with_terms, tiny_base):
     np.testing.assert_allclose(model(tokens)[..., :2048], old(tokens), atol=1e-5)
 
 
+def test_a_table_that_is_no_longer_split_is_told(with_terms, tiny_base, monkeypatch):
+    said, model = [], load(tiny_base, "float32")
+    monkeypatch.setattr(vocabulary, "split_by", lambda params: {"tensor": 8, "fsdp": 2})
+    grown(with_terms(TERMS), model, say=said.append)
+    assert said == [
+        "new tokens: tensor=8 does not divide a table of 2,050 tokens, which will be whole on each device; "
+        "6 new tokens more, or 2 fewer, would keep it split"
+    ]
+
+
 def test_every_start_is_another_one(with_terms, tiny_base, tmp_path):
     rng, base = np.random.default_rng(0), load(tiny_base, "float32")
     from jaxlean.data.terms import words_of
