@@ -13,7 +13,8 @@ class VocabularySettings(Section):
     new_tokens: list[str] | str | None = Field(
         None,
         description="Terms that become tokens of their own: a list, a file (one a line, or a JSON list), or auto: the "
-        "words of the training data that cost the most tokens beyond one each, count x (pieces - 1).",
+        "words of the training data that cost the most tokens beyond one each, count x (pieces - 1). Where a word's "
+        "token begins with a space, a new one does too, and is not found at the start of a text, line or quotation.",
     )
     new_tokens_init: Literal["mean", "focus", "procrustes", "random"] = Field(
         "mean",

@@ -154,7 +154,7 @@ def saving(texts: Iterable[str], before: Any, after: Any) -> Saving:
             totals[1] += len(row)
             own = np.asarray(row, np.int64)
             times += np.bincount(own[own >= first] - first, minlength=len(times))
-    return Saving(*totals, tuple(times.tolist()))
+    return Saving(totals[0], totals[1], tuple(times.tolist()))
 
 
 def ids_of(tokenizer: Any, text: Any) -> Any:

@@ -4,6 +4,7 @@ How they become tokens: `data.term_tokens`.
 """
 
 import bisect
+import itertools
 import json
 import re
 from collections import Counter
@@ -78,8 +79,8 @@ def find(texts: Iterable[str], tokenizer: Any, *, num: int, min_count: int = 5, 
         for term, count in counts.items()
         if count >= min_count and not _starts_one(term, known)
     ]
-    cut = [term for term in often if (term.pieces > 1 or term.unknown) and not is_held(tokenizer, term.text)]
-    found = sorted(cut, key=lambda term: (-term.cost, term.text))[:num]
+    cut = sorted((term for term in often if term.cost), key=lambda term: (-term.cost, term.text))
+    found = list(itertools.islice((term for term in cut if not is_held(tokenizer, term.text)), num))
     clash = in_template(tokenizer, [term.text for term in found])
     return [term for term in found if term.text not in clash]
 
