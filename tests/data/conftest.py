@@ -136,6 +136,15 @@ def prepending() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>")
 
 
+def replacing() -> PreTrainedTokenizerFast:
+    """Gemma's way: the normalizer makes signs of spaces, and puts none before a text."""
+    made = prepending().backend_tokenizer
+    made.normalizer = normalizers.Replace(" ", "▁")
+    made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>")
+
+
 def wordpiece() -> PreTrainedTokenizerFast:
     """BERT's way: lower case, white space left out, the rest of a word marked."""
     letters = [*"abcdefghijklmnopqrstuvwxyz"]
@@ -153,7 +162,13 @@ def spaces_apart(golden) -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(golden.parent.parent / "configs" / "quickstart" / "base")
 
 
-KINDS = {"bytes": bytes_bpe, "sentencepiece": sentencepiece, "prepending": prepending, "wordpiece": wordpiece}
+KINDS = {
+    "bytes": bytes_bpe,
+    "sentencepiece": sentencepiece,
+    "prepending": prepending,
+    "replacing": replacing,
+    "wordpiece": wordpiece,
+}
 
 
 @pytest.fixture

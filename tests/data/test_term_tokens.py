@@ -53,7 +53,7 @@ def test_the_sign_before_a_text_is_not_put_behind_a_new_token(kinds, text):
     assert again.decode(ids(again, "a<tag> b <tag>")) == "a<tag> b <tag>"
 
 
-@pytest.mark.parametrize("kind", ["bytes", "sentencepiece", "prepending"])
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece", "prepending", "replacing"])
 def test_scripts_without_spaces_have_tokens_without_one(kinds, kind):
     tokenizer = kinds[kind]()
     grown = term_tokens.grown(tokenizer, ["北京", "大学"])
