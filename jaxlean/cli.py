@@ -84,7 +84,7 @@ def evaluate(
         typer.Option(min=0, help="Show the model so many training rows (classify: of each label) as examples."),
     ] = None,
 ) -> None:
-    """Measure loss, perplexity and (eval.exact_match=true) exact match on the held-out data."""
+    """Measure loss, perplexity, bits per byte and (eval.exact_match=true) exact match on the held-out data."""
     settings = _load(config, [*(overrides or []), *([] if shots is None else [f"eval.shots={shots}"])])
     if shots is not None:
         from jaxlean.run.few_shot import evaluate_few_shot

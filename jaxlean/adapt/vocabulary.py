@@ -6,7 +6,7 @@ head's kernel have room for every id, and what they hold at these counts for not
 few rows train, with an optimizer's state, as an adapter does, and nothing of the table.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlean import tree
+from jaxlean.errors import ConfigError
 
-TABLE, HEAD, HEAD_BIAS = "embed.embedding", "head.kernel", "head.bias"
+TABLE, HEAD = "embed.embedding", "head.kernel"
 IDS = "new_tokens.ids"
 # Our leaf -> the table that it has rows of, and the dim of its tokens.
 TABLES = {"new_tokens.embed": (TABLE, 0), "new_tokens.head": (HEAD, 1)}
@@ -38,6 +39,28 @@ def has_rows(params: Mapping[str, Any]) -> bool:
     return "new_tokens" in params
 
 
+def check_apart(params: Mapping[str, Any], modules: Collection[str]) -> None:
+    """Refuse LoRA on a matrix that has rows of new tokens: its adapter would say nothing of their logits.
+
+    Args:
+        params: the base, perhaps with rows.
+        modules: that get an adapter.
+
+    Raises:
+        ConfigError: the output head is among them.
+    """
+    leaves = tree.flatten(params)
+    both = sorted(
+        table for leaf, (table, _) in TABLES.items() if leaf in leaves and table.rpartition(".")[0] in modules
+    )
+    if both:
+        raise ConfigError(
+            "new tokens have rows of their own in the output head, which can have no LoRA adapter beside them",
+            where="lora.target_modules", got=", ".join(table.rpartition(".")[0] for table in both),
+            fix="leave the head (lm_head) out of lora.target_modules, or leave out model.new_tokens",
+        )  # fmt: skip
+
+
 def resized(params: Mapping[str, Any], size: int) -> tree.Tree:
     """The tree with tables of `size` tokens; those that are added get the mean of the old ones.
 
@@ -46,7 +69,7 @@ def resized(params: Mapping[str, Any], size: int) -> tree.Tree:
         size: at least what they have.
     """
     leaves = tree.flatten(params)
-    for path, dim in ((TABLE, 0), (HEAD, 1), (HEAD_BIAS, 0)):
+    for path, dim in TABLES.values():
         if path in leaves and leaves[path].shape[dim] < size:
             leaves[path] = _longer(leaves[path], dim, size)
     return tree.unflatten(leaves)
@@ -76,6 +99,18 @@ def _divides(table: jax.Array, shape: tuple[int, ...]) -> Any:
         for n, axis in zip(shape, (*where.spec, *[None] * len(shape)), strict=False)
     )  # fmt: skip
     return NamedSharding(where.mesh, PartitionSpec(*spec))
+
+
+def split_by(params: Mapping[str, Any]) -> dict[str, int]:
+    """Axes of several devices that the tables' tokens are split over -> how many devices."""
+    leaves, found = tree.flatten(params), {}
+    for path, dim in TABLES.values():
+        where = getattr(leaves.get(path), "sharding", None)
+        if isinstance(where, NamedSharding):
+            axis = (*where.spec, None, None)[dim]
+            if axis is not None and where.mesh.shape[axis] > 1:
+                found[str(axis)] = where.mesh.shape[axis]
+    return found
 
 
 def rows_of(params: Mapping[str, Any], leaf: str, ids: np.ndarray) -> jax.Array:

@@ -22,6 +22,8 @@ import numpy as np
 from jaxlean.errors import ConfigError
 
 Array = np.ndarray
+# Looked at by `focus` at a time; each costs 8 bytes, and sparsemax a few times that.
+_SIMILARITIES = 4_000_000
 
 
 def mean_of_pieces(rows: Array, pieces: Sequence[Sequence[int]]) -> Array:
@@ -65,8 +67,14 @@ def focus(rows: Array, old: Array, new: Array) -> Array:
     Returns:
         float64 [new, hidden].
     """
-    similar = _unit(new) @ _unit(old).T
-    return sparsemax(similar) @ np.asarray(rows, np.float64)
+    old, new = _unit(old), _unit(new)
+    found = np.empty((len(new), rows.shape[1]))
+    at_once = max(1, _SIMILARITIES // max(len(old), 1))
+    for start in range(0, len(new), at_once):
+        weights = sparsemax(new[start : start + at_once] @ old.T)
+        used = np.flatnonzero(weights.any(axis=0))  # few: what is unlike has no weight
+        found[start : start + at_once] = weights[:, used] @ np.asarray(rows[used], np.float64)
+    return found
 
 
 def sparsemax(scores: Array) -> Array:

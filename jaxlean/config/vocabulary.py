@@ -13,7 +13,8 @@ class VocabularySettings(Section):
     new_tokens: list[str] | str | None = Field(
         None,
         description="Terms that become tokens of their own: a list, a file (one a line, or a JSON list), or auto: the "
-        "words of the training data that the tokenizer cuts into the most pieces.",
+        "words of the training data that cost the most tokens beyond one each, count x (pieces - 1). Where a word's "
+        "token begins with a space, a new one does too, and is not found at the start of a text, line or quotation.",
     )
     new_tokens_init: Literal["mean", "focus", "procrustes", "random"] = Field(
         "mean",
@@ -26,5 +27,9 @@ class VocabularySettings(Section):
         "sentence encoder (folder or id). procrustes needs them; focus without them takes co-occurrence in the data.",
     )
     num_new_tokens: PositiveInt = Field(500, description="new_tokens: auto: how many at most.")
-    new_tokens_min_count: PositiveInt = Field(5, description="new_tokens: auto: occurrences that a word must have.")
+    new_tokens_min_count: PositiveInt = Field(
+        5,
+        description="new_tokens: auto: occurrences that a word must have. Of focus without vectors, also for a list: "
+        "occurrences that a token, old or new, must have.",
+    )
     new_tokens_min_length: PositiveInt = Field(4, description="new_tokens: auto: letters that a word must have.")

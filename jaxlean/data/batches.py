@@ -178,6 +178,11 @@ class EvalBatches(Sequence[Batch]):
             raise IndexError(i)
         return self._steps[i]
 
+    @property
+    def examples(self) -> Ragged | None:
+        """The tokens that they are laid out of, on every process alike; None where there are none."""
+        return getattr(self._steps, "examples", None)
+
 
 def arrays(
     examples: Sequence[Tokens],

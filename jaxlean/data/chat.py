@@ -47,7 +47,7 @@ class Template:
                 fix="set model.chat_template to a Jinja file, or train on plain prompts and completions",
             )
         self.tokenizer = tokenizer
-        # words that became tokens (`data.terms`) are text like any other
+        # words that became tokens (`data.term_tokens`) are text like any other
         signs = [
             token for token in tokenizer.added_tokens_decoder.values() if token.special or _SIGN.search(str(token))
         ]

@@ -1,81 +1,60 @@
-"""Terms of a domain that a tokenizer cuts into pieces: found in texts, and made tokens of their own.
+"""Terms of a domain that a tokenizer cuts into pieces: found in texts, read, and looked through before they are tokens.
 
-A new token is written as the tokenizer writes words. Where the space before a word belongs to it (GPT-2's and
-SentencePiece's way) the token begins with that space, so a text keeps its spaces when it is decoded; such a token is
-also found at the start of longer words, so one that starts a word which the tokenizer has already is left out.
-Elsewhere a token stands for the whole word only (`single_word`).
+How they become tokens: `data.term_tokens`.
 """
 
 import bisect
-import copy
 import itertools
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxlean.data.term_tokens import MARKS, grown, ids_of, is_cut, is_held, key_of, pieces, spaced, written
 from jaxlean.errors import ConfigError
-
-_MARKS = ("Ġ", "▁")  # the space before a word, as byte-level BPE and SentencePiece write it
-_BLOCK = 1024  # texts tokenized at a time
 
 
 class Term(NamedTuple):
-    """A word that could be a token: how often it stands in the texts, and in how many pieces."""
+    """A word that could be a token: how often it stands in the texts, and in how many pieces.
+
+    Attributes:
+        unknown: some of the pieces stand for what the tokenizer does not know.
+    """
 
     text: str
     times: int
     pieces: int
+    unknown: bool = False
 
     @property
     def saved(self) -> int:
         """Tokens that the texts would have less."""
         return self.times * (self.pieces - 1)
 
-
-@dataclass(frozen=True)
-class Saving:
-    """What new tokens save: tokens of the same texts, counted with both tokenizers."""
-
-    before: int
-    after: int
-
     @property
-    def share(self) -> float:
-        """Of the tokens, those that are saved."""
-        return 1.0 - self.after / max(self.before, 1)
-
-    def __str__(self) -> str:
-        return f"{self.before:,} -> {self.after:,} tokens ({self.share:.1%} fewer)"
+    def cost(self) -> int:
+        """What the word is ranked by: the tokens saved. One that is not known counts as if cut into its letters."""
+        return self.times * (len(self.text) - 1) if self.unknown else self.saved
 
 
-def spaced(tokenizer: Any) -> bool:
-    """Whether the space before a word belongs to the word's tokens."""
-    return tokenizer.convert_ids_to_tokens(_ids(tokenizer, "a a")[-1]).startswith(_MARKS)
+class Checked(NamedTuple):
+    """Terms that were named.
 
-
-def written(tokenizer: Any, term: str) -> str:
-    """What a new token for a term stands for: with the space before it, where words have theirs.
-
-    A term that begins with a sign, such as a tag, stands for itself.
+    Attributes:
+        kept: those that become tokens, without blanks around them.
+        known: those that are one token already.
+        starting: those that start a word which the tokenizer has, and would cut it.
     """
-    return f" {term}" if term[:1].isalnum() and spaced(tokenizer) else term
 
-
-def pieces(tokenizer: Any, term: str) -> list[int]:
-    """The tokens that a term inside of a text is cut into."""
-    text = written(tokenizer, term)
-    if text == term:
-        return _ids(tokenizer, term)
-    before = _ids(tokenizer, "a")  # SentencePiece puts a space before a text of its own accord
-    return _ids(tokenizer, "a" + text)[len(before) :]
+    kept: list[str]
+    known: list[str]
+    starting: list[str]
 
 
 def find(texts: Iterable[str], tokenizer: Any, *, num: int, min_count: int = 5, min_length: int = 4) -> list[Term]:
-    """The words that cost the most tokens beyond one each: count x (pieces - 1), the dearest first.
+    """The words that cost the most tokens beyond one each: count x (pieces - 1), the dearest first (`Term.cost`).
 
     Args:
         texts: of the domain.
@@ -86,21 +65,30 @@ def find(texts: Iterable[str], tokenizer: Any, *, num: int, min_count: int = 5, 
 
     Returns:
         words of letters alone; none that is a token already, none that stands in the chat template.
+
+    Raises:
+        ConfigError: the tokenizer cannot have words as tokens without changing the texts around them.
     """
     front = " " if spaced(tokenizer) else r"(?<!\w)"
     word = re.compile(rf"{front}([^\W\d_]{{{min_length},}})(?!\w)")
     normal = _normalizer(tokenizer)
     counts = Counter(found for text in texts for found in word.findall(normal(text)))
-    known = sorted(words_of(tokenizer).values()) if front == " " else []
-    cut = [
-        Term(term, count, len(pieces(tokenizer, term)))
+    known = _known(tokenizer)
+    often = [
+        counted(tokenizer, term, count)
         for term, count in counts.items()
         if count >= min_count and not _starts_one(term, known)
     ]
-    dearest = sorted((term for term in cut if term.pieces > 1), key=lambda term: (-term.saved, term.text))
-    found = dearest[:num]
+    cut = sorted((term for term in often if term.cost), key=lambda term: (-term.cost, term.text))
+    found = list(itertools.islice((term for term in cut if not is_held(tokenizer, term.text)), num))
     clash = in_template(tokenizer, [term.text for term in found])
     return [term for term in found if term.text not in clash]
+
+
+def counted(tokenizer: Any, term: str, times: int) -> Term:
+    """A term that stands so many times in texts, with the pieces that it is in."""
+    found = pieces(tokenizer, term)
+    return Term(term, times, len(found), tokenizer.unk_token_id in found)
 
 
 def read_terms(file: Path) -> list[str]:
@@ -127,23 +115,42 @@ def read_terms(file: Path) -> list[str]:
     return found
 
 
-def checked(tokenizer: Any, terms: Sequence[str], *, where: object = "model.new_tokens") -> tuple[list[str], list[str]]:
-    """(the terms that become tokens, without blanks around them; those that are one token already).
+def checked(tokenizer: Any, terms: Sequence[str], *, where: object = "model.new_tokens") -> Checked:
+    """Tell terms apart that can become tokens.
 
     Raises:
-        ConfigError: there is none, one stands there twice, all are tokens already, or one stands in the chat template,
-            whose tokens the model knows.
+        ConfigError: there is none, two cannot be told apart, none is left, one is a token that no text is cut into, or
+            one stands in the chat template, whose tokens the model knows.
     """
     clean = [term.strip() for term in terms if term.strip()]
     if not clean:
         raise ConfigError("there are no new tokens", where=where, wanted="one term or more")
-    twice = [term for term, count in Counter(clean).items() if count > 1]
+    keys: dict[str, list[str]] = {}
+    for term in clean:
+        keys.setdefault(key_of(tokenizer, term), []).append(term)
+    twice = [" and ".join(map(repr, same)) for same in keys.values() if len(same) > 1]
     if twice:
-        raise ConfigError("a new token is named twice", where=where, got=", ".join(map(repr, twice[:5])))
-    kept = [term for term in clean if len(pieces(tokenizer, term)) > 1]
+        raise ConfigError(
+            "a new token is named twice, as the tokenizer reads it", where=where, got=", ".join(twice[:5])
+        )
+    cut = [term for term in clean if is_cut(tokenizer, term)]
+    if not cut:
+        raise ConfigError(
+            "all new tokens are tokens already", where=where, got=_some(clean),
+            fix="leave out model.new_tokens, or name others",
+        )  # fmt: skip
+    held = [term for term in cut if is_held(tokenizer, term)]
+    if held:
+        raise ConfigError(
+            "a new token's name is that of a token in the vocabulary, which the tokenizer never cuts a text into",
+            where=where, got=_some([*map(repr, held)]), fix="leave it out, or name the term otherwise",
+        )  # fmt: skip
+    known = _known(tokenizer)
+    starting = [term for term in cut if written(tokenizer, term) != term and _starts_one(term, known)]
+    kept = [term for term in cut if term not in starting]
     if not kept:
         raise ConfigError(
-            "all new tokens are tokens already", where=where, got=", ".join(clean[:5]) + ", ..." * (len(clean) > 5),
+            "all new tokens start words that are tokens already, and would cut those", where=where, got=_some(starting),
             fix="leave out model.new_tokens, or name others",
         )  # fmt: skip
     clash = in_template(tokenizer, kept)
@@ -152,46 +159,7 @@ def checked(tokenizer: Any, terms: Sequence[str], *, where: object = "model.new_
             "a new token stands in the chat template, which would no longer be the one that the model knows",
             where=where, got=", ".join(map(repr, sorted(clash))), fix="leave it out",
         )  # fmt: skip
-    chosen = set(kept)
-    return kept, [term for term in clean if term not in chosen]
-
-
-def add(tokenizer: Any, terms: Sequence[str]) -> list[int]:
-    """Make terms tokens of a tokenizer, which is changed.
-
-    Returns:
-        their ids, ascending by one from the number of tokens that there were.
-    """
-    from transformers import AddedToken
-
-    first = len(tokenizer)
-    # Whole words are looked for in what the normalizer makes of a text (lower case, say), words with their space before
-    # SentencePiece's makes signs of the spaces.
-    tokens = [
-        AddedToken(text, single_word=text == term and term[:1].isalnum(), normalized=text == term, special=False)
-        for text, term in ((written(tokenizer, term), term) for term in terms)
-    ]
-    tokenizer.add_tokens(tokens)
-    ids = tokenizer.convert_tokens_to_ids([token.content for token in tokens])
-    assert ids == list(range(first, first + len(terms))), "new tokens follow the old ones"
-    return ids
-
-
-def grown(tokenizer: Any, terms: Sequence[str]) -> Any:
-    """A copy of a tokenizer with terms as tokens."""
-    other = copy.deepcopy(tokenizer)
-    add(other, terms)
-    return other
-
-
-def saving(texts: Iterable[str], before: Any, after: Any) -> Saving:
-    """Count the tokens of texts with two tokenizers."""
-    totals = [0, 0]
-    iterator = iter(texts)
-    while block := list(itertools.islice(iterator, _BLOCK)):
-        for i, tokenizer in enumerate((before, after)):
-            totals[i] += sum(map(len, _ids(tokenizer, block)))
-    return Saving(*totals)
+    return Checked(kept, [term for term in clean if term not in cut], starting)
 
 
 def in_template(tokenizer: Any, terms: Sequence[str]) -> set[str]:
@@ -206,7 +174,7 @@ def in_template(tokenizer: Any, terms: Sequence[str]) -> set[str]:
             text = tokenizer.apply_chat_template(messages[start:], tokenize=False, add_generation_prompt=True)
         except Exception:  # a template that refuses a system message, or these messages at all
             continue
-        return {terms[i - first] for i in _ids(other, text) if i >= first}
+        return {terms[i - first] for i in ids_of(other, text) if i >= first}
     return set()
 
 
@@ -219,12 +187,17 @@ def words_of(tokenizer: Any) -> dict[int, str]:
     added = set(tokenizer.added_tokens_decoder)
     found = {}
     for token, i in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
-        if i in special or i in added or (begins and not token.startswith(_MARKS)) or token.startswith("##"):
+        if i in special or i in added or (begins and not token.startswith(MARKS)) or token.startswith("##"):
             continue
         word = tokenizer.decode([i]).strip()
         if len(word) > 1 and word.isalpha():
             found[i] = word
     return found
+
+
+def _known(tokenizer: Any) -> list[str]:
+    """The words that a new token could cut, sorted: none where it stands for a whole word only."""
+    return sorted(words_of(tokenizer).values()) if spaced(tokenizer) else []
 
 
 def _starts_one(term: str, known: list[str]) -> bool:
@@ -239,7 +212,5 @@ def _normalizer(tokenizer: Any) -> Any:
     return (lambda text: text) if normalizer is None else normalizer.normalize_str
 
 
-def _ids(tokenizer: Any, text: Any) -> Any:
-    return tokenizer(text, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)[
-        "input_ids"
-    ]
+def _some(terms: Sequence[str], most: int = 5) -> str:
+    return ", ".join(terms[:most]) + ", ..." * (len(terms) > most)

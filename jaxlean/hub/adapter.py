@@ -222,6 +222,14 @@ def read_adapter(folder: Path, names: Names, base: Mapping[str, Any]) -> tree.Tr
     for module, layers in found.items():
         leaves |= _stack(module, layers, codec.shape(kernels[module]), settings, names, file)
     leaves |= expert_adapter.read(parts, names, kernels, settings, lambda name, r: _scale(settings, name, r), file)
+    both = {TABLES[path][0].rpartition(".")[0] for path in rows.keys() & TABLES.keys()} & {
+        path.rpartition(".")[0] for path in leaves
+    }
+    if both:
+        raise ModelError(
+            "the adapter has both LoRA matrices and rows of tokens of one module, which do not go together", where=file,
+            got=", ".join(names.module(module) for module in sorted(both)),
+        )  # fmt: skip
     if settings.get("use_dora"):
         _complete_magnitudes(leaves, kernels)
     placed = {path: beside(kernels[path.rpartition(".")[0]], jnp.asarray(leaf)) for path, leaf in leaves.items()}

@@ -32,7 +32,6 @@ class DecoderConfig(LayersConfig):
 
     Args:
         tie_embeddings: the embedding is the output head too.
-        head_bias: of the output head.
         embedding_multiplier: of the embedded tokens (Gemma, Granite).
         learned_positions: rows of a table of positions that is added to them (GPT-2); 0: none.
         logits_multiplier: of the logits (Cohere, Granite).
@@ -42,7 +41,6 @@ class DecoderConfig(LayersConfig):
 
     vocab_size: int
     tie_embeddings: bool = False
-    head_bias: bool = False
     embedding_multiplier: float = 1.0
     learned_positions: int = 0
     logits_multiplier: float = 1.0
@@ -96,7 +94,7 @@ class Decoder(Transformer):
         self.head = (
             None
             if config.tie_embeddings
-            else Linear(hidden, config.vocab_size, bias=config.head_bias, std=std, dtype=dtype, rngs=rngs)
+            else Linear(hidden, config.vocab_size, bias=False, std=std, dtype=dtype, rngs=rngs)
         )
         # nnx.data: a place for rows of new tokens, also while there are none
         self.new_tokens: NewTokens | None = nnx.data(None)

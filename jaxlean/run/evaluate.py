@@ -14,6 +14,7 @@ from jaxlean.config import RunConfig
 from jaxlean.data.batches import EvalBatches, Stats
 from jaxlean.data.loader import eval_batches, eval_examples
 from jaxlean.data.shots import ShotRows
+from jaxlean.data.tokenize import Ragged
 from jaxlean.errors import ConfigError, DataError, RunError
 from jaxlean.hub.load import Model, load
 from jaxlean.run.generate import chat_template, generate, stop_ids
@@ -27,6 +28,8 @@ from jaxlean.train.objective import Loss
 from jaxlean.train.step import make_eval_step
 from jaxlean.xla.compile import use_cache
 from jaxlean.xla.mesh import check_axes, make_mesh, num_batch_shards, split_host
+
+_BLOCK = 1024  # examples decoded at a time
 
 
 class Evaluator:
@@ -65,6 +68,7 @@ class Evaluator:
             raise DataError("the held-out data is empty", where="data.eval")
         self._step = make_eval_step(loss)
         self._prompts = None if shots is None else shots.prompts  # else encoded on first use
+        self._bytes: int | None = None  # counted on first use
 
     @property
     def length(self) -> int:
@@ -77,14 +81,19 @@ class Evaluator:
         return self._batches.stats
 
     def loss(self, trainable: tree.Tree, frozen: tree.Tree) -> Evaluation:
-        """Mean cross entropy over every held-out token that carries loss."""
+        """Mean cross entropy over every held-out token that carries loss, and over the bytes that these stand for."""
         sums = [self._step(trainable, frozen, self._rows.on_devices(batch)) for batch in self._batches]
         # one transfer for all batches; summed in float64
         losses, tokens = zip(*jax.device_get(sums), strict=True)
         total = int(np.sum(tokens, dtype=np.int64))
         loss = float(np.sum(losses, dtype=np.float64)) / max(total, 1)
         examples = self.stats.examples  # each once
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "examples": examples, "tokens": total}
+        found: Evaluation = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        if self._bytes is None:
+            self._bytes = num_bytes(self._batches.examples, self._tokenizer)
+        if self._bytes:
+            found["bits_per_byte"] = loss * total / self._bytes / math.log(2.0)
+        return found | {"examples": examples, "tokens": total}
 
     def __call__(self, model: Model, trainable: tree.Tree, frozen: tree.Tree) -> Evaluation:
         """Loss, and exact match where the config asks for it.
@@ -117,6 +126,23 @@ class Evaluator:
         if self._shots is not None:
             texts = [self._shots.cut(text) for text in texts]
         return [(text.strip(), want.strip()) for text, (_, want, _) in zip(texts, self._prompts, strict=True)]
+
+
+def num_bytes(examples: Ragged | None, tokenizer: Any) -> int:
+    """Bytes of UTF-8 that the learned tokens of examples stand for: the same however a text is cut.
+
+    Those that mark an end, or a turn, stand for none. 0 where there is no tokenizer to say it.
+    """
+    if examples is None or tokenizer is None:
+        return 0
+    total = 0
+    for start in range(0, len(examples), _BLOCK):
+        rows = (examples[i] for i in range(start, min(start + _BLOCK, len(examples))))
+        texts = tokenizer.batch_decode(
+            [ids[mask].tolist() for ids, mask in rows], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        total += sum(len(text.encode("utf-8", "replace")) for text in texts)
+    return total
 
 
 def evaluator_of(config: RunConfig, model: Model, tokenizer: Any, mesh: jax.sharding.Mesh) -> Evaluator | TaskEvaluator:
@@ -212,4 +238,4 @@ def compare(pairs: Sequence[tuple[str, str]], answers: Path | None) -> float:
 def print_evaluation(found: Evaluation) -> None:
     """One line a number."""
     for name, value in found.items():
-        print(f"{name:<12} {value:,.4f}" if isinstance(value, float) else f"{name:<12} {value:,}")
+        print(f"{name:<14} {value:,.4f}" if isinstance(value, float) else f"{name:<14} {value:,}")

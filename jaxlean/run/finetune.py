@@ -96,7 +96,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
     split_host(config.mesh.host_devices)
     check(config.train.remat, ANY_ACTIVATION)
     template = chat_template(config.model)
-    config, new_tokens = with_new_tokens(resolved(config, trains=False))
+    config, new_tokens = with_new_tokens(resolved(config, trains=False), counted=True)
     output_dir = Path(config.output_dir)
     peers.first(lambda: claim(output_dir, config, resume=resume, overwrite=overwrite, dry=True))
     use_cache(config.compilation_cache)
@@ -107,7 +107,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
     machine = here(list(mesh.devices.flat), config.cost.hardware)
 
     # ---- model
-    model = base(config, mesh)
+    model = base(config, mesh, say=say)
     tokenizer = tokenizer_of(model)
     if template is not None and tokenizer is not None:
         tokenizer.chat_template = template

@@ -154,12 +154,15 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return read_json(locate(config.model.path, revision=config.model.revision, weights=False) / "config.json")
 
 
-def base(config: RunConfig, mesh: jax.sharding.Mesh, *, shapes: bool = False) -> Model:
+def base(
+    config: RunConfig, mesh: jax.sharding.Mesh, *, shapes: bool = False, say: Callable[[str], None] = lambda line: None
+) -> Model:
     """The base: from files, with its new tokens, or from zero where the config has an architecture instead of a path.
 
     Args:
         config: resolved.
         shapes: shapes for parameters, no weights.
+        say: prints a line.
     """
     wanted = config.model
     if wanted.architecture is not None:
@@ -196,7 +199,7 @@ def base(config: RunConfig, mesh: jax.sharding.Mesh, *, shapes: bool = False) ->
         wanted.path, wanted.dtype, mesh, revision=wanted.revision, tokenizer=wanted.tokenizer, trains=trains,
         quantization=quantization, matmul=wanted.matmul, attention=wanted.attention, **head_of(config),
     )  # fmt: skip
-    return grown(config, model, shapes=shapes)
+    return grown(config, model, shapes=shapes, say=say)
 
 
 def head_of(config: RunConfig) -> dict[str, Any]:
@@ -226,6 +229,7 @@ def adapt(
             apart=model.family.apart,
         )  # fmt: skip
         modules = [module for module in modules if not is_head(module)]  # it trains whole
+        vocabulary.check_apart(params, modules)
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         params = lora.add(params, modules, settings, key)
         if is_pissa(config) and config.model.quantization != "none":
@@ -241,7 +245,8 @@ def trains_of(config: RunConfig, model: Model) -> Callable[[str], bool]:
         return lambda path: not is_statistic(path) and path != vocabulary.IDS
     rules = [(pattern, True) for pattern in config.train.trainable]
     chosen = tree.match(rules, tree.flatten(model.params), what="train.trainable", default=False)
-    return lambda path: chosen[path] and path != vocabulary.IDS
+    # new tokens are asked for apart, and would be noise if they stayed as they are
+    return lambda path: vocabulary.is_row(path) or (chosen[path] and path != vocabulary.IDS)
 
 
 def loss_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Policy | None = None) -> Loss:

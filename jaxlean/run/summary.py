@@ -19,6 +19,7 @@ class Evaluation(TypedDict, total=False):
 
     loss: float | None  # nats per token that carries loss
     perplexity: float | None  # exp(loss)
+    bits_per_byte: float  # loss over the bytes of the text instead of its tokens: of any tokenizer, to be compared
     exact_match: float | None  # share of generated completions that are the wanted one, 0 to 1
     accuracy: float  # share of labels that are right; of pairs, of anchors whose positive is the nearest of all
     macro_f1: float  # F1 of labels, all labels alike
@@ -110,6 +111,8 @@ def final_table(
     shown = [key for key in _QUALITY if any(key in found for found in measured.values())]
     if not shown:
         quality.add_row("perplexity", *(show_number(found.get("perplexity"), 2) for found in measured.values()))
+        if any("bits_per_byte" in found for found in measured.values()):
+            quality.add_row("bits per byte", *(show_number(found.get("bits_per_byte")) for found in measured.values()))
     for key in shown or ["exact_match"]:
         quality.add_row(key.replace("_", " "), *(show_percent(found.get(key)) for found in measured.values()))
 

@@ -7,6 +7,7 @@ import pytest
 
 from jaxlean import tree
 from jaxlean.adapt import vocabulary
+from jaxlean.errors import ConfigError
 from jaxlean.xla.mesh import make_mesh, place
 
 
@@ -23,18 +24,28 @@ def test_only_rows_train_and_their_ids_stand_beside_them():
 
 
 def test_a_longer_table_keeps_its_rows_and_gets_their_mean():
-    before = tables(**{"head.bias": np.arange(8.0)})
+    before = tables()
     after = tree.flatten(vocabulary.resized(before, 10))
     old = tree.flatten(before)
     assert {path: leaf.shape for path, leaf in after.items()} == {
-        "embed.embedding": (10, 4), "head.kernel": (4, 10), "head.bias": (10,)
+        "embed.embedding": (10, 4), "head.kernel": (4, 10)
     }  # fmt: skip
     np.testing.assert_array_equal(after["embed.embedding"][:8], old["embed.embedding"])
     np.testing.assert_allclose(after["embed.embedding"][9], old["embed.embedding"].mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(after["head.kernel"][:, 8], old["head.kernel"].mean(axis=1), rtol=1e-6)
-    assert after["head.bias"][9] == 3.5
     same = tree.flatten(vocabulary.resized(before, 5))
     assert all(same[path] is old[path] for path in old)
+
+
+def test_lora_has_no_place_beside_rows_of_the_head():
+    rows = {"new_tokens.embed": np.zeros((1, 4)), "new_tokens.head": np.zeros((1, 4))}
+    with_rows = vocabulary.add(tables(), np.array([7]), rows)
+    vocabulary.check_apart(with_rows, ["layers.mlp.up"])
+    vocabulary.check_apart(tables(), ["head"])
+    with pytest.raises(ConfigError) as raised:
+        vocabulary.check_apart(with_rows, ["layers.mlp.up", "head"])
+    assert "can have no LoRA adapter beside them" in str(raised.value)
+    assert "lora.target_modules" in str(raised.value)
 
 
 def test_merging_writes_the_rows_into_both_tables_in_their_dtype():
@@ -82,6 +93,8 @@ def test_on_a_mesh_a_table_stays_split_where_the_axis_divides_it(size, spec):
     mesh = make_mesh(MeshSection(data=1, fsdp=2, tensor=2), jax.devices()[:4])
     where = place(mesh)
     params = tree.map_with_path(lambda path, x: jax.device_put(x, where(path, x.shape)), tables())
+    assert vocabulary.split_by(params) == {"tensor": 2}
+    assert vocabulary.split_by(tables()) == {}
     longer = vocabulary.resized(params, size)
     table = longer["embed"]["embedding"]
     assert tuple(table.sharding.spec) == spec

@@ -52,6 +52,15 @@ def test_focus_weighs_old_rows_by_sparsemax_of_cosines():
     np.testing.assert_allclose(warm_start.focus(rows, old, new), wanted, atol=1e-12)
 
 
+def test_focus_holds_the_similarities_of_a_few_new_tokens_at_a_time(monkeypatch):
+    rows, old, new = RNG.normal(size=(50, 4)), RNG.normal(size=(50, 3)), RNG.normal(size=(7, 3))
+    whole, sizes, sparsemax = warm_start.focus(rows, old, new), [], warm_start.sparsemax
+    monkeypatch.setattr(warm_start, "_SIMILARITIES", 100)
+    monkeypatch.setattr(warm_start, "sparsemax", lambda scores: sizes.append(scores.shape) or sparsemax(scores))
+    np.testing.assert_allclose(warm_start.focus(rows, old, new), whole, atol=1e-12)
+    assert sizes == [(2, 50), (2, 50), (2, 50), (1, 50)]
+
+
 def test_focus_of_a_token_that_is_like_one_alone_is_that_ones_row():
     rows = RNG.normal(size=(3, 4))
     np.testing.assert_allclose(warm_start.focus(rows, np.eye(3), np.array([[0, 7.0, 0]]))[0], rows[1], atol=1e-12)

@@ -97,7 +97,7 @@ def test_stop_tokens_without_an_end_of_turn(make_tokenizer) -> None:
 
 
 def test_words_that_became_tokens_end_no_turn(make_tokenizer) -> None:
-    from jaxlean.data.terms import grown
+    from jaxlean.data.term_tokens import grown
 
     tokenizer = make_tokenizer()
     tokenizer.chat_template = (

@@ -1,87 +1,19 @@
-"""Terms that a tokenizer cuts: counted by hand, made tokens, and found again in a text and its decoding."""
+"""Terms that a tokenizer cuts: counted by hand, ranked, and looked through before they become tokens."""
 
 import json
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from jaxlean.data import terms
 from jaxlean.errors import ConfigError
 
-PLAIN = (
-    "the cat sat on the mat and the dog sat on the log " * 20 + "a b c d e f g h i j k l m n o p q r s t u v w x y z ("
-)
 TEXTS = ["my chargeback is late, chargeback", "the chargeback of the reversal", "chargebacks and a reversal"]
-
-
-def bytes_bpe() -> PreTrainedTokenizerFast:
-    """GPT-2's way: the space before a word belongs to it."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|end|>"], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
-    made.train_from_iterator([PLAIN], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>")
-
-
-def sentencepiece() -> PreTrainedTokenizerFast:
-    """Llama 2's way: spaces are signs, and one stands before the first word."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    made.decoder = decoders.Metaspace(prepend_scheme="first")
-    made.train_from_iterator([PLAIN], trainers.BpeTrainer(vocab_size=120, special_tokens=["</s>"], show_progress=False))
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>")
-
-
-def wordpiece() -> PreTrainedTokenizerFast:
-    """BERT's way: lower case, white space left out, the rest of a word marked."""
-    letters = [*"abcdefghijklmnopqrstuvwxyz"]
-    words = ["[UNK]", "[SEP]", *letters, *(f"##{x}" for x in letters), "the", "cat", "charge", "##back", ",", "("]
-    made = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    made.normalizer = normalizers.Lowercase()
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    made.decoder = decoders.WordPiece()
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="[SEP]", unk_token="[UNK]")
-
-
-def spaces_apart(golden) -> PreTrainedTokenizerFast:
-    """The quickstart's way: spaces are tokens."""
-    return AutoTokenizer.from_pretrained(golden.parent.parent / "configs" / "quickstart" / "base")
-
-
-KINDS = {"bytes": bytes_bpe, "sentencepiece": sentencepiece, "wordpiece": wordpiece}
-
-
-@pytest.fixture(params=[*KINDS, "quickstart"])
-def tokenizer(request, golden):
-    return spaces_apart(golden) if request.param == "quickstart" else KINDS[request.param]()
 
 
 def ids(tokenizer, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def test_a_word_inside_of_a_text_becomes_one_token_and_the_text_decodes_as_before(tokenizer, tmp_path):
-    text = "the chargeback, a chargeback (the cat"
-    before, first = ids(tokenizer, text), len(tokenizer)
-    number = len(terms.pieces(tokenizer, "chargeback"))
-    assert number > 1
-    grown = terms.grown(tokenizer, ["chargeback", "reversal"])
-    assert len(tokenizer) == first
-    after = ids(grown, text)
-    assert after.count(first) == 2
-    assert len(after) == len(before) - 2 * (number - 1)
-    assert grown.decode(after).split() == tokenizer.decode(before).split()
-    # a longer word is not cut into worse pieces than one more, a known one not at all
-    assert ids(grown, "the cat sat") == ids(tokenizer, "the cat sat")
-    grown.save_pretrained(tmp_path)
-    again = AutoTokenizer.from_pretrained(tmp_path)
-    assert ids(again, text) == after
-    assert terms.add(again, ["estoppel"]) == [first + 2]
 
 
 def test_terms_are_found_by_what_they_would_save(tokenizer):
@@ -99,16 +31,8 @@ def test_terms_are_found_by_what_they_would_save(tokenizer):
     assert {term.text for term in terms.find(TEXTS, tokenizer, num=10, min_count=2, min_length=9)} == {"chargeback"}
 
 
-def test_a_saving_is_counted_with_both_tokenizers():
-    tokenizer = bytes_bpe()
-    found = terms.saving(TEXTS, tokenizer, terms.grown(tokenizer, ["chargeback"]))
-    assert found.before == sum(len(ids(tokenizer, text)) for text in TEXTS)
-    assert found.before - found.after == 3 * (len(terms.pieces(tokenizer, "chargeback")) - 1)
-    assert str(found).endswith(f"({found.share:.1%} fewer)")
-
-
-def test_a_word_that_starts_a_known_one_is_left_out_where_it_would_cut_that():
-    tokenizer = bytes_bpe()
+def test_a_word_that_starts_a_known_one_is_left_out_where_it_would_cut_that(kinds):
+    tokenizer = kinds["bytes"]()
     known = [word for word in terms.words_of(tokenizer).values() if len(word) == 3]
     assert {"cat", "the"} <= set(known)
     assert [
@@ -116,15 +40,44 @@ def test_a_word_that_starts_a_known_one_is_left_out_where_it_would_cut_that():
     ] == ["xx"]
 
 
-def test_words_of_a_tokenizer_are_whole_ones():
-    assert set(terms.words_of(wordpiece()).values()) == {"the", "cat", "charge"}
-    found = terms.words_of(bytes_bpe())
-    assert all(bytes_bpe().decode([i]) == f" {word}" for i, word in found.items())
+def test_words_of_a_tokenizer_are_whole_ones(kinds):
+    assert set(terms.words_of(kinds["wordpiece"]()).values()) == {"the", "cat", "charge"}
+    found = terms.words_of(kinds["bytes"]())
+    assert all(kinds["bytes"]().decode([i]) == f" {word}" for i, word in found.items())
 
 
-def test_a_term_that_is_one_token_is_told_apart():
-    kept, known = terms.checked(wordpiece(), [" chargeback ", "cat", ""])
-    assert (kept, known) == (["chargeback"], ["cat"])
+def test_a_term_that_is_one_token_is_told_apart(kinds):
+    assert terms.checked(kinds["wordpiece"](), [" chargeback ", "cat", ""]) == (["chargeback"], ["cat"], [])
+
+
+def test_a_listed_term_that_would_cut_a_known_word_is_told_apart(kinds):
+    tokenizer = kinds["bytes"]()
+    assert terms.checked(tokenizer, ["chargeback", "ca"]) == (["chargeback"], [], ["ca"])
+    with pytest.raises(ConfigError) as raised:
+        terms.checked(tokenizer, ["ca"])
+    assert "all new tokens start words that are tokens already" in str(raised.value)
+
+
+def test_words_that_are_not_known_are_found_first(kinds):
+    texts = ["die straße ist charge", "eine straße hat charge charges", "charges"]
+    found = terms.find(texts, kinds["wordpiece"](), num=9, min_count=2)
+    assert [(term.text, term.times, term.pieces, term.unknown) for term in found] == [
+        ("straße", 2, 1, True),
+        ("charges", 2, 2, False),
+    ]
+    assert (found[0].saved, found[0].cost) == (0, 2 * 5)
+    assert terms.checked(kinds["wordpiece"](), ["straße", "cat"]).kept == ["straße"]
+
+
+def test_a_token_that_is_never_cut_to_is_no_new_one(kinds):
+    made = json.loads(kinds["wordpiece"]().backend_tokenizer.to_str())
+    made["model"]["vocab"] |= {name: len(made["model"]["vocab"]) + i for i, name in enumerate(["[unused1]", "top-up"])}
+    backend = Tokenizer.from_str(json.dumps(made))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="[SEP]", unk_token="[UNK]")
+    with pytest.raises(ConfigError) as raised:
+        terms.checked(tokenizer, ["chargeback", "[unused1]", "top-up"])
+    assert "'[unused1]', 'top-up'" in str(raised.value)
+    assert "never cuts a text into" in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -133,18 +86,19 @@ def test_a_term_that_is_one_token_is_told_apart():
         ([], "there are no new tokens"),
         (["", "  "], "there are no new tokens"),
         (["chargeback", "late", "chargeback"], "a new token is named twice"),
+        (["Chargeback", "late", "chargeback"], "a new token is named twice, as the tokenizer reads it"),
         (["cat", "the"], "all new tokens are tokens already"),
     ],
 )
-def test_terms_that_cannot_be_are_refused(given, message):
+def test_terms_that_cannot_be_are_refused(kinds, given, message):
     with pytest.raises(ConfigError) as raised:
-        terms.checked(wordpiece(), given, where="terms.txt")
+        terms.checked(kinds["wordpiece"](), given, where="terms.txt")
     assert message in str(raised.value)
     assert "terms.txt" in str(raised.value)
 
 
-def test_the_chat_template_stays_what_it_was(golden):
-    tokenizer = spaces_apart(golden)
+def test_the_chat_template_stays_what_it_was(spaces_apart):
+    tokenizer = spaces_apart
     tokenizer.chat_template = tokenizer.chat_template.replace("'<|im_start|>' +", "'<|im_start|>estoppel: ' +")
     assert terms.in_template(tokenizer, ["chargeback", "estoppel"]) == {"estoppel"}
     with pytest.raises(ConfigError) as raised:

@@ -80,9 +80,22 @@ def test_it_is_written_by_pefts_names(loaded, tmp_path):
 
 
 def test_nothing_of_this_without_such_tokens(loaded, golden):
-    folder = next(golden.glob("*_lora*")) if list(golden.glob("*_lora*")) else None
-    if folder is not None and (folder / "adapter_config.json").exists():
-        assert room(folder, loaded("llama_gqa").names) == 0
+    folder, model = golden / "adapters" / "llama_gqa__plain", loaded("llama_gqa")
+    assert (folder / "adapter_config.json").exists()
+    assert room(folder, model.names) == 0
+    adapted = load_adapted(model, folder)
+    assert not vocabulary.has_rows(adapted.params)
+    assert adapted.config.vocab_size == model.config.vocab_size
+
+
+def test_lora_and_rows_of_one_head_are_refused(loaded, tmp_path):
+    lora = {f"{PREFIX}lm_head.lora_A.weight": ROWS, f"{PREFIX}lm_head.lora_B.weight": np.zeros((96, 2), np.float32)}
+    tensors = {EMBED: ROWS, HEAD: ROWS} | lora
+    folder = folder_of(tmp_path, tensors, {"embed_tokens": [5, 6], "lm_head": [5, 6]}, target_modules=["lm_head"])
+    with pytest.raises(ModelError) as raised:
+        read_adapter(folder, loaded("llama_gqa").names, loaded("llama_gqa").params)
+    assert "both LoRA matrices and rows of tokens of one module" in str(raised.value)
+    assert "lm_head" in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import pytest
 from jaxlean import tree
 from jaxlean.adapt import lora
 from jaxlean.config import LoraSection
+from jaxlean.data.term_tokens import grown
+from jaxlean.data.tokenize import Ragged, Tokens
 from jaxlean.errors import ConfigError, DataError, ModelError, RunError
 from jaxlean.hub.adapter import write_adapter
 from jaxlean.hub.load import Model, load
@@ -63,10 +65,25 @@ def test_loss_is_what_numpy_computes(tiny_run, tiny_rows, tiny_base, capsys):
         assert found["loss"] == pytest.approx(loss, rel=1e-6)
         assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
         assert (found["examples"], found["tokens"]) == (24, number)
+        size = sum(len(row["completion"].encode()) for row in rows_of(tiny_rows))
+        assert found["bits_per_byte"] == pytest.approx(loss * number / size / math.log(2.0), rel=1e-6)
         assert "exact_match" not in found
     said = capsys.readouterr().out
     assert f"{found['loss']:,.4f}" in said
     assert "rows 24: 24 used, 0 dropped" in said
+
+
+def test_bytes_are_the_same_however_a_text_is_cut(tiny_run, tiny_base):
+    tokenizer = load(tiny_base, "float32").tokenizer
+    text = "the red chargeback, ein Haus für € 5"
+    parts = []
+    for one in (tokenizer, grown(tokenizer, ["chargeback", "Haus"])):
+        ids = np.array(one(text + "<|im_end|>", add_special_tokens=False)["input_ids"], np.int32)
+        learned = np.ones(len(ids), bool)
+        parts.append(len(ids))
+        assert module.num_bytes(Ragged.of([Tokens(ids, learned, "a")] * 3), one) == 3 * len(text.encode())
+    assert parts[1] < parts[0]
+    assert module.num_bytes(None, tokenizer) == 0
 
 
 def test_with_an_adapter(tiny_run, tiny_rows, tiny_base, adapter):

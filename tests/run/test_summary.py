@@ -29,7 +29,7 @@ FULL = {
     "num_params": 2_000_000,
     "num_trainable": 100_000,
     "train_loss": 0.1,
-    "eval_before": {"loss": 3.2, "perplexity": 24.53, "exact_match": 0.0},
+    "eval_before": {"loss": 3.2, "perplexity": 24.53, "bits_per_byte": 1.25, "exact_match": 0.0},
     "eval_after": {"loss": 0.12, "perplexity": 1.13, "exact_match": 0.955},
     "usd": 0.0023,
     "device_kind": "cpu",
@@ -82,6 +82,7 @@ def test_the_table_says_it_all():
     text = table(FULL, adapter="runs/quick/adapter")
     assert row(text, "loss") == ["loss", "3.2000", "0.1200"]
     assert row(text, "perplexity") == ["perplexity", "24.53", "1.13"]
+    assert row(text, "bits per byte") == ["bits per byte", "1.2500", "-"]
     assert row(text, "exact match") == ["exact match", "0.0 %", "95.5 %"]
     assert row(text, "tokens/s")[1] == "2,000"
     assert row(text, "peak memory")[1] == "3.0 GiB"

@@ -1,17 +1,21 @@
 """New tokens in a run: found or named, their rows trained alone or beside LoRA, resumed, read back, merged."""
 
 import json
+from io import StringIO
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.numpy import load_file
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jaxlean import tree
 from jaxlean.adapt import vocabulary
 from jaxlean.errors import UserError
-from jaxlean.hub.load import load, load_tokenizer
+from jaxlean.hub.load import initial, load, load_tokenizer
+from jaxlean.hub.write import write_model
 from jaxlean.run import vocabulary as module
 from jaxlean.run.evaluate import evaluate
 from jaxlean.run.finetune import finetune
@@ -56,6 +60,50 @@ def test_terms_are_named_in_a_file_and_what_is_known_is_told(with_terms, tmp_pat
     assert found.known == ["house", "red"]
 
 
+def shown(found):
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(found)
+    return console.export_text()
+
+
+def test_terms_that_are_named_are_counted_in_the_data(with_terms):
+    config = with_terms("model.new_tokens=[reversal, chargeback]")
+    assert with_new_tokens(config)[1].saving is None
+    found = with_new_tokens(config, counted=True)[1]
+    assert [(term.text, term.times) for term in found.terms] == [("chargeback", 12), ("reversal", 0)]
+    assert found.saving.before - found.saving.after == found.terms[0].saved > 0
+    assert found.unseen == ["reversal"]
+    assert "never in the training texts as they are cut, so that nothing of them is learned: reversal" in shown(found)
+
+
+def test_no_new_token_stands_in_the_chat_template_of_the_config(with_terms, tiny_base, tmp_path):
+    template = load_tokenizer(str(tiny_base)).chat_template
+    (tmp_path / "own.jinja").write_text(template.replace("'<|im_start|>' +", "'<|im_start|>estoppel: ' +"))
+    config = with_terms(TERMS, f"model.chat_template={tmp_path / 'own.jinja'}")
+    model = load(tiny_base, "float32")
+    for attempt in (with_new_tokens, lambda config: grown(config, model)):
+        with pytest.raises(UserError, match="stands in the chat template"):
+            attempt(config)
+    # the tokenizer's own counts for nothing where the config has another one
+    other = load(tiny_base, "float32")
+    other.tokenizer.chat_template = (tmp_path / "own.jinja").read_text()
+    (tmp_path / "own.jinja").write_text(template)
+    assert len(grown(config, other).tokenizer) == 2050
+
+
+def test_a_term_that_is_not_known_starts_at_the_mean_of_all(with_terms, tiny_base):
+    words = {word: i for i, word in enumerate(["[UNK]", "the", "charge", "##back"])}
+    backend = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    model, said = load(tiny_base, "float32"), []
+    model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    config = with_terms("model.new_tokens=[straße, chargeback, charge-x]")
+    rows = np.asarray(grown(config, model, say=said.append).params["new_tokens"]["embed"])
+    table = np.asarray(model.params["embed"]["embedding"])
+    np.testing.assert_allclose(rows, [table[:4].mean(axis=0), table[2:4].mean(axis=0), table[2]], rtol=1e-5, atol=1e-7)
+    assert said == ["new tokens: no piece of 1 is known; they start at the mean of all: straße"]
+
+
 def test_without_new_tokens_nothing_is_read(tiny_run):
     config = tiny_run("model.path=/nowhere")
     assert with_new_tokens(config) == (config, None)
@@ -77,6 +125,16 @@ def test_a_model_starts_with_the_mean_of_the_pieces(with_terms, tiny_base):
     np.testing.assert_allclose(model(tokens)[..., :2048], old(tokens), atol=1e-5)
 
 
+def test_a_table_that_is_no_longer_split_is_told(with_terms, tiny_base, monkeypatch):
+    said, model = [], load(tiny_base, "float32")
+    monkeypatch.setattr(vocabulary, "split_by", lambda params: {"tensor": 8, "fsdp": 2})
+    grown(with_terms(TERMS), model, say=said.append)
+    assert said == [
+        "new tokens: tensor=8 does not divide a table of 2,050 tokens, which will be whole on each device; "
+        "6 new tokens more, or 2 fewer, would keep it split"
+    ]
+
+
 def test_every_start_is_another_one(with_terms, tiny_base, tmp_path):
     rng, base = np.random.default_rng(0), load(tiny_base, "float32")
     from jaxlean.data.terms import words_of
@@ -84,14 +142,18 @@ def test_every_start_is_another_one(with_terms, tiny_base, tmp_path):
     words = [*words_of(base.tokenizer).values(), "chargeback"]
     np.savez(tmp_path / "v.npz", words=np.array(words), vectors=rng.normal(size=(len(words), 8)))
     vectors = f"model.new_tokens_vectors={tmp_path / 'v.npz'}"
-    found = {}
+    found, said = {}, []
     for start in (["mean"], ["random"], ["focus"], ["focus", vectors], ["procrustes", vectors]):
         config = with_terms(TERMS, f"model.new_tokens_init={start[0]}", *start[1:])
-        found[" ".join(start)] = np.asarray(grown(config, base).params["new_tokens"]["embed"])
+        found[" ".join(start)] = np.asarray(grown(config, base, say=said.append).params["new_tokens"]["embed"])
     firsts = [rows[0] for rows in found.values()]
     assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(firsts) for b in firsts[:i])
     # the second one has no vector in the file, and starts at the mean
     np.testing.assert_array_equal(found[f"procrustes {vectors}"][1], found["mean"][1])
+    assert said == [
+        f"new tokens: {how} starts 1 of 2; 1 have no vector, and start at the mean of their pieces: estoppel"
+        for how in ("focus", "procrustes")
+    ]
     assert all(np.isfinite(rows).all() for rows in found.values())
 
 
@@ -218,6 +280,24 @@ def test_a_run_that_is_resumed_goes_on_where_it_was(with_terms, tmp_path, monkey
     found = losses(tmp_path / "again")
     assert found.keys() == wanted.keys()
     assert found[6] == pytest.approx(wanted[6], rel=1e-5)
+
+
+def test_rows_train_whatever_else_does(with_terms, tmp_path):
+    made = outline(with_terms(TERMS, "lora=null", "train.trainable=[^layers]"), make_mesh(), length=64)
+    assert "new_tokens.embed" in tree.flatten(made.state.trainable)
+    assert {"embed.embedding", "new_tokens.ids"} <= tree.flatten(made.frozen).keys()
+
+
+def test_lora_on_the_head_and_new_tokens_are_refused_before_training(with_terms, golden, tiny_base, tmp_path):
+    untied = json.loads((tiny_base / "config.json").read_text()) | {"tie_word_embeddings": False}
+    write_model(initial(untied, "float32", tokenizer=str(tiny_base)), tmp_path / "untied")
+    more = (TERMS, f"model.path={tmp_path / 'untied'}", "lora.target_modules=[q_proj, lm_head]")
+    for attempt in (finetune, lambda config: outline(config, make_mesh(), length=64)):
+        with pytest.raises(UserError) as raised:
+            attempt(with_terms(*more))
+        assert "which can have no LoRA adapter beside them" in str(raised.value)
+    assert not (tmp_path / "run").exists()
+    outline(with_terms(*more[1:]), make_mesh(), length=64)  # without new tokens there is nothing to refuse
 
 
 def test_a_plan_s_shapes_are_those_of_the_run(with_terms):
