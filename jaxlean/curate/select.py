@@ -27,6 +27,7 @@ from jaxlean.data import acquisition
 from jaxlean.data.clusters import unit
 from jaxlean.data.diversity import k_center
 from jaxlean.data.files import Row
+from jaxlean.data.labelled import LabelEncoder
 from jaxlean.data.source import open_rows
 from jaxlean.data.tokenize import Ragged, Tokens
 from jaxlean.errors import ConfigError, DataError, ModelError, RunError, did_you_mean
@@ -105,7 +106,10 @@ def select(
     use_cache(config.compilation_cache)
     mesh = make_mesh(config.mesh.model_copy(update={"auto": False}))
     plain = loaded(config.model_copy(update={"task": "embed"}), mesh, None)
-    there = read_pool(config, rows, sources, plain.tokenizer, vocab_size=plain.config.vocab_size)
+    model = _model(config, strategy, mesh, adapter) if trained or strategy in _OF_MODEL else None
+    there = read_pool(
+        config, rows, sources, _encoder(config, plain), None if model is None else _encoder(config, model)
+    )
     if num > len(there.at):
         raise DataError(
             "fewer rows to choose from than are to be chosen", where=pool,
@@ -114,7 +118,6 @@ def select(
     if strategy == "auto":
         few = len(there.labelled) < _TYPICAL_UNTIL * len(config.data.labels or [])
         strategy = "typical" if few or not trained else "uncertain_clusters"
-    model = _model(config, strategy, mesh, adapter) if trained or strategy in _OF_MODEL else None
     picked = _pick(config, strategy, num, there, plain, model, mesh, passes)
     column = config.data.label_column or "label"
     _write(output, there, picked, column)
@@ -162,11 +165,12 @@ def _told(config: RunConfig, labelled: Path | None, pool: SourceSection) -> tupl
     sources = [SourceSection(path=str(labelled))] if labelled is not None else config.data.train or []
     if sources:
         data = config.data.model_copy(update={"train": sources, "eval": None, "eval_fraction": 0.0})
-        return resolved(config.model_copy(update={"data": data})), sources
+        return resolved(config.model_copy(update={"data": data}), trains=False), sources
     # nobody knows the labels yet, and none is asked for
     unknown = config.data.labels is None and head_labels(config) is None
     update = {"eval": [pool], "labels": ["?", "??"] if unknown else config.data.labels}
-    found = resolved(config.model_copy(update={"data": config.data.model_copy(update=update)}), labelled=False)
+    asked = config.model_copy(update={"data": config.data.model_copy(update=update)})
+    found = resolved(asked, labelled=False, trains=False)
     labels = None if unknown else found.data.labels
     return found.model_copy(update={"data": found.data.model_copy(update={"labels": labels})}), []
 
@@ -191,6 +195,11 @@ def _model(config: RunConfig, strategy: str, mesh: jax.sharding.Mesh, adapter: P
     return model
 
 
+def _encoder(config: RunConfig, model: Model) -> LabelEncoder:
+    """Of texts that have no label, for this model."""
+    return LabelEncoder(config, model.tokenizer, vocab_size=model.config.vocab_size, blind=True)
+
+
 def _pick(
     config: RunConfig, strategy: str, num: int, there: Pool, plain: Model, model: Model | None,
     mesh: jax.sharding.Mesh, passes: int,
@@ -202,21 +211,22 @@ def _pick(
         if strategy == "bald":
             assert config.lora is not None
             rate = config.lora.lora_dropout
-            draws = (_probabilities(config, there.tokens, model, mesh, rate, seed * passes + i) for i in range(passes))
+            draws = (_probabilities(config, there.judged, model, mesh, rate, seed * passes + i) for i in range(passes))
             score, found = acquisition.bald(draws)
         else:
-            found = _probabilities(config, there.tokens, model, mesh)
+            found = _probabilities(config, there.judged, model, mesh)
             score = _OF_DOUBT.get(strategy, acquisition.margin)(found)
         if strategy == "uncertain_clusters":
-            at = acquisition.uncertain_clusters(_vectors(config, there, plain, mesh)[:size], score, num, seed=seed)
+            at = acquisition.uncertain_clusters(_vectors(config, there.tokens, plain, mesh), score, num, seed=seed)
         else:
             at = np.argsort(-score, kind="stable")[:num]
         return Picked(at, score[at], _guesses(config, found[at]))
     worth: np.ndarray | None = None
+    every = [*there.tokens, *there.labelled]
     if strategy == "typical":
-        at, worth = acquisition.typical(_vectors(config, there, plain, mesh), num, chosen=chosen, seed=seed)
+        at, worth = acquisition.typical(_vectors(config, every, plain, mesh), num, chosen=chosen, seed=seed)
     elif strategy == "k_center":
-        vectors = _vectors(config, there, plain, mesh)
+        vectors = _vectors(config, every, plain, mesh)
         at = k_center(vectors, num, chosen=chosen if len(chosen) else None, seed=seed)
         before = np.concatenate([vectors[chosen], vectors[at]])
         apart = [np.linalg.norm(before[: len(chosen) + i] - vectors[row], axis=1) for i, row in enumerate(at)]
@@ -225,18 +235,17 @@ def _pick(
         at = np.random.default_rng(seed).permutation(size)[:num]
     guess = None
     if model is not None:
-        guess = _guesses(config, _probabilities(config, [there.tokens[i] for i in at], model, mesh))
+        guess = _guesses(config, _probabilities(config, [there.judged[i] for i in at], model, mesh))
     return Picked(at, worth, guess)
 
 
-def _vectors(config: RunConfig, there: Pool, model: Model, mesh: jax.sharding.Mesh) -> np.ndarray:
-    """float32 [rows to choose from, then labelled ones; hidden], unit vectors of the model before it was trained."""
-    every = Ragged.of([*there.tokens, *there.labelled])
+def _vectors(config: RunConfig, tokens: list[Tokens], model: Model, mesh: jax.sharding.Mesh) -> np.ndarray:
+    """float32 [rows, hidden], unit vectors of the model before it was trained."""
     rows, length = config.eval.per_device_eval_batch_size, config.data.max_length
-    found = vectors_of(every, model, mesh, rows=rows, max_length=length)
+    found = vectors_of(Ragged.of(tokens), model, mesh, rows=rows, max_length=length)
     broken = ~np.isfinite(found).all(axis=1)
     if broken.any():
-        first = [*there.tokens, *there.labelled][int(broken.argmax())].origin
+        first = tokens[int(broken.argmax())].origin
         raise DataError(
             "the model gives a vector that is not a number", where=first, got=f"so of {int(broken.sum()):,} rows",
             fix="model.dtype=float32; if it stays, the model's files are broken",

@@ -14,6 +14,7 @@ from jaxlean.curate import select as module
 from jaxlean.curate.select import select
 from jaxlean.errors import ConfigError, DataError, UserError
 from jaxlean.run.finetune import finetune
+from jaxlean.run.predictions import predict
 
 pytestmark = pytest.mark.usefixtures("small_machine")
 
@@ -84,6 +85,33 @@ def test_what_the_model_doubts(trained, lines, tmp_path):
             np.testing.assert_allclose(scores, wanted, atol=1e-5)
         assert all(row["label"] == "" for row in rows)
     assert "labelled: 8" in said
+
+
+def test_what_is_said_of_a_row_is_what_predict_says(select_config, lines, tmp_path):
+    """Of an adapter with new tokens, which the base that gives vectors does not have."""
+    terms = ("chargeback", "estoppel")
+    rows = [{"text": f"{term} {term} old {n}", "label": term} for term in terms for n in range(4)]
+    config = select_config(train=str(lines("train.jsonl", rows)))
+    config = config.model_copy(update={"model": config.model.model_copy(update={"new_tokens": list(terms)})})
+    finetune(config)
+    adapter, pool = tmp_path / "run" / "adapter", lines("pool.jsonl", pool_rows(terms))
+    predict(config, pool, tmp_path / "predicted.jsonl", adapter=adapter)
+    wanted = read(tmp_path / "predicted.jsonl")
+    assert min(row["probability"] for row in wanted) > 0.9
+    for strategy in ("random", "typical", "margin", "uncertain_clusters"):
+        output = tmp_path / f"{strategy}.jsonl"
+        select(config, pool, output, 5, strategy=strategy, adapter=adapter)
+        for row in read(output):
+            same = wanted[row["select_row"] - 1]
+            assert row["select_guess"] == same["prediction"], strategy
+            assert row["select_probability"] == pytest.approx(same["probability"], abs=1e-4), strategy
+
+
+def test_new_tokens_are_not_looked_for_where_nothing_is_trained(select_config, lines, tmp_path):
+    config = select_config()
+    config = config.model_copy(update={"model": config.model.model_copy(update={"new_tokens": "auto"})})
+    said = select(config, lines("pool.jsonl", pool_rows()), tmp_path / "first.csv", 4)
+    assert "4 rows by typical" in said
 
 
 def test_bald_needs_dropout_and_differs_from_pass_to_pass(trained, lines, tmp_path):
