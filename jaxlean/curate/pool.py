@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxlean.config import RunConfig, SourceSection
+from jaxlean.data.columns import label_ids, need
 from jaxlean.data.files import Rows
 from jaxlean.data.labelled import Example, LabelEncoder, Labelled
 from jaxlean.data.source import open_rows
@@ -43,20 +44,26 @@ def read_pool(
     """Read a pool: of equal texts the first may be chosen, and none that has a label there or elsewhere.
 
     Args:
-        config: resolved; its `data` names columns.
+        config: resolved; its `data` names columns, and labels where there are sources.
         rows: of the pool.
         sources: of what has labels.
         encoder: of the model that gives vectors, `blind`.
         judge: of the model that knows the labels; None: there is none.
 
     Raises:
-        DataError: a column that is missing, a row without a text, one that is too long for a model.
+        DataError: a column that is missing, a row without a text, one that is too long for a model; of the sources, one without
+            a label, or with another than the config's.
     """
     known: dict[tuple[str, ...], tuple[Example, str]] = {}
+    column = config.data.label_column or "label"
+    find = label_ids(config.data.labels or [], column)
     for source in sources:
-        for example, origin in _examples(open_rows(source), encoder):
+        there = open_rows(source)
+        need([column], there[0], there.name, "data.label_column")
+        for (example, origin), row in zip(_examples(there, encoder), there, strict=True):
+            find(row.get(column), origin)
             known.setdefault(_plain(example), (example, origin))
-    seen, column = set(known), config.data.label_column or "label"
+    seen = set(known)
     chosen: list[tuple[int, tuple[Example, str]]] = []
     times = {"have a label": 0, "are like a labelled one": 0, "come twice": 0, "dropped for their length": 0}
     for i, ((example, origin), row) in enumerate(zip(_examples(rows, encoder), rows, strict=True)):

@@ -34,6 +34,7 @@ from jaxlean.errors import ConfigError, DataError, ModelError, RunError, did_you
 from jaxlean.hub.load import Model
 from jaxlean.run.evaluate import loaded
 from jaxlean.run.job import head_labels, resolved
+from jaxlean.run.merge import with_labels_of
 from jaxlean.run.texts import judged, text_probabilities, vectors_of
 from jaxlean.xla.compile import use_cache
 from jaxlean.xla.mesh import make_mesh, split_host
@@ -75,6 +76,7 @@ def select(
     adapter: Path | None = None,
     labelled: Path | None = None,
     passes: int = 10,
+    overwrite: bool = False,
 ) -> str:
     """Choose rows of a pool and write them for annotators.
 
@@ -89,18 +91,23 @@ def select(
         adapter: PEFT adapter folder, trained for the labels; not needed where the model was.
         labelled: rows with labels; default: `data.train`, if the config names it.
         passes: of `bald`.
+        overwrite: replace the output, where it is there already; never the pool, nor rows that have labels.
 
     Returns:
         what was done, to be printed.
 
     Raises:
-        UserError: a task without labels, a strategy that needs a trained model and has none, fewer rows than are to be
-            chosen, a column that is missing, vectors that are no numbers, a file that cannot be written.
+        UserError: a task without labels, a strategy that needs a trained model and has none, a label that the trained
+            one does not know, fewer rows than are to be
+            chosen, a column that is missing, vectors that are no numbers, a file that cannot be written,
+            or that is there already.
     """
     _check(config, output, num, strategy, adapter, passes)
     source = SourceSection(path=str(pool))
+    named = [SourceSection(path=str(labelled))] if labelled is not None else config.data.train or []
+    _check_free(output, pool, named, overwrite)
     rows = open_rows(source)
-    config, sources = _told(config, labelled, source)
+    config, sources = _told(with_labels_of(adapter, config), named, source)
     trained = adapter is not None or head_labels(config) is not None
     split_host(config.mesh.host_devices)
     use_cache(config.compilation_cache)
@@ -160,9 +167,24 @@ def _check(config: RunConfig, output: Path, num: int, strategy: str, adapter: Pa
             )  # fmt: skip
 
 
-def _told(config: RunConfig, labelled: Path | None, pool: SourceSection) -> tuple[RunConfig, Sequence[SourceSection]]:
+def _check_free(output: Path, pool: Path, sources: Sequence[SourceSection], overwrite: bool) -> None:
+    """Refuse to write over what was read, whatever is asked, and over what is there unless it is asked."""
+    if not output.exists():
+        return
+    for what, path in (("the pool", pool), *(("rows that have labels", Path(source.path)) for source in sources)):
+        if path.exists() and (path.samefile(output) or path.resolve() in output.resolve().parents):
+            raise RunError(f"the chosen rows would replace {what}", where=output, fix="another name for --output")
+    if not overwrite:
+        raise RunError(
+            "the file for the rows is there already, and may have been annotated", where=output,
+            fix="another name for --output, or --overwrite",
+        )  # fmt: skip
+
+
+def _told(
+    config: RunConfig, sources: Sequence[SourceSection], pool: SourceSection
+) -> tuple[RunConfig, Sequence[SourceSection]]:
     """(the config with its columns, and its labels where there are any; the sources that have labels)."""
-    sources = [SourceSection(path=str(labelled))] if labelled is not None else config.data.train or []
     if sources:
         data = config.data.model_copy(update={"train": sources, "eval": None, "eval_fraction": 0.0})
         return resolved(config.model_copy(update={"data": data}), trains=False), sources
@@ -180,6 +202,11 @@ def _told(config: RunConfig, labelled: Path | None, pool: SourceSection) -> tupl
 
 def _model(config: RunConfig, strategy: str, mesh: jax.sharding.Mesh, adapter: Path | None) -> Model:
     """The model that knows the labels."""
+    if config.data.labels is None and adapter is not None:
+        raise ModelError(
+            "the adapter does not say what its labels are", where=adapter / "config.json", wanted="id2label",
+            fix="data.labels=[...], in the order in which it was trained for them",
+        )  # fmt: skip
     if config.data.labels is None:
         raise ModelError(
             f"--strategy {strategy} asks what a trained model is unsure of, and no label is known yet",
