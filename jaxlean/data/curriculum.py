@@ -241,7 +241,7 @@ class _Part:
     def draw(self, share: float, over: float, *, floor: float, rng: np.random.Generator) -> np.ndarray:
         """The rows of the next phase, which ends when `over` of the run is over.
 
-        The floor is a share of the whole run so far: what is less than a row in one phase is made up for in a later one.
+        The floor is a share of the run so far: what is less than a row in one phase is made up for in a later one.
         """
         end = round(over * self.total)
         parts, before = [np.zeros(0, np.int64)], self.drawn
