@@ -51,8 +51,8 @@ def read_pool(
         judge: of the model that knows the labels; None: there is none.
 
     Raises:
-        DataError: a column that is missing, a row without a text, one that is too long for a model; of the sources, one without
-            a label, or with another than the config's.
+        DataError: a column that is missing, a row without a text, one that is too long for a model; of the sources, a
+            row without a label, or with another than the config's.
     """
     known: dict[tuple[str, ...], tuple[Example, str]] = {}
     column = config.data.label_column or "label"

@@ -117,20 +117,25 @@ def select(
     there = read_pool(
         config, rows, sources, _encoder(config, plain), None if model is None else _encoder(config, model)
     )
+    column = config.data.label_column or "label"
     if num > len(there.at):
         raise DataError(
             "fewer rows to choose from than are to be chosen", where=pool,
-            got=f"{len(there.at):,} of {len(rows):,} rows{there.left_out}", wanted=f"{num:,}", fix="a smaller -n",
+            got=f"{len(there.at):,} of {len(rows):,} rows{there.left_out}", wanted=f"{num:,}",
+            fix=f"a smaller -n; or data.label_column=NAME, if the labels are not those in the column {column!r}",
         )  # fmt: skip
+    why = ""
     if strategy == "auto":
-        few = len(there.labelled) < _TYPICAL_UNTIL * len(config.data.labels or [])
+        enough = _TYPICAL_UNTIL * len(config.data.labels or [])
+        few = len(there.labelled) < enough
+        if few and trained:
+            why = f" (auto: until {enough:,} rows have a label; data.train or --labelled names them)"
         strategy = "typical" if few or not trained else "uncertain_clusters"
     picked = _pick(config, strategy, num, there, plain, model, mesh, passes)
-    column = config.data.label_column or "label"
     _write(output, there, picked, column)
     return (
         f"pool: {len(there.at):,} of {len(rows):,} rows to choose from{there.left_out}; "
-        f"labelled: {len(there.labelled):,}\n{num:,} rows by {strategy}, {column!r} to be filled in: {output}"
+        f"labelled: {len(there.labelled):,}\n{num:,} rows by {strategy}{why}, {column!r} to be filled in: {output}"
     )
 
 
@@ -192,7 +197,10 @@ def _told(
     unknown = config.data.labels is None and head_labels(config) is None
     update = {"eval": [pool], "labels": ["?", "??"] if unknown else config.data.labels}
     asked = config.model_copy(update={"data": config.data.model_copy(update=update)})
-    found = resolved(asked, labelled=False, trains=False)
+    try:  # the column that is to be filled in may be there already, under one of the names that are known
+        found = resolved(asked, trains=False)
+    except DataError:
+        found = resolved(asked, labelled=False, trains=False)
     labels = None if unknown else found.data.labels
     return found.model_copy(update={"data": found.data.model_copy(update={"labels": labels})}), []
 

@@ -95,10 +95,11 @@ def with_labels_of(adapter: Path | None, config: RunConfig) -> RunConfig:
     """The config with the labels that its adapter was trained for, if it says which: what the head's numbers stand for.
 
     Raises:
-        ModelError: the config names other labels, or the same in another order.
+        ModelError: the folder holds no adapter, or the config names other labels, or the same in another order.
     """
     if adapter is None or config.task not in ("classify", "tag"):
         return config
+    read_settings(adapter)  # the folder of a run has a config of labels too, and is none of an adapter
     labels, named = labels_of(adapter), config.data.labels
     if labels is None or named == labels:
         return config

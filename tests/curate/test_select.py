@@ -90,17 +90,18 @@ def test_what_the_model_doubts(trained, lines, tmp_path):
 def test_what_is_said_of_a_row_is_what_predict_says(select_config, lines, tmp_path):
     """Of an adapter with new tokens, which the base that gives vectors does not have."""
     terms = ("chargeback", "estoppel")
-    rows = [{"text": f"{term} {term} old {n}", "label": term} for term in terms for n in range(4)]
+    labels = (*terms, "price", "phone")
+    rows = [{"text": f"{label} {label} old {n}", "label": label} for label in labels for n in range(6)]
     config = select_config(train=str(lines("train.jsonl", rows)))
     config = config.model_copy(update={"model": config.model.model_copy(update={"new_tokens": list(terms)})})
     finetune(config)
-    adapter, pool = tmp_path / "run" / "adapter", lines("pool.jsonl", pool_rows(terms))
+    adapter, pool = tmp_path / "run" / "adapter", lines("pool.jsonl", pool_rows(labels))
     predict(config, pool, tmp_path / "predicted.jsonl", adapter=adapter)
     wanted = read(tmp_path / "predicted.jsonl")
     assert min(row["probability"] for row in wanted) > 0.9
     for strategy in ("random", "typical", "margin", "uncertain_clusters"):
         output = tmp_path / f"{strategy}.jsonl"
-        select(config, pool, output, 5, strategy=strategy, adapter=adapter)
+        select(config, pool, output, 12, strategy=strategy, adapter=adapter)
         for row in read(output):
             same = wanted[row["select_row"] - 1]
             assert row["select_guess"] == same["prediction"], strategy
@@ -147,7 +148,8 @@ def test_auto_goes_on_with_what_the_model_doubts(trained, lines, tmp_path, selec
     pool, output = lines("pool.jsonl", pool_rows()), tmp_path / "second.jsonl"
     assert "by uncertain_clusters" in select(config, pool, output, 3, adapter=adapter)
     few = lines("few.jsonl", [{"text": "order 1", "label": "order"}, {"text": "street 2", "label": "street"}])
-    assert "by typical" in select(config, pool, output, 3, adapter=adapter, labelled=few, overwrite=True)
+    said = select(config, pool, output, 3, adapter=adapter, labelled=few, overwrite=True)
+    assert "by typical (auto: until 8 rows have a label; data.train or --labelled names them)" in said
 
 
 def test_the_loop_by_its_commands(cli, select_config, lines, tmp_path):
@@ -198,6 +200,18 @@ def test_wrong_input(select_config, lines, tmp_path, how, message):
     with pytest.raises(UserError, match=message):
         select(config, pool, output, how.get("num", 2), strategy=how.get("strategy", "auto"))
     assert not output.exists()
+
+
+def test_the_column_to_be_filled_in_may_be_there_already(select_config, lines, tmp_path):
+    rows = [row | {"category": "known" if n < 20 else ""} for n, row in enumerate(pool_rows())]
+    output = tmp_path / "first.csv"
+    said = select(select_config(), lines("pool.jsonl", rows), output, 3)
+    assert "pool: 4 of 24 rows to choose from; 20 have a label" in said
+    assert "'category' to be filled in" in said
+    assert [row["category"] for row in read(output)] == [""] * 3
+    assert "label" not in read(output)[0]
+    with pytest.raises(UserError, match=r"(?s)4 of 24 rows; 20 have a label.*data\.label_column=NAME.*'category'"):
+        select(select_config(), tmp_path / "pool.jsonl", tmp_path / "other.csv", 5)
 
 
 def test_nothing_that_is_there_is_replaced(cli, select_config, lines, tmp_path):

@@ -138,6 +138,9 @@ def test_a_place_that_cannot_be_written(adapter, tmp_path):
 def test_an_adapter_says_what_its_labels_are(tmp_path):
     """In the order of their ids, which is not that of letters."""
     unknown = build({"task": "classify"})
+    with pytest.raises(ModelError, match="a folder without an adapter"):
+        with_labels_of(tmp_path, unknown)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     assert labels_of(tmp_path) is None
     assert with_labels_of(tmp_path, unknown) == unknown, "nothing says which"
     (tmp_path / "config.json").write_text(json.dumps({"id2label": {"1": "b", "0": "c", "10": "d", "2": "a"}}))
