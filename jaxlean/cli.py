@@ -165,12 +165,13 @@ def select(
     labelled: Annotated[Path | None, typer.Option(help="File of what has labels; default: data.train.")] = None,
     passes: Annotated[int, typer.Option(help="Draws of dropout, for bald.")] = 10,
     seed: Annotated[int | None, typer.Option(help="Default: the config's.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output, if it is there already.")] = False,
 ) -> None:
     """Choose the rows of an unlabelled pool that are most worth a label, and write them for annotators."""
     settings = _load(config, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
     from jaxlean.curate.select import select
 
-    how = {"strategy": strategy, "adapter": adapter, "labelled": labelled, "passes": passes}
+    how = {"strategy": strategy, "adapter": adapter, "labelled": labelled, "passes": passes, "overwrite": overwrite}
     typer.echo(select(settings, pool, output, num, **how))  # type: ignore[arg-type]
 
 

@@ -27,7 +27,7 @@ class CurriculumSection(Section):
     start: Fraction = Field(0.2, description="Share of the data that is available at first, the easiest.")
     until: Fraction = Field(0.5, description="Share of the run after which everything is available.")
     floor: Fraction = Field(
-        0.1, description="Share of each phase that is drawn from all rows, from the first step on: hard ones too."
+        0.1, description="Share of the run that is drawn from all rows, from the first step on: hard ones too."
     )
     phases: PositiveInt = Field(20, description="Parts of the run; with each, more becomes available.")
 

@@ -1,12 +1,12 @@
 """A pool of texts that are to have labels, and what has some already."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from jaxlean.config import RunConfig, SourceSection
+from jaxlean.data.columns import label_ids, need
 from jaxlean.data.files import Rows
 from jaxlean.data.labelled import Example, LabelEncoder, Labelled
 from jaxlean.data.source import open_rows
@@ -20,7 +20,8 @@ class Pool:
     Attributes:
         rows: of the pool's file.
         at: int [n], their places in it.
-        tokens: of each.
+        tokens: of each, for its vector.
+        judged: of each, for the model that knows the labels, whose tokenizer may have new tokens.
         labelled: tokens of the texts that have a label.
         left_out: what was not taken into account, in words.
     """
@@ -28,31 +29,41 @@ class Pool:
     rows: Rows
     at: np.ndarray
     tokens: list[Tokens]
+    judged: list[Tokens]
     labelled: list[Tokens]
     left_out: str
 
 
 def read_pool(
-    config: RunConfig, rows: Rows, sources: Sequence[SourceSection], tokenizer: Any, *, vocab_size: int | None = None
+    config: RunConfig,
+    rows: Rows,
+    sources: Sequence[SourceSection],
+    encoder: LabelEncoder,
+    judge: LabelEncoder | None = None,
 ) -> Pool:
     """Read a pool: of equal texts the first may be chosen, and none that has a label there or elsewhere.
 
     Args:
-        config: resolved; its `data` names columns, `max_length` and `on_long`.
+        config: resolved; its `data` names columns, and labels where there are sources.
         rows: of the pool.
         sources: of what has labels.
-        tokenizer: a transformers fast tokenizer.
-        vocab_size: rows of the model's embedding.
+        encoder: of the model that gives vectors, `blind`.
+        judge: of the model that knows the labels; None: there is none.
 
     Raises:
-        DataError: a column that is missing, a row without a text.
+        DataError: a column that is missing, a row without a text, one that is too long for a model; of the sources, a
+            row without a label, or with another than the config's.
     """
-    encoder = LabelEncoder(config, tokenizer, vocab_size=vocab_size, blind=True)
     known: dict[tuple[str, ...], tuple[Example, str]] = {}
+    column = config.data.label_column or "label"
+    find = label_ids(config.data.labels or [], column)
     for source in sources:
-        for example, origin in _examples(open_rows(source), encoder):
+        there = open_rows(source)
+        need([column], there[0], there.name, "data.label_column")
+        for (example, origin), row in zip(_examples(there, encoder), there, strict=True):
+            find(row.get(column), origin)
             known.setdefault(_plain(example), (example, origin))
-    seen, column = set(known), config.data.label_column or "label"
+    seen = set(known)
     chosen: list[tuple[int, tuple[Example, str]]] = []
     times = {"have a label": 0, "are like a labelled one": 0, "come twice": 0, "dropped for their length": 0}
     for i, ((example, origin), row) in enumerate(zip(_examples(rows, encoder), rows, strict=True)):
@@ -68,14 +79,20 @@ def read_pool(
     # a row may stand before its twin that has a label
     own = [one for one in chosen if _plain(one[1][0]) not in known]
     times["are like a labelled one"] += len(chosen) - len(own)
-    tokens = list(encoder.encode((one for _, one in own), Counts()))
-    kept = [i for i, found in enumerate(tokens) if found is not None]
+    texts = [one for _, one in own]
+    tokens = list(encoder.encode(texts, Counts()))
+    judged = tokens if judge is None else list(judge.encode(texts, Counts()))
+    kept = [i for i, both in enumerate(zip(tokens, judged, strict=True)) if None not in both]
     times["dropped for their length"] = len(own) - len(kept)
     return Pool(
-        rows, np.array([own[i][0] for i in kept], np.int64), [found for found in tokens if found is not None],
-        [found for found in encoder.encode(known.values(), Counts()) if found is not None],
+        rows, np.array([own[i][0] for i in kept], np.int64), _there(tokens[i] for i in kept),
+        _there(judged[i] for i in kept), _there(encoder.encode(known.values(), Counts())),
         "".join(f"; {num:,} {what}" for what, num in times.items() if num),
     )  # fmt: skip
+
+
+def _there(tokens: Iterable[Tokens | None]) -> list[Tokens]:
+    return [one for one in tokens if one is not None]
 
 
 def _examples(rows: Rows, encoder: LabelEncoder) -> Iterator[tuple[Example, str]]:

@@ -27,12 +27,14 @@ from jaxlean.data import acquisition
 from jaxlean.data.clusters import unit
 from jaxlean.data.diversity import k_center
 from jaxlean.data.files import Row
+from jaxlean.data.labelled import LabelEncoder
 from jaxlean.data.source import open_rows
 from jaxlean.data.tokenize import Ragged, Tokens
 from jaxlean.errors import ConfigError, DataError, ModelError, RunError, did_you_mean
 from jaxlean.hub.load import Model
 from jaxlean.run.evaluate import loaded
 from jaxlean.run.job import head_labels, resolved
+from jaxlean.run.merge import with_labels_of
 from jaxlean.run.texts import judged, text_probabilities, vectors_of
 from jaxlean.xla.compile import use_cache
 from jaxlean.xla.mesh import make_mesh, split_host
@@ -74,6 +76,7 @@ def select(
     adapter: Path | None = None,
     labelled: Path | None = None,
     passes: int = 10,
+    overwrite: bool = False,
 ) -> str:
     """Choose rows of a pool and write them for annotators.
 
@@ -88,39 +91,51 @@ def select(
         adapter: PEFT adapter folder, trained for the labels; not needed where the model was.
         labelled: rows with labels; default: `data.train`, if the config names it.
         passes: of `bald`.
+        overwrite: replace the output, where it is there already; never the pool, nor rows that have labels.
 
     Returns:
         what was done, to be printed.
 
     Raises:
-        UserError: a task without labels, a strategy that needs a trained model and has none, fewer rows than are to be
-            chosen, a column that is missing, vectors that are no numbers, a file that cannot be written.
+        UserError: a task without labels, a strategy that needs a trained model and has none, a label that the trained
+            one does not know, fewer rows than are to be
+            chosen, a column that is missing, vectors that are no numbers, a file that cannot be written,
+            or that is there already.
     """
     _check(config, output, num, strategy, adapter, passes)
     source = SourceSection(path=str(pool))
+    named = [SourceSection(path=str(labelled))] if labelled is not None else config.data.train or []
+    _check_free(output, pool, named, overwrite)
     rows = open_rows(source)
-    config, sources = _told(config, labelled, source)
+    config, sources = _told(with_labels_of(adapter, config), named, source)
     trained = adapter is not None or head_labels(config) is not None
     split_host(config.mesh.host_devices)
     use_cache(config.compilation_cache)
     mesh = make_mesh(config.mesh.model_copy(update={"auto": False}))
     plain = loaded(config.model_copy(update={"task": "embed"}), mesh, None)
-    there = read_pool(config, rows, sources, plain.tokenizer, vocab_size=plain.config.vocab_size)
+    model = _model(config, strategy, mesh, adapter) if trained or strategy in _OF_MODEL else None
+    there = read_pool(
+        config, rows, sources, _encoder(config, plain), None if model is None else _encoder(config, model)
+    )
+    column = config.data.label_column or "label"
     if num > len(there.at):
         raise DataError(
             "fewer rows to choose from than are to be chosen", where=pool,
-            got=f"{len(there.at):,} of {len(rows):,} rows{there.left_out}", wanted=f"{num:,}", fix="a smaller -n",
+            got=f"{len(there.at):,} of {len(rows):,} rows{there.left_out}", wanted=f"{num:,}",
+            fix=f"a smaller -n; or data.label_column=NAME, if the labels are not those in the column {column!r}",
         )  # fmt: skip
+    why = ""
     if strategy == "auto":
-        few = len(there.labelled) < _TYPICAL_UNTIL * len(config.data.labels or [])
+        enough = _TYPICAL_UNTIL * len(config.data.labels or [])
+        few = len(there.labelled) < enough
+        if few and trained:
+            why = f" (auto: until {enough:,} rows have a label; data.train or --labelled names them)"
         strategy = "typical" if few or not trained else "uncertain_clusters"
-    model = _model(config, strategy, mesh, adapter) if trained or strategy in _OF_MODEL else None
     picked = _pick(config, strategy, num, there, plain, model, mesh, passes)
-    column = config.data.label_column or "label"
     _write(output, there, picked, column)
     return (
         f"pool: {len(there.at):,} of {len(rows):,} rows to choose from{there.left_out}; "
-        f"labelled: {len(there.labelled):,}\n{num:,} rows by {strategy}, {column!r} to be filled in: {output}"
+        f"labelled: {len(there.labelled):,}\n{num:,} rows by {strategy}{why}, {column!r} to be filled in: {output}"
     )
 
 
@@ -157,16 +172,35 @@ def _check(config: RunConfig, output: Path, num: int, strategy: str, adapter: Pa
             )  # fmt: skip
 
 
-def _told(config: RunConfig, labelled: Path | None, pool: SourceSection) -> tuple[RunConfig, Sequence[SourceSection]]:
+def _check_free(output: Path, pool: Path, sources: Sequence[SourceSection], overwrite: bool) -> None:
+    """Refuse to write over what was read, whatever is asked, and over what is there unless it is asked."""
+    if not output.exists():
+        return
+    for what, path in (("the pool", pool), *(("rows that have labels", Path(source.path)) for source in sources)):
+        if path.exists() and (path.samefile(output) or path.resolve() in output.resolve().parents):
+            raise RunError(f"the chosen rows would replace {what}", where=output, fix="another name for --output")
+    if not overwrite:
+        raise RunError(
+            "the file for the rows is there already, and may have been annotated", where=output,
+            fix="another name for --output, or --overwrite",
+        )  # fmt: skip
+
+
+def _told(
+    config: RunConfig, sources: Sequence[SourceSection], pool: SourceSection
+) -> tuple[RunConfig, Sequence[SourceSection]]:
     """(the config with its columns, and its labels where there are any; the sources that have labels)."""
-    sources = [SourceSection(path=str(labelled))] if labelled is not None else config.data.train or []
     if sources:
         data = config.data.model_copy(update={"train": sources, "eval": None, "eval_fraction": 0.0})
-        return resolved(config.model_copy(update={"data": data})), sources
+        return resolved(config.model_copy(update={"data": data}), trains=False), sources
     # nobody knows the labels yet, and none is asked for
     unknown = config.data.labels is None and head_labels(config) is None
     update = {"eval": [pool], "labels": ["?", "??"] if unknown else config.data.labels}
-    found = resolved(config.model_copy(update={"data": config.data.model_copy(update=update)}), labelled=False)
+    asked = config.model_copy(update={"data": config.data.model_copy(update=update)})
+    try:  # the column that is to be filled in may be there already, under one of the names that are known
+        found = resolved(asked, trains=False)
+    except DataError:
+        found = resolved(asked, labelled=False, trains=False)
     labels = None if unknown else found.data.labels
     return found.model_copy(update={"data": found.data.model_copy(update={"labels": labels})}), []
 
@@ -176,6 +210,11 @@ def _told(config: RunConfig, labelled: Path | None, pool: SourceSection) -> tupl
 
 def _model(config: RunConfig, strategy: str, mesh: jax.sharding.Mesh, adapter: Path | None) -> Model:
     """The model that knows the labels."""
+    if config.data.labels is None and adapter is not None:
+        raise ModelError(
+            "the adapter does not say what its labels are", where=adapter / "config.json", wanted="id2label",
+            fix="data.labels=[...], in the order in which it was trained for them",
+        )  # fmt: skip
     if config.data.labels is None:
         raise ModelError(
             f"--strategy {strategy} asks what a trained model is unsure of, and no label is known yet",
@@ -191,6 +230,11 @@ def _model(config: RunConfig, strategy: str, mesh: jax.sharding.Mesh, adapter: P
     return model
 
 
+def _encoder(config: RunConfig, model: Model) -> LabelEncoder:
+    """Of texts that have no label, for this model."""
+    return LabelEncoder(config, model.tokenizer, vocab_size=model.config.vocab_size, blind=True)
+
+
 def _pick(
     config: RunConfig, strategy: str, num: int, there: Pool, plain: Model, model: Model | None,
     mesh: jax.sharding.Mesh, passes: int,
@@ -202,21 +246,22 @@ def _pick(
         if strategy == "bald":
             assert config.lora is not None
             rate = config.lora.lora_dropout
-            draws = (_probabilities(config, there.tokens, model, mesh, rate, seed * passes + i) for i in range(passes))
+            draws = (_probabilities(config, there.judged, model, mesh, rate, seed * passes + i) for i in range(passes))
             score, found = acquisition.bald(draws)
         else:
-            found = _probabilities(config, there.tokens, model, mesh)
+            found = _probabilities(config, there.judged, model, mesh)
             score = _OF_DOUBT.get(strategy, acquisition.margin)(found)
         if strategy == "uncertain_clusters":
-            at = acquisition.uncertain_clusters(_vectors(config, there, plain, mesh)[:size], score, num, seed=seed)
+            at = acquisition.uncertain_clusters(_vectors(config, there.tokens, plain, mesh), score, num, seed=seed)
         else:
             at = np.argsort(-score, kind="stable")[:num]
         return Picked(at, score[at], _guesses(config, found[at]))
     worth: np.ndarray | None = None
+    every = [*there.tokens, *there.labelled]
     if strategy == "typical":
-        at, worth = acquisition.typical(_vectors(config, there, plain, mesh), num, chosen=chosen, seed=seed)
+        at, worth = acquisition.typical(_vectors(config, every, plain, mesh), num, chosen=chosen, seed=seed)
     elif strategy == "k_center":
-        vectors = _vectors(config, there, plain, mesh)
+        vectors = _vectors(config, every, plain, mesh)
         at = k_center(vectors, num, chosen=chosen if len(chosen) else None, seed=seed)
         before = np.concatenate([vectors[chosen], vectors[at]])
         apart = [np.linalg.norm(before[: len(chosen) + i] - vectors[row], axis=1) for i, row in enumerate(at)]
@@ -225,18 +270,17 @@ def _pick(
         at = np.random.default_rng(seed).permutation(size)[:num]
     guess = None
     if model is not None:
-        guess = _guesses(config, _probabilities(config, [there.tokens[i] for i in at], model, mesh))
+        guess = _guesses(config, _probabilities(config, [there.judged[i] for i in at], model, mesh))
     return Picked(at, worth, guess)
 
 
-def _vectors(config: RunConfig, there: Pool, model: Model, mesh: jax.sharding.Mesh) -> np.ndarray:
-    """float32 [rows to choose from, then labelled ones; hidden], unit vectors of the model before it was trained."""
-    every = Ragged.of([*there.tokens, *there.labelled])
+def _vectors(config: RunConfig, tokens: list[Tokens], model: Model, mesh: jax.sharding.Mesh) -> np.ndarray:
+    """float32 [rows, hidden], unit vectors of the model before it was trained."""
     rows, length = config.eval.per_device_eval_batch_size, config.data.max_length
-    found = vectors_of(every, model, mesh, rows=rows, max_length=length)
+    found = vectors_of(Ragged.of(tokens), model, mesh, rows=rows, max_length=length)
     broken = ~np.isfinite(found).all(axis=1)
     if broken.any():
-        first = [*there.tokens, *there.labelled][int(broken.argmax())].origin
+        first = tokens[int(broken.argmax())].origin
         raise DataError(
             "the model gives a vector that is not a number", where=first, got=f"so of {int(broken.sum()):,} rows",
             fix="model.dtype=float32; if it stays, the model's files are broken",

@@ -21,6 +21,8 @@ from jaxlean.data.clusters import k_means
 
 # Neighbours that a row's typicality is a mean over, and the most clusters (arXiv 2202.02794, section 3 and appendix).
 _NEIGHBOURS, _CLUSTERS = 20, 500
+# A cluster of so few rows is what lies apart, and stands for nothing (the authors' code, `MIN_CLUSTER_SIZE`).
+_APART = 5
 # The uncertain are so many times those to be chosen: the beta of arXiv 1901.05954.
 UNCERTAIN = 5
 
@@ -85,6 +87,11 @@ def typical(
     the fewest labels gives its most typical row: the one with the smallest mean distance to its 20 nearest neighbours
     in the cluster. It needs no label, so a first set is chosen like this; with many labels a model knows better.
 
+    Rows that lie apart make clusters of their own, which would be chosen for having no label. The authors' code
+    (github.com/avihu111/TypiClust, `deep-al/pycls/al/typiclust.py`) drops those of at most 5 rows. Here they come when
+    the others have nothing left; and where clusters are small anyway, since few rows make many, only those count as
+    apart that have at most half the rows of the mean one.
+
     Args:
         vectors: float32 [rows, hidden], unit vectors (`clusters.unit`), those that have labels among them.
         num: rows to choose.
@@ -101,6 +108,8 @@ def typical(
     groups, _ = k_means(vectors, min(int(taken.sum()) + num, _CLUSTERS), seed=seed)
     members = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
     labels = np.array([int(taken[rows].sum()) for rows in members])
+    sizes = np.array([len(rows) for rows in members])
+    apart = sizes <= min(_APART, sizes[sizes > 0].mean() / 2)
     typicality = np.zeros(len(vectors))
     for rows in members:
         typicality[rows] = _typicality(vectors[rows])
@@ -108,7 +117,7 @@ def typical(
     left = [rows[~taken[rows]].tolist() for rows in ranked]
     out: list[int] = []
     while len(out) < num:
-        group = min((g for g, rows in enumerate(left) if rows), key=lambda g: (labels[g], -len(members[g]), g))
+        group = min((g for g, rows in enumerate(left) if rows), key=lambda g: (apart[g], labels[g], -sizes[g], g))
         out.append(left[group].pop(0))
         labels[group] += 1
     return np.array(out, np.int64), typicality[out]

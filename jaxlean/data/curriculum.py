@@ -223,6 +223,7 @@ class _Part:
         self.rows, self.costs, self.total = rows, costs, total
         self.upto = np.cumsum(costs)
         self.drawn = 0  # cost so far
+        self.from_all = 0  # of that what was drawn for the floor
         self.round = 0
         self.last = np.full(len(rows), -1)  # the round in which each was drawn last
 
@@ -238,13 +239,19 @@ class _Part:
         return min(int(np.searchsorted(self.upto, max(share * whole, needed, 1))) + 1, len(self.rows))
 
     def draw(self, share: float, over: float, *, floor: float, rng: np.random.Generator) -> np.ndarray:
-        """The rows of the next phase, which ends when `over` of the run is over."""
+        """The rows of the next phase, which ends when `over` of the run is over.
+
+        The floor is a share of the run so far: what is less than a row in one phase is made up for in a later one.
+        """
         end = round(over * self.total)
-        before, parts = self.drawn, [np.zeros(0, np.int64)]
-        for num, upto in ((len(self.rows), before + round(floor * (end - before))),
-                          (self.num_available(share, over), end)):  # fmt: skip
-            while num and self.drawn < upto:
-                parts.append(self._take(num, upto, rng))
+        parts, before = [np.zeros(0, np.int64)], self.drawn
+        every, some = len(self.rows), self.num_available(share, over)
+        owed = min(end, before + round(floor * end) - self.from_all)
+        while every and self.drawn < owed:
+            parts.append(self._take(every, owed, rng))
+        self.from_all += self.drawn - before
+        while some and self.drawn < end:
+            parts.append(self._take(some, end, rng))
         return np.concatenate(parts)
 
     def _take(self, num: int, upto: int, rng: np.random.Generator) -> np.ndarray:

@@ -21,6 +21,7 @@ import numpy as np
 from jaxlean.config import RunConfig
 from jaxlean.data.batches import LENGTH_MULTIPLE, EvalBatches, measure
 from jaxlean.data.bm25 import BM25
+from jaxlean.data.dedupe import normalise
 from jaxlean.data.epochs import Mix, Steps
 from jaxlean.data.format import Chat, Example, Pair, Text
 from jaxlean.data.loader import held_out_rows, training_rows
@@ -48,6 +49,7 @@ class ShotRows:
         longest: tokens that a row may have.
         leaked: training rows that were left out, since their prompts are those of held-out rows.
         end: where a generated completion ends, if not at the model's own end; None in a chat.
+        train_on: of the config. Here the loss is of completions, whatever it says.
     """
 
     tokens: list[Tokens]
@@ -58,6 +60,7 @@ class ShotRows:
     longest: int
     leaked: int
     end: str | None
+    train_on: Literal["completion", "all"]
 
     def __str__(self) -> str:
         fewer = int((self.shots < self.wanted).sum())
@@ -66,6 +69,11 @@ class ShotRows:
             said += f"; {fewer:,} rows have fewer ({self.shots.mean():.1f} on average) to fit {self.longest:,} tokens"
         if self.leaked:
             said += f"; {self.leaked:,} training rows are not used: their prompts are held-out ones"
+        if self.train_on == "all":
+            said += (
+                "; loss on their completions alone, not comparable with one under data.train_on: all, "
+                "which has the prompts too (data.train_on=completion compares)"
+            )
         return said
 
     def batches(self, *, rows: int, seed: int, held: Sequence[int] | None = None) -> EvalBatches:
@@ -135,6 +143,7 @@ def shot_rows(config: RunConfig, tokenizer: Any, *, longest: int, vocab_size: in
     return ShotRows(
         [tokens for tokens in made if tokens is not None], [prompt for prompt in prompts if prompt is not None],
         np.array([len(one) for one in chosen]), counts, wanted, longest, leaked, part if completions else None,
+        data.train_on,
     )  # fmt: skip
 
 
@@ -198,10 +207,13 @@ def prompt_of(example: Example, origin: str) -> str:
 
 
 def _pool(config: RunConfig, tokenizer: Any, rows: Sequence[Row]) -> tuple[list[Row], int]:
-    """The training rows that may stand as examples, and how many may not, since their prompts are held out."""
-    held, kind = {_plain(prompt_of(*row)) for row in rows}, type(rows[0][0])
+    """The training rows that may stand as examples, and how many may not, since their prompts are held out.
+
+    As `leakage` of `jaxlean curate` has it: case, marks, blanks and forms of Unicode make no other prompt.
+    """
+    held, kind = {normalise(prompt_of(*row)) for row in rows}, type(rows[0][0])
     every = [row for row in training_rows(config, tokenizer, most=_POOL) if isinstance(row[0], kind)]
-    pool = [row for row in every if _plain(prompt_of(*row)) not in held]
+    pool = [row for row in every if normalise(prompt_of(*row)) not in held]
     if not pool:
         raise DataError(
             "no training row can stand as an example", where="data.train",
@@ -209,10 +221,6 @@ def _pool(config: RunConfig, tokenizer: Any, rows: Sequence[Row]) -> tuple[list[
             fix="other training data, or no eval.shots",
         )  # fmt: skip
     return pool, len(every) - len(pool)
-
-
-def _plain(prompt: str) -> str:
-    return " ".join(prompt.lower().split())
 
 
 def _seamed(pair: Pair) -> Pair:

@@ -20,7 +20,7 @@ from jaxlean.hub.load import Model, load
 from jaxlean.run.generate import chat_template, generate, stop_ids
 from jaxlean.run.inputs import tokenizer_of
 from jaxlean.run.job import head_of, loss_of, resolved
-from jaxlean.run.merge import load_adapted
+from jaxlean.run.merge import load_adapted, with_labels_of
 from jaxlean.run.quality import TaskEvaluator
 from jaxlean.run.rows import OwnRows
 from jaxlean.run.summary import Evaluation
@@ -212,7 +212,7 @@ def prepared(
     mesh = make_mesh(config.mesh.model_copy(update={"auto": False}))
     if answers is not None and config.task != "generate":
         raise ConfigError("--answers is for task: generate", fix="jaxlean predict writes labels and vectors")
-    config = resolved(config, trains=False)
+    config = resolved(with_labels_of(adapter, config), trains=False)
     model = loaded(config, mesh, adapter)
     tokenizer = tokenizer_of(model)
     if template is not None and tokenizer is not None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxlean import tree
 from jaxlean.config import RunConfig
+from jaxlean.data.dedupe import normalise
 from jaxlean.data.labelled import LabelEncoder, Labelled
 from jaxlean.data.loader import held_out_rows, training_rows
 from jaxlean.data.shots import shot_rows
@@ -163,10 +164,14 @@ class Prototypes:
         return [(Labelled((name,), i), f"the label {self._labels[i]!r}") for i, name in enumerate(names)]
 
     def _chosen(self, rows: list[Row], tokenizer: Any) -> list[Row]:
-        """Up to so many examples of each label, drawn by the seed; none that is held out too."""
-        held = {example.texts for example, _ in rows}
+        """Up to so many examples of each label, drawn by the seed; none whose text is held out, in whatever letters."""
+
+        def key(row: Row) -> tuple[str, ...]:
+            return tuple(map(normalise, row[0].texts))
+
+        held = set(map(key, rows))
         every = list(training_rows(self._config, tokenizer, most=_POOL))
-        pool = [row for row in every if row[0].texts not in held]
+        pool = [row for row in every if key(row) not in held]
         self._leaked = len(every) - len(pool)
         order = np.random.default_rng([self._config.seed, len(pool)]).permutation(len(pool))
         chosen: list[Row] = []

@@ -1,11 +1,12 @@
 """`jaxlean merge`: fold an adapter into its base and write the model that results."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxlean import tree
 from jaxlean.adapt import lora, vocabulary
+from jaxlean.config import RunConfig
 from jaxlean.errors import ModelError, RunError
 from jaxlean.hub.adapter import read_adapter, read_settings, room
 from jaxlean.hub.files import read_json
@@ -74,11 +75,42 @@ def _head_of(adapter: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if task == "embed":
         return {"task": task, "labels": None}
-    file = adapter / "config.json"
-    named = read_json(file).get("id2label") if file.exists() else None
-    if not named:
+    labels = labels_of(adapter)
+    if labels is None:
         raise ModelError(
-            "the adapter does not say what its labels are", where=file, wanted="id2label",
+            "the adapter does not say what its labels are", where=adapter / "config.json", wanted="id2label",
             fix="copy the config.json of the model that it was trained on there, with its id2label",
         )  # fmt: skip
-    return {"task": task, "labels": [str(named[key]) for key in sorted(named, key=int)]}
+    return {"task": task, "labels": labels}
+
+
+def labels_of(adapter: Path) -> list[str] | None:
+    """The labels that an adapter was trained for, in the order of their ids; None where no file beside it says."""
+    file = adapter / "config.json"
+    named = read_json(file).get("id2label") if file.exists() else None
+    return [str(named[key]) for key in sorted(named, key=int)] if named else None
+
+
+def with_labels_of(adapter: Path | None, config: RunConfig) -> RunConfig:
+    """The config with the labels that its adapter was trained for, if it says which: what the head's numbers stand for.
+
+    Raises:
+        ModelError: the folder holds no adapter, or the config names other labels, or the same in another order.
+    """
+    if adapter is None or config.task not in ("classify", "tag"):
+        return config
+    read_settings(adapter)  # the folder of a run has a config of labels too, and is none of an adapter
+    labels, named = labels_of(adapter), config.data.labels
+    if labels is None or named == labels:
+        return config
+    if named is not None:
+        raise ModelError(
+            "the adapter was trained for other labels than data.labels, or for another order of them", where=adapter,
+            got=_shown(labels), wanted=_shown(named),
+            fix="the adapter that was trained for them; or leave out data.labels, and the adapter's are taken",
+        )  # fmt: skip
+    return config.model_copy(update={"data": config.data.model_copy(update={"labels": labels})})
+
+
+def _shown(labels: Sequence[str], most: int = 6) -> str:
+    return f"{len(labels):,} labels: {', '.join(labels[:most])}" + (", ..." if len(labels) > most else "")

@@ -14,6 +14,7 @@ from jaxlean.data.tokenize import Counts, Ragged, Tokens
 from jaxlean.errors import ConfigError, DataError, ModelError, RunError
 from jaxlean.run.evaluate import loaded
 from jaxlean.run.job import head_labels, image_of, judge_of, resolved
+from jaxlean.run.merge import with_labels_of
 from jaxlean.run.quality import make_judge_step
 from jaxlean.run.texts import Said, judged
 from jaxlean.xla.compile import use_cache
@@ -39,12 +40,12 @@ def predict(config: RunConfig, file: Path, output: Path, *, adapter: Path | None
 
     Raises:
         UserError: a task without labels or vectors, a row that has no text, a file that cannot be written, a model
-            that was never trained for these labels.
+            that was never trained for these labels, or an adapter that was trained for others.
     """
     _check(config, output)
     source = SourceSection(path=str(file))
     rows = open_rows(source)
-    config = _told(config, source, list(rows[0]))
+    config = _told(with_labels_of(adapter, config), source, list(rows[0]))
     split_host(config.mesh.host_devices)
     use_cache(config.compilation_cache)
     mesh = make_mesh(config.mesh.model_copy(update={"auto": False}))

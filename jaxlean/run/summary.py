@@ -115,6 +115,9 @@ def final_table(
             quality.add_row("bits per byte", *(show_number(found.get("bits_per_byte")) for found in measured.values()))
     for key in shown or ["exact_match"]:
         quality.add_row(key.replace("_", " "), *(show_percent(found.get(key)) for found in measured.values()))
+    if len({found["tokens"] for found in measured.values() if found.get("tokens") is not None}) > 1:
+        # losses over other tokens do not compare: those of examples may leave prompts out
+        quality.add_row("tokens in the loss", *(show_count(found.get("tokens")) for found in measured.values()))
 
     params, trainable = summary.get("num_params"), summary.get("num_trainable")
     share = trainable / params if params and trainable is not None else None

@@ -8,6 +8,7 @@ import pytest
 
 from jaxlean.config import SourceSection, build
 from jaxlean.curate.pool import Pool, read_pool
+from jaxlean.data.labelled import LabelEncoder
 from jaxlean.data.source import open_rows
 from jaxlean.errors import DataError
 
@@ -20,8 +21,8 @@ def read(lines: Callable[..., Path], tiny_base: Path) -> Callable[..., Pool]:
         settings = {"text_column": "text", "label_column": "label", "labels": ["a", "b"], "max_length": 16} | data
         config = build({"task": "classify", "data": settings})
         sources = [SourceSection(path=str(lines("labelled.jsonl", labelled)))] if labelled else []
-        return read_pool(config, open_rows(SourceSection(path=str(lines("pool.jsonl", pool)))), sources,
-                         load_tokenizer(str(tiny_base)))  # fmt: skip
+        rows = open_rows(SourceSection(path=str(lines("pool.jsonl", pool))))
+        return read_pool(config, rows, sources, LabelEncoder(config, load_tokenizer(str(tiny_base)), blind=True))
 
     return of
 
@@ -60,3 +61,20 @@ def test_a_missing_column_and_an_empty_text(read):
         read([{"texts": "one"}])
     with pytest.raises(DataError, match=r"(?s)the column 'text' is empty.*pool\.jsonl:2"):
         read([{"text": "one"}, {"text": ""}])
+
+
+def test_a_row_is_read_as_each_model_reads_it(lines, tiny_base):
+    """One with new tokens has fewer of a text; what is too long for either is left out."""
+    from jaxlean.data.terms import grown
+    from jaxlean.hub.load import load_tokenizer
+
+    tokenizer = load_tokenizer(str(tiny_base))
+    settings = {"text_column": "text", "max_length": 8, "on_long": "drop"}
+    config = build({"task": "classify", "data": settings})
+    rows = [{"text": "chargeback"}, {"text": "chargeback " * 5}]
+    encoders = [LabelEncoder(config, one, blind=True) for one in (tokenizer, grown(tokenizer, ["chargeback"]))]
+    found = read_pool(config, open_rows(SourceSection(path=str(lines("pool.jsonl", rows)))), [], *encoders)
+    assert found.at.tolist() == [0]
+    assert len(found.judged[0].input_ids) < len(found.tokens[0].input_ids)
+    assert found.judged[0].input_ids.max() == len(tokenizer)
+    assert found.left_out == "; 1 dropped for their length"

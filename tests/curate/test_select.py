@@ -14,6 +14,7 @@ from jaxlean.curate import select as module
 from jaxlean.curate.select import select
 from jaxlean.errors import ConfigError, DataError, UserError
 from jaxlean.run.finetune import finetune
+from jaxlean.run.predictions import predict
 
 pytestmark = pytest.mark.usefixtures("small_machine")
 
@@ -67,7 +68,7 @@ def test_what_the_model_doubts(trained, lines, tmp_path):
     config, adapter = trained
     pool, output = lines("pool.jsonl", pool_rows()), tmp_path / "second.jsonl"
     for strategy in ("margin", "entropy", "least_confidence", "uncertain_clusters"):
-        said = select(config, pool, output, 4, strategy=strategy, adapter=adapter)
+        said = select(config, pool, output, 4, strategy=strategy, adapter=adapter, overwrite=True)
         rows = read(output)
         if strategy == "uncertain_clusters":  # among the most uncertain, not these themselves
             select(config, pool, tmp_path / "top.jsonl", 20, strategy="margin", adapter=adapter)
@@ -86,6 +87,34 @@ def test_what_the_model_doubts(trained, lines, tmp_path):
     assert "labelled: 8" in said
 
 
+def test_what_is_said_of_a_row_is_what_predict_says(select_config, lines, tmp_path):
+    """Of an adapter with new tokens, which the base that gives vectors does not have."""
+    terms = ("chargeback", "estoppel")
+    labels = (*terms, "price", "phone")
+    rows = [{"text": f"{label} {label} old {n}", "label": label} for label in labels for n in range(6)]
+    config = select_config(train=str(lines("train.jsonl", rows)))
+    config = config.model_copy(update={"model": config.model.model_copy(update={"new_tokens": list(terms)})})
+    finetune(config)
+    adapter, pool = tmp_path / "run" / "adapter", lines("pool.jsonl", pool_rows(labels))
+    predict(config, pool, tmp_path / "predicted.jsonl", adapter=adapter)
+    wanted = read(tmp_path / "predicted.jsonl")
+    assert min(row["probability"] for row in wanted) > 0.9
+    for strategy in ("random", "typical", "margin", "uncertain_clusters"):
+        output = tmp_path / f"{strategy}.jsonl"
+        select(config, pool, output, 12, strategy=strategy, adapter=adapter)
+        for row in read(output):
+            same = wanted[row["select_row"] - 1]
+            assert row["select_guess"] == same["prediction"], strategy
+            assert row["select_probability"] == pytest.approx(same["probability"], abs=1e-4), strategy
+
+
+def test_new_tokens_are_not_looked_for_where_nothing_is_trained(select_config, lines, tmp_path):
+    config = select_config()
+    config = config.model_copy(update={"model": config.model.model_copy(update={"new_tokens": "auto"})})
+    said = select(config, lines("pool.jsonl", pool_rows()), tmp_path / "first.csv", 4)
+    assert "4 rows by typical" in said
+
+
 def test_bald_needs_dropout_and_differs_from_pass_to_pass(trained, lines, tmp_path):
     config, adapter = trained
     pool, output = lines("pool.jsonl", pool_rows(each=2)), tmp_path / "second.jsonl"
@@ -94,10 +123,11 @@ def test_bald_needs_dropout_and_differs_from_pass_to_pass(trained, lines, tmp_pa
     assert scores[0] > 0, "passes disagree"
     assert scores == sorted(scores, reverse=True)
     dry = config.model_copy(update={"lora": config.lora.model_copy(update={"lora_dropout": 0.0})})
+    other = tmp_path / "third.jsonl"
     with pytest.raises(ConfigError, match=r"(?s)BALD draws models by the dropout.*lora\.lora_dropout=0\.1"):
-        select(dry, pool, output, 3, strategy="bald", adapter=adapter)
+        select(dry, pool, other, 3, strategy="bald", adapter=adapter)
     with pytest.raises(ConfigError, match="asks where passes disagree"):
-        select(config, pool, output, 3, strategy="bald", adapter=adapter, passes=1)
+        select(config, pool, other, 3, strategy="bald", adapter=adapter, passes=1)
 
 
 def test_random_and_k_center_have_guesses_where_a_model_is_there(trained, lines, tmp_path):
@@ -108,7 +138,7 @@ def test_random_and_k_center_have_guesses_where_a_model_is_there(trained, lines,
     scores = [row["select_score"] for row in rows]
     assert scores == sorted(scores, reverse=True), "each is as far from what is there as any can be"
     assert all(row["select_guess"] in COLOURS[:2] for row in rows)
-    select(config, pool, output, 5, strategy="random")
+    select(config, pool, output, 5, strategy="random", overwrite=True)
     assert [row["select_score"] for row in read(output)] == [None] * 5
     assert len({row["id"] for row in read(output)}) == 5
 
@@ -118,7 +148,8 @@ def test_auto_goes_on_with_what_the_model_doubts(trained, lines, tmp_path, selec
     pool, output = lines("pool.jsonl", pool_rows()), tmp_path / "second.jsonl"
     assert "by uncertain_clusters" in select(config, pool, output, 3, adapter=adapter)
     few = lines("few.jsonl", [{"text": "order 1", "label": "order"}, {"text": "street 2", "label": "street"}])
-    assert "by typical" in select(config, pool, output, 3, adapter=adapter, labelled=few)
+    said = select(config, pool, output, 3, adapter=adapter, labelled=few, overwrite=True)
+    assert "by typical (auto: until 8 rows have a label; data.train or --labelled names them)" in said
 
 
 def test_the_loop_by_its_commands(cli, select_config, lines, tmp_path):
@@ -169,6 +200,64 @@ def test_wrong_input(select_config, lines, tmp_path, how, message):
     with pytest.raises(UserError, match=message):
         select(config, pool, output, how.get("num", 2), strategy=how.get("strategy", "auto"))
     assert not output.exists()
+
+
+def test_the_column_to_be_filled_in_may_be_there_already(select_config, lines, tmp_path):
+    rows = [row | {"category": "known" if n < 20 else ""} for n, row in enumerate(pool_rows())]
+    output = tmp_path / "first.csv"
+    said = select(select_config(), lines("pool.jsonl", rows), output, 3)
+    assert "pool: 4 of 24 rows to choose from; 20 have a label" in said
+    assert "'category' to be filled in" in said
+    assert [row["category"] for row in read(output)] == [""] * 3
+    assert "label" not in read(output)[0]
+    with pytest.raises(UserError, match=r"(?s)4 of 24 rows; 20 have a label.*data\.label_column=NAME.*'category'"):
+        select(select_config(), tmp_path / "pool.jsonl", tmp_path / "other.csv", 5)
+
+
+def test_nothing_that_is_there_is_replaced(cli, select_config, lines, tmp_path):
+    """Not the pool, not what was annotated; another file only by --overwrite."""
+    from jaxlean.config import dump
+
+    yaml, pool = tmp_path / "c.yaml", lines("pool.jsonl", pool_rows())
+    annotated = lines("first.jsonl", [{"text": "order 1", "label": "order"}, {"text": "street 2", "label": "street"}])
+    yaml.write_text(dump(select_config()))
+    for output, given, why in (
+        (pool, ["--overwrite"], "the chosen rows would replace the pool"),
+        (annotated, ["--overwrite", "--labelled", annotated], "the chosen rows would replace rows that have labels"),
+        (annotated, ["--overwrite", f"data.train={annotated}"], "the chosen rows would replace rows that have labels"),
+        (annotated, [], "is there already, and may have been annotated"),
+    ):
+        before = output.read_bytes()
+        code, _, err = cli("select", yaml, "--pool", pool, "-n", 4, "-o", output, *given)
+        assert code == 2
+        assert why in err
+        assert output.read_bytes() == before
+    folder = tmp_path / "pool"
+    folder.mkdir()
+    part = pool.rename(folder / "part.jsonl")
+    with pytest.raises(UserError, match="would replace the pool"):
+        select(select_config(), folder, part, 4, overwrite=True)
+    code, _, err = cli("select", yaml, "--pool", part, "-n", 4, "-o", annotated, "--overwrite")
+    assert code == 0, err
+    assert len(read(annotated)) == 4
+
+
+def test_labels_are_those_of_the_adapter(trained, select_config, lines, tmp_path):
+    """Not those of the rows beside it; and others than those that the config names are refused."""
+    _, adapter = trained
+    pool, output = lines("pool.jsonl", pool_rows()), tmp_path / "second.csv"
+    select(select_config(), pool, output, 4, strategy="margin", adapter=adapter)
+    assert {row["select_guess"] for row in read(output)} <= set(COLOURS[:2])
+    other, refused = tmp_path / "third.csv", [{"text": "a", "label": "w"}, {"text": "b", "label": "order"}]
+    with pytest.raises(UserError, match=r"(?s)trained for other labels.*2 labels: order, street.*2 labels: w, z"):
+        select(select_config(labels=["w", "z"]), pool, other, 4, adapter=adapter)
+    with pytest.raises(UserError, match=r"(?s)a label in the column 'label' that the model does not have.*l:1.*'w'"):
+        select(select_config(), pool, other, 4, adapter=adapter, labelled=lines("l.jsonl", refused))
+    (adapter / "config.json").unlink()
+    with pytest.raises(UserError, match=r"(?s)the adapter does not say what its labels are.*data\.labels="):
+        select(select_config(), pool, other, 4, strategy="margin", adapter=adapter)
+    select(select_config(labels=["order", "street"]), pool, other, 4, strategy="margin", adapter=adapter)
+    assert other.read_bytes() == output.read_bytes()
 
 
 def test_a_model_without_a_head_for_the_labels(select_config, lines, tmp_path):

@@ -61,7 +61,7 @@ def test_bald_asks_where_passes_disagree_and_not_where_all_are_unsure():
 
 
 def test_the_first_typical_rows_are_one_of_each_cluster_the_largest_first():
-    vectors, of = groups([30, 20, 10, 5])
+    vectors, of = groups([30, 20, 10, 8])
     picked, score = typical(vectors, 4, seed=1)
     assert of[picked].tolist() == [0, 1, 2, 3]
     assert (score > 0).all()
@@ -85,11 +85,40 @@ def test_what_has_a_label_is_not_asked_again():
         typical(vectors, 63, chosen=chosen)
 
 
+def test_what_lies_apart_comes_last():
+    """Four kinds of 40 rows and six rows that nothing is like: these would be half of a first dozen."""
+    draw = np.random.default_rng(0)
+    dense = [np.eye(16)[kind] + 0.05 * draw.normal(size=(40, 16)) for kind in range(4)]
+    vectors = unit(np.concatenate([*dense, -np.eye(16)[4:10]]).astype(np.float32))
+    picked, score = typical(vectors, 12)
+    assert np.bincount(picked // 40, minlength=4).min() > 0
+    assert (picked < 160).all()
+    assert (score > 1).all()
+    labelled = np.concatenate([np.arange(0, 4), np.arange(40, 44)])
+    picked, _ = typical(vectors, 4, chosen=labelled)
+    assert set((picked // 40).tolist()) == {2, 3}, "of two kinds nothing is known"
+    every, _ = typical(vectors, 166)
+    assert sorted(every.tolist()) == list(range(166))
+
+
+def test_of_few_rows_small_clusters_count():
+    """Thirty kinds of four rows, and one row apart: no cluster has more than five, and each kind is asked for."""
+    draw = np.random.default_rng(0)
+    kinds = [np.eye(32)[kind] + 0.02 * draw.normal(size=(4, 32)) for kind in range(30)]
+    vectors = unit(np.concatenate([*kinds, -np.eye(32)[30:31]]).astype(np.float32))
+    picked, _ = typical(vectors, 30)
+    assert len(set((picked // 4).tolist()) - {30}) >= 25  # k-means parts some, and takes two for one
+    assert 120 not in picked
+
+
 def test_a_row_alone_is_not_typical():
     vectors, of = groups([10, 1])
     picked, score = typical(vectors, 2)
-    assert of[picked].tolist() == [0, 1]
-    assert score[1] == 0.0
+    assert of[picked].tolist() == [0, 0], "it stands for nothing"
+    assert score[0] >= score[1] > 0
+    picked, score = typical(vectors, 3, chosen=np.arange(8))  # of as many clusters as rows each is as small
+    assert sorted(picked.tolist()) == [8, 9, 10]
+    assert score.tolist() == [0.0] * 3
 
 
 def test_uncertain_rows_are_of_different_kinds():

@@ -116,6 +116,32 @@ def test_easy_rows_come_first_hard_ones_by_the_floor_and_at_last() -> None:
     assert 20 < sum(i >= 400 for i in floored[0]) < 50, "of 200 a quarter are drawn from all rows"
 
 
+@given(rows=st.lists(st.integers(1, 40), min_size=1, max_size=60), how=settings_of, epochs=st.floats(0.3, 4))
+@settings(max_examples=200)
+def test_the_floor_is_a_share_of_the_run_so_far(rows: Any, how: Any, epochs: float) -> None:
+    """However few rows a phase has: no remainder is lost, and none is drawn twice over."""
+    for costs in (np.ones(len(rows), np.int64), np.array(rows)):
+        curriculum, most = make(rows, costs, epochs=epochs, **how), int(costs.max())
+        for p in range(curriculum.num_phases):
+            curriculum.epoch(p)
+            (part,) = curriculum.parts
+            assert -most - 1 <= part.from_all - how["floor"] * part.drawn <= most + 1
+
+
+@pytest.mark.parametrize("num", [40, 60, 100, 1000])
+def test_harder_rows_come_from_the_first_phases_on_in_a_small_run_too(num: int) -> None:
+    found = drawn = 0
+    for seed in range(20):
+        curriculum = make(np.arange(num), seed=seed, pacing="step", start=0.2, until=0.5, floor=0.1)
+        for p in range(10):
+            there = curriculum.available(p)[0]
+            drawn += len(curriculum.epoch(p))
+            found += int((~np.isin(curriculum.epoch(p), there)).sum())
+    assert drawn == 20 * num // 2
+    # a tenth is drawn from all, of which some are easy: of those never drawn, which go first, less than half
+    assert 0.05 * drawn < found <= 0.1 * drawn + 20
+
+
 def test_a_step_opens_everything_at_once() -> None:
     curriculum = make(np.arange(100), epochs=10, phases=10, pacing="step", start=0.3, until=0.5, floor=0)
     assert [len(curriculum.available(p)[0]) for p in range(10)] == [30] * 5 + [100] * 5

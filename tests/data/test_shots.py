@@ -71,6 +71,16 @@ def test_nothing_held_out_is_an_example(make_tokenizer, files):
         assert all("about card" not in text_of(tokenizer, tokens.input_ids) for tokens in found.tokens)
         assert all("about bill" in text_of(tokenizer, tokens.input_ids) for tokens in found.tokens)
         assert "1 training rows are not used" in str(found)
+    for asked in (
+        "WHERE is my card",
+        "Where is my card?!",
+        "\u201cWhere is my ca\uff52d?\u201d",
+        "Where... is my card",
+    ):
+        Path(files["eval"]).write_text(json.dumps({"prompt": asked, "completion": "held out"}))
+        found, tokenizer = made(make_tokenizer, files, shots=5)
+        assert found.leaked == 1, asked
+        assert "about card" not in text_of(tokenizer, found.tokens[0].input_ids)
     with pytest.raises(DataError, match="no training row can stand as an example"):
         made(make_tokenizer, {"train": files["eval"], "eval": files["eval"]})
 
@@ -101,6 +111,14 @@ def test_without_room_for_any_the_row_is_as_the_evaluation_has_it(make_tokenizer
         made(make_tokenizer, files, data={"max_length": 5})
     with pytest.raises(DataError, match="no held-out row is left"):
         made(make_tokenizer, files, data={"max_length": 5, "on_long": "drop"})
+
+
+def test_what_the_loss_is_of_is_said(make_tokenizer, files):
+    found, _ = made(make_tokenizer, files)
+    assert "comparable" not in str(found)
+    every, _ = made(make_tokenizer, files, data={"train_on": "all"})
+    assert "loss on their completions alone, not comparable with one under data.train_on: all" in str(every)
+    assert [t.loss_mask.sum() for t in every.tokens] == [t.loss_mask.sum() for t in found.tokens]
 
 
 def test_batches_hold_each_row_once(make_tokenizer, files):

@@ -193,6 +193,17 @@ def test_examples_of_labels_are_not_held_out_rows(labelled, tmp_path):
         evaluate_few_shot(config)
 
 
+@pytest.mark.parametrize("form", [str.upper, lambda text: f"  {text}!", lambda text: text.replace(" ", "\u00a0- ")])
+def test_a_held_out_text_in_other_letters_is_no_example(labelled, tmp_path, capsys, form):
+    config = labelled(9)
+    held = json.loads((tmp_path / "held.jsonl").read_text().splitlines()[0])
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(json.dumps(held | {"text": form(held["text"])}) + "\n")
+    found = evaluate_few_shot(config)
+    assert found["shots"] == 4.0, "as without it"
+    assert "; 1 training rows are not used" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("task", ["tag", "embed"])
 def test_other_tasks_are_refused(task):
     with pytest.raises(UserError, match=r"eval\.shots is for task: generate and classify"):

@@ -11,13 +11,13 @@ from safetensors.numpy import load_file, save_file
 
 from jaxlean import tree
 from jaxlean.adapt import lora
-from jaxlean.config import LoraSection
+from jaxlean.config import LoraSection, build
 from jaxlean.errors import ModelError, RunError
 from jaxlean.hub.adapter import write_adapter
 from jaxlean.hub.load import load
 from jaxlean.hub.write import write_model
 from jaxlean.run import merge as module
-from jaxlean.run.merge import load_adapted, merge
+from jaxlean.run.merge import labels_of, load_adapted, merge, with_labels_of
 
 pytestmark = pytest.mark.usefixtures("small_machine")
 
@@ -133,3 +133,25 @@ def test_a_place_that_cannot_be_written(adapter, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="the merged model cannot be written"):
         merge(adapter, tmp_path / "file" / "merged")
+
+
+def test_an_adapter_says_what_its_labels_are(tmp_path):
+    """In the order of their ids, which is not that of letters."""
+    unknown = build({"task": "classify"})
+    with pytest.raises(ModelError, match="a folder without an adapter"):
+        with_labels_of(tmp_path, unknown)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert labels_of(tmp_path) is None
+    assert with_labels_of(tmp_path, unknown) == unknown, "nothing says which"
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": {"1": "b", "0": "c", "10": "d", "2": "a"}}))
+    assert labels_of(tmp_path) == ["c", "b", "a", "d"]
+    named = with_labels_of(tmp_path, unknown)
+    assert named.data.labels == ["c", "b", "a", "d"]
+    assert with_labels_of(tmp_path, named) == named
+    assert with_labels_of(None, unknown) == unknown
+    assert with_labels_of(tmp_path, build({"task": "generate"})).data.labels is None
+    for labels in (["c", "b", "a"], ["a", "b", "c", "d"]):
+        with pytest.raises(ModelError) as caught:
+            with_labels_of(tmp_path, build({"task": "classify", "data": {"labels": labels}}))
+        for words in ("trained for other labels", "4 labels: c, b, a, d", f"labels: {', '.join(labels)}"):
+            assert words in str(caught.value)

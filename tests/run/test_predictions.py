@@ -8,6 +8,7 @@ import pytest
 
 from jaxlean.config import SourceSection, build
 from jaxlean.errors import UserError
+from jaxlean.run.evaluate import evaluate
 from jaxlean.run.finetune import finetune
 from jaxlean.run.predictions import predict
 
@@ -75,11 +76,20 @@ def test_texts_get_a_label_and_its_probability(tiny_run: Callable[..., Any], tmp
     assert said[1]["probability"] is None
     assert all(0.5 < row["probability"] <= 1.0 for row in (said[0], said[2]))
 
-    # who knows the labels needs no training data to find them
-    data = config.data.model_copy(update={"train": [SourceSection(path="gone.csv")], "labels": ["green", "red"]})
-    known = config.model_copy(update={"data": data})
-    assert predict(known, tmp_path / "asked.jsonl", output, adapter=tmp_path / "run" / "adapter") == 3
-    assert [json.loads(line) for line in output.read_text().splitlines()] == said
+    # the adapter knows the labels: no training data are needed to find them, and no others are its own
+    adapter = tmp_path / "run" / "adapter"
+    for labels in (["green", "red"], None):
+        data = config.data.model_copy(update={"train": [SourceSection(path="gone.csv")], "labels": labels})
+        known = config.model_copy(update={"data": data})
+        assert predict(known, tmp_path / "asked.jsonl", output, adapter=adapter) == 3
+        assert [json.loads(line) for line in output.read_text().splitlines()] == said
+    for labels in (["cold", "warm"], ["red", "green"]):
+        data = config.data.model_copy(update={"labels": labels, "eval": [SourceSection(path="train.jsonl")]})
+        other = config.model_copy(update={"data": data})
+        with pytest.raises(UserError, match="the adapter was trained for other labels"):
+            predict(other, tmp_path / "asked.jsonl", tmp_path / "guessed.jsonl", adapter=adapter)
+        with pytest.raises(UserError, match="the adapter was trained for other labels"):
+            evaluate(other, adapter=adapter)
 
     with pytest.raises(UserError) as error:  # the base's head is drawn: it knows nothing
         predict(config, tmp_path / "asked.jsonl", tmp_path / "guessed.jsonl")

@@ -128,6 +128,11 @@ def test_few_shot_stands_beside_before_and_after():
     text = table(FULL | {"eval_few_shot": few_shot})
     assert row(text, "held-out") == ["held-out", "before", "4.86-shot", "after"]
     assert row(text, "exact match") == ["exact match", "0.0 %", "25.0 %", "95.5 %"]
+    assert "tokens in the loss" not in text
+    # losses that are of other tokens do not compare
+    counted = {"eval_before": FULL["eval_before"] | {"tokens": 5600}, "eval_few_shot": few_shot | {"tokens": 2140}}
+    text = table(FULL | counted | {"eval_after": FULL["eval_after"] | {"tokens": 5600}})
+    assert row(text, "tokens in the loss") == ["tokens in the loss", "5,600", "2,140", "5,600"]
     # of a classifier's frozen vectors there is no loss, of a run that measured nothing else only they are shown
     text = table({"eval_few_shot": {"accuracy": 0.62, "shots": 0.0}})
     assert row(text, "loss") == ["loss", "-", "-", "-"]
