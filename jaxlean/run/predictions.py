@@ -42,7 +42,7 @@ def predict(config: RunConfig, file: Path, output: Path, *, adapter: Path | None
         UserError: a task without labels or vectors, a row that has no text, a file that cannot be written, a model
             that was never trained for these labels, or an adapter that was trained for others.
     """
-    _check(config, output)
+    _check(config, file, output)
     source = SourceSection(path=str(file))
     rows = open_rows(source)
     config = _told(with_labels_of(adapter, config), source, list(rows[0]))
@@ -78,18 +78,21 @@ def predict(config: RunConfig, file: Path, output: Path, *, adapter: Path | None
         rows=config.eval.per_device_eval_batch_size, packing=config.data.packing, max_length=config.data.max_length,
     ):  # fmt: skip
         found[kept[said.number]] = _of_one(config, said)
+    partial = output.with_name(f".{output.name}.part")
     try:
-        if config.task == "embed":
-            _write_vectors(output, found, len(rows))
-        else:
-            lines = (json.dumps(line, ensure_ascii=False, default=str) for line in _lines(config, rows, found))
-            output.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        with partial.open("wb") as opened:
+            if config.task == "embed":
+                np.save(opened, _vectors(found, len(rows)))
+            else:
+                lines = (json.dumps(line, ensure_ascii=False, default=str) for line in _lines(config, rows, found))
+                opened.writelines(f"{line}\n".encode() for line in lines)
+        partial.replace(output)
     except OSError as error:
         raise RunError("the predictions cannot be written", where=output, got=error) from error
     return len(rows)
 
 
-def _check(config: RunConfig, output: Path) -> None:
+def _check(config: RunConfig, file: Path, output: Path) -> None:
     if config.task == "generate":
         raise ConfigError("task: generate has no labels to predict", fix="jaxlean generate, or task=classify")
     wanted = ".npy" if config.task == "embed" else ".jsonl"
@@ -97,6 +100,8 @@ def _check(config: RunConfig, output: Path) -> None:
         raise ConfigError(f"the predictions of task: {config.task} are a {wanted} file", where="--output", got=output)
     if output.is_dir() or not output.parent.is_dir():
         raise RunError("the file for the predictions lies in a folder that is not there", where=output)
+    if output.exists() and file.exists() and output.samefile(file):
+        raise RunError("the predictions would replace the rows they are of", where=output, fix="another --output")
 
 
 def _told(config: RunConfig, source: SourceSection, columns: list[str]) -> RunConfig:
@@ -144,9 +149,9 @@ def _lines(config: RunConfig, rows: Any, found: dict[int, Any]) -> Iterator[dict
             yield row | (said or {"prediction": None, "probability": None})
 
 
-def _write_vectors(output: Path, found: dict[int, np.ndarray], num: int) -> None:
-    """A row without a vector, dropped for its length, is not a number."""
+def _vectors(found: dict[int, np.ndarray], num: int) -> np.ndarray:
+    """float32 [num, hidden]: a row without a vector, dropped for its length, is not a number."""
     vectors = np.full((num, len(next(iter(found.values())))), np.nan, np.float32)
     for i, vector in found.items():
         vectors[i] = vector
-    np.save(output, vectors)
+    return vectors

@@ -134,6 +134,7 @@ def test_pairs_learn_and_texts_become_vectors(tiny_run: Callable[..., Any], tmp_
         ("embed", "body", "o.npy", "which column is to be embedded"),
         ("classify", "text", "nowhere/o.jsonl", "a folder that is not there"),
         ("classify", "text", "o.jsonl", "it is not clear which column holds the label"),
+        ("classify", "text", "asked.jsonl", "would replace the rows"),
     ],
 )
 def test_what_cannot_be_predicted(task: str, columns: str, output: str, said: str, tmp_path: Path) -> None:
