@@ -16,40 +16,21 @@ _RAISED = re.compile(
 _ACUTE = "\u00b4\u1ffd"  # as an apostrophe; NFKC would part it into a space and an accent
 _DASHES = "\u2010\u2013\u2212"
 
-# Marks that come and go without changing what is said, but only where they are the punctuation of a sentence. In a
-# formula or in code the same marks mean something: !x, a != b, f'(x), n!, x - y, s = "x", .5 and 3-4. So they go at the
-# edge of a word and between two, and not beside an operator or a bracket. Brackets and underscores always stay.
-_STOPS = ".,;:?…—。、；：？،؛؟"  # noqa: RUF001
-_OTHERS = "!'\"`‘’‚“”„«»‹›¿¡！「」『』"  # noqa: RUF001
-_MARK = re.escape(_STOPS + _OTHERS)
-_MEANS = r"=<>+*/\\%&|^~@\#$€£¥(){}\[\]_\-"
-_BINARY = r"=<>+*/^|~\-"
-_LETTER = rf"[^\s\d{_MEANS}{_MARK}]"  # or what belongs to one: accents and vowel signs are no \w
-_NEITHER_SPACED = r"。、「」『』"
-_MARKS = re.compile(
-    rf"""[{_MARK}\-](?:                                       # the first; what stood before it is asked for afterwards
-      (?<=[{re.escape(_STOPS)}])[{_MARK}]*(?=\s|\Z)           # a stop at the end of a word, whatever the word
-    | (?<=[{re.escape(_OTHERS)}])(?<![\d{_MEANS}{_MARK}].)    # another, but not 5!, 5' or f(x)',
-        (?<![\s{_MEANS}]\w[!'’])(?<!\A\w[!'’])                #   n! or x',
-        (?<![{_BINARY}]\s.)[{_MARK}]*(?=\s|\Z)(?!\s[{_BINARY}])  #   nor beside an operator: s = "", f' = g
-    | (?<=!)!+[{_MARK}]*(?=\s|\Z)                            # more than one is no factorial
-    | (?<=["'`‘’‚“”„«»‹›¿¡,;…—])(?<!\S.)(?<![{_BINARY}]\s.)   # at the start of a word, but not .x, !x, :x or ?x,
-        ["'`‘’‚“”„«»‹›¿¡,;.…—]*(?={_LETTER})                  #   nor s = "x"
-    | (?<=["“”„«»¿¡])(?<!\S.)(?<![{_BINARY}]\s.)(?=\d)        # a quotation that begins with a number
-    | (?<={_LETTER}['`‘’])(?={_LETTER})                       # don't
-    | (?<=[^\s{_MEANS}{_MARK}]-)(?={_LETTER})                 # top-up, 5-year; but not x-y or 3-x
-        (?!(?:(?<=\b\w-)|(?<=\d-))\w\b)
-    | (?<={_LETTER}[,;!?…—])[,;!?…—]*(?={_LETTER})            # a space is missing: yes,no
-    | (?<=[^\s\\{_MARK}][,;])(?={_LETTER})
-    | (?<={_LETTER}\.)\.+(?={_LETTER})
-    | (?<!-)(?:(?<=[{_NEITHER_SPACED}])|[{_MARK}]*?[{_NEITHER_SPACED}])[{_MARK}]*
-    )""",  # noqa: RUF001
-    re.VERBOSE,
+# Marks that come and go without changing what is said, where they are the punctuation of a sentence. In a formula or in
+# code the same marks mean something: !x, a != b, f'(x), n!, x = "", .5, 3-4.
+_STOPS = ".,;:?!…—。、；：？！،؛؟"  # noqa: RUF001
+_QUOTES = "'\"`‘’‚“”„«»‹›「」『』¿¡"  # noqa: RUF001
+_MEANING = "=<>+*/\\%&|^~@#$€£¥(){}[]_"  # computes, encloses or names: a word that has one is no sentence's
+_OPERATOR = frozenset("=<>+*/%&|^~!:")
+_FORMULA = re.compile(f"[{re.escape(_MEANING)}]")
+_LETTER = rf"[^\s\d\-{re.escape(_STOPS + _QUOTES + _MEANING)}]"  # or part of one: accents and vowel signs are no \w
+_LETTERS = re.compile(_LETTER * 2)
+_PRIME = re.compile("['\"’]|!(?!!)")  # noqa: RUF001
+# Between two words: don't, top-up and 5-year (but not x-y), yes,no. CJK's marks have no spaces around them.
+_JOINT = re.compile(
+    rf"(?<={_LETTER})(?:['`‘’]|[,;?!…—]+|\.\.+)(?={_LETTER})"  # noqa: RUF001
+    rf"|(?<=[^\W_])-(?={_LETTER * 2})|(?<={_LETTER * 2})-(?={_LETTER})|[。、「」『』]+"
 )
-
-# A dash with spaces around it between words (one may be I or a): a sentence's, where that of x - y is a minus.
-_AFTER = rf"(?= (?:{_LETTER}{{2}}|[aiAI] ))"
-_DASH = re.compile(rf" -{_AFTER}(?<={_LETTER}{{2}} -)| --{_AFTER}(?<={_LETTER}{{2}} --)")
 
 # A sign belongs to a number that stands alone: -4 and -$4, but 3-4 is a range and covid-19 a name.
 _FRACTION = "\u00bc-\u00be\u2150-\u215f\u2189"
@@ -92,15 +73,36 @@ def normalise(text: str, ignore: Iterable[str] = ("unicode", "case", "punctuatio
 
 def _without_marks(text: str) -> str:
     """Of a text with single spaces; one of marks alone stays."""
-    if _is_quoted(text):
-        text = text[1:-1].strip()
-    text = _DASH.sub("", " ".join(_MARKS.sub(" ", text).split())) or text
-    return _without_marks(text) if _is_quoted(text) else text
+    while True:  # a mark that goes may lay another one bare
+        inner = text
+        if text[:1] == text[-1:] == '"' and text.count('"') == 2:
+            inner = text[1:-1].strip()
+        words = inner.split(" ")
+        plain = words.copy()
+        for at in [at for at, word in enumerate(words) if not word.isalnum()]:
+            plain[at] = _plain(words[at], words[at - 1] if at else "", words[at + 1] if at + 1 < len(words) else "")
+        found = " ".join(" ".join(plain).split()) or text
+        if found == text:
+            return text
+        text = found
 
 
-def _is_quoted(text: str) -> bool:
-    """All of it; the mark at the end alone may be one of inches."""
-    return text[:1] == text[-1:] == '"' and text.count('"') == 2 and bool(text[1:-1].strip())
+def _plain(word: str, before: str, after: str) -> str:
+    """A word, of which two may become, without the marks of the sentence that it stands in."""
+    if word[:-1].isalnum() and word[-1] in ".,;:?…":
+        return word[:-1]
+    if word in ("-", "--"):  # between words a dash, in x - y a minus
+        dash = _LETTERS.match(before[-2:]) and (_LETTERS.match(after) or after in ("i", "I", "a", "A"))
+        return "" if dash else word
+    if _FORMULA.search(word) or any(beside and _OPERATOR.issuperset(beside) for beside in (before, after)):
+        return word.rstrip(".,;:?…")
+    core = word.lstrip(_QUOTES + ",;…")
+    bare = core.rstrip(_STOPS + _QUOTES)
+    end = core[len(bare) :]
+    # n! and f' of one letter, 5! and 5" of a number; not "5" nor 5!!
+    if core == word and (len(bare) == 1 or bare[-1:].isdigit()) and _PRIME.match(end):
+        bare += end[0]
+    return _JOINT.sub(" ", bare)
 
 
 def _in_one_form(text: str) -> str:
