@@ -193,7 +193,7 @@ def test_examples_of_labels_are_not_held_out_rows(labelled, tmp_path):
         evaluate_few_shot(config)
 
 
-@pytest.mark.parametrize("form", [str.upper, lambda text: f"  {text}!", lambda text: text.replace(" ", "\u00a0- ")])
+@pytest.mark.parametrize("form", [str.upper, lambda text: f"  {text}!", lambda text: text.replace(" ", "\u00a0, ")])
 def test_a_held_out_text_in_other_letters_is_no_example(labelled, tmp_path, capsys, form):
     config = labelled(9)
     held = json.loads((tmp_path / "held.jsonl").read_text().splitlines()[0])
