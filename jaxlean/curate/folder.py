@@ -17,7 +17,7 @@ from jaxlean.curate.layout import KEPT, KEPT_OF_SOURCES
 from jaxlean.curate.output import DROPPED
 from jaxlean.curate.steps import folder_of, planned
 from jaxlean.errors import RunError
-from jaxlean.run.folder import changed, check_writable
+from jaxlean.run.folder import changed, check_writable, remove
 
 _CONFIG, _INPUTS = "curate.yaml", "inputs.json"
 REPORT = "report.json"
@@ -59,7 +59,7 @@ def claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> 
     try:
         if overwrite:
             for name in results:
-                shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+                remove(folder / name)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / _CONFIG, settings.dump(config))  # first: what lies there without it is not ours
     except OSError as error:

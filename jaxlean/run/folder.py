@@ -62,7 +62,7 @@ def claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool, dry
     try:
         if overwrite:
             for name in results:
-                _remove(folder / name)
+                remove(folder / name)
         folder.mkdir(parents=True, exist_ok=True)
         # The last to change and never half there: a process killed at any moment leaves a folder that is some run's.
         partial = folder / f"{_CONFIG}.tmp"
@@ -141,7 +141,8 @@ def check_writable(folder: Path) -> None:
         raise RunError("the output folder cannot be written", where=place, got="no permission to write there")
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """A file, a folder with all in it, or a link and not what it names."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
