@@ -132,6 +132,21 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def encoder(small_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two layers that has learned nothing: its vectors tell which words there are."""
+    from jaxlean.hub.load import initial
+    from jaxlean.hub.write import write_model
+
+    architecture = {
+        "model_type": "bert", "vocab_size": 2048, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.05,
+    }  # fmt: skip
+    folder = tmp_path_factory.mktemp("encoder") / "bert"
+    write_model(initial(architecture, "float32", tokenizer=str(TOKENIZER)), folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 rows of prompt and completion, of 15 to 20 tokens in ChatML; the completion depends on the whole prompt."""

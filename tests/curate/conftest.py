@@ -17,8 +17,6 @@ from jaxlean.curate.found import Found
 from jaxlean.curate.steps import find
 from jaxlean.curate.work import Processes, Work
 
-TOKENIZER = Path(__file__).parents[2] / "configs" / "quickstart" / "base"
-
 
 def write(file: Path, rows: list[Any]) -> Path:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -102,21 +100,6 @@ def run_step(tmp_path: Path) -> Callable[..., Found]:
             return find(entry.name)(corpus, mask, entry.settings, work)
 
     return run
-
-
-@pytest.fixture(scope="module")
-def encoder(small_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT of two layers that has learned nothing: its vectors tell which words there are."""
-    from jaxlean.hub.load import initial
-    from jaxlean.hub.write import write_model
-
-    architecture = {
-        "model_type": "bert", "vocab_size": 2048, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.05,
-    }  # fmt: skip
-    folder = tmp_path_factory.mktemp("encoder") / "bert"
-    write_model(initial(architecture, "float32", tokenizer=str(TOKENIZER)), folder)
-    return folder
 
 
 @pytest.fixture

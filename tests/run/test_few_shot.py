@@ -10,8 +10,7 @@ import pytest
 
 from jaxlean.config import RunConfig, build
 from jaxlean.errors import ConfigError, DataError, UserError
-from jaxlean.hub.load import initial, load
-from jaxlean.hub.write import write_model
+from jaxlean.hub.load import load
 from jaxlean.run.evaluate import evaluate
 from jaxlean.run.few_shot import evaluate_few_shot, nearest_label
 from jaxlean.run.finetune import finetune
@@ -19,18 +18,6 @@ from jaxlean.run.finetune import finetune
 pytestmark = pytest.mark.usefixtures("small_machine")
 
 TOKENIZER = Path(__file__).parents[2] / "configs" / "quickstart" / "base"
-
-
-@pytest.fixture(scope="module")
-def encoder(small_machine, tmp_path_factory) -> Path:
-    """A BERT of two layers that has learned nothing: its vectors tell which words there are."""
-    architecture = {
-        "model_type": "bert", "vocab_size": 2048, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.05,
-    }  # fmt: skip
-    folder = tmp_path_factory.mktemp("encoder") / "bert"
-    write_model(initial(architecture, "float32", tokenizer=str(TOKENIZER)), folder)
-    return folder
 
 
 def lines(file: Path, rows: list[dict[str, Any]]) -> str:

@@ -33,22 +33,13 @@ def model(stand_in: Any) -> tuple[Any, tree.Tree]:
 
 
 @pytest.fixture
-def batch() -> dict[str, jax.Array]:
-    """Texts of 3 to 7 tokens, two or three a row, and padding behind them."""
-    rng = np.random.default_rng(0)
-    out = {name: np.zeros((ROWS, LENGTH), np.int32) for name in ("tokens", "segments", "positions")}
+def batch(packed: Any) -> dict[str, jax.Array]:
+    """A label at the first token of each text."""
+    out, texts = packed
+    rng = np.random.default_rng(1)
     out["labels"] = np.full((ROWS, LENGTH), -100, np.int32)
-    for row in range(ROWS):
-        start = 0
-        for segment in range(1, 4):
-            end = start + int(rng.integers(3, 8))
-            if end > LENGTH:
-                break
-            out["tokens"][row, start:end] = rng.integers(0, 32, end - start)
-            out["segments"][row, start:end] = segment
-            out["positions"][row, start:end] = np.arange(end - start)
-            out["labels"][row, start] = rng.integers(0, LABELS)
-            start = end
+    for row, start, _ in texts:
+        out["labels"][row, start] = rng.integers(0, LABELS)
     return {name: jnp.asarray(value) for name, value in out.items()}
 
 

@@ -20,23 +20,14 @@ ROWS, LENGTH = 8, 16
 
 
 @pytest.fixture
-def batch() -> dict[str, np.ndarray]:
-    """Examples of 3 to 7 tokens, two or three a row, and padding behind them; some tokens of each carry loss."""
-    rng = np.random.default_rng(0)
-    out = {name: np.zeros((ROWS, LENGTH), np.int32) for name in ("tokens", "segments", "positions")}
+def batch(packed: Any) -> dict[str, np.ndarray]:
+    """Some tokens of each example carry loss, its last one always."""
+    out, examples = packed
+    rng = np.random.default_rng(1)
     out["loss_mask"] = np.zeros((ROWS, LENGTH), bool)
-    for row in range(ROWS):
-        start = 0
-        for segment in range(1, 4):
-            end = start + int(rng.integers(3, 8))
-            if end > LENGTH:
-                break
-            out["tokens"][row, start:end] = rng.integers(0, 32, end - start)
-            out["segments"][row, start:end] = segment
-            out["positions"][row, start:end] = np.arange(end - start)
-            out["loss_mask"][row, start + int(rng.integers(1, end - start)) : end] = True
-            start = end
-    return out
+    for row, start, end in examples:
+        out["loss_mask"][row, start + int(rng.integers(1, end - start)) : end] = True
+    return dict(out)
 
 
 def by_hand(logits: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
