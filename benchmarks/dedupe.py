@@ -40,6 +40,7 @@ from typing import Any
 import numpy as np
 from report import publish
 
+import jaxlean
 from jaxlean import config as settings
 from jaxlean.config import RunConfig, StepSection
 from jaxlean.curate.corpus import Corpus
@@ -51,6 +52,7 @@ COLUMNS = {
     "data": "", "step": "", "threshold": ".2f", "exact": ".1%", "case": ".1%", "punctuation": ".1%", "one_word": ".1%",
     "paraphrase": ".1%", "precision": ".1%", "spread": ".1%", "natural": ".1f", "left_out": ",.0f", "false": ".1%",
 }  # fmt: skip
+VECTOR = "vector"
 KINDS = ("exact", "case", "punctuation", "one_word", "paraphrase")
 ROOT = Path(__file__).parent.parent
 _SYNONYMS = {
@@ -119,8 +121,25 @@ def planted(text: str, kind: str, rng: random.Random, vocabulary: list[str]) -> 
     return text
 
 
-def run(rows: list[dict[str, str]], step: dict[str, Any]) -> Found:
+class Encoded:
+    """Vectors of texts, each computed once: every threshold and seed asks for the same."""
+
+    def __init__(self, model: Path) -> None:
+        self.model = jaxlean.load(model, task="embed")
+        self.known: dict[str, list[float]] = {}
+
+    def added(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows with the column VECTOR."""
+        missing = sorted({row["text"] for row in rows} - self.known.keys())
+        if missing:
+            self.known |= dict(zip(missing, self.model.encode(missing).round(6).tolist(), strict=True))
+        return [row | {VECTOR: self.known[row["text"]]} for row in rows]
+
+
+def run(rows: list[dict[str, Any]], step: dict[str, Any], encoded: Encoded | None) -> Found:
     """What one step finds in rows."""
+    if encoded is not None and "semantic_duplicates" in step:
+        rows = encoded.added(rows)
     with tempfile.TemporaryDirectory(prefix="jaxlean-dedupe-") as scratch:
         file = Path(scratch) / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -145,9 +164,9 @@ def arms(model: Path | None) -> list[tuple[str, float | None, dict[str, Any]]]:
     for threshold in (0.5, 0.8):
         near = {"threshold": threshold, "unit": "words", "ngram": 3}
         found.append(("near, 3 words", threshold, {"near_duplicates": near}))
-    if model is not None and "semantic_duplicates" in StepSection.model_fields:
+    if model is not None:
         for epsilon in (0.05, 0.1, 0.2, 0.3):
-            semantic = {"epsilon": epsilon, "vectors": {"model": str(model)}}
+            semantic = {"epsilon": epsilon, "vectors": {"column": VECTOR}}
             found.append(("semantic", 1 - epsilon, {"semantic_duplicates": semantic}))
     return found
 
@@ -158,6 +177,7 @@ def measure(
     step: dict[str, Any],
     seed: int,
     each: int,
+    encoded: Encoded | None,
 ) -> dict[str, float]:
     """Recall of each kind, precision, and the rows that are left out with nothing planted."""
     rng = random.Random(seed)
@@ -170,20 +190,20 @@ def measure(
         made = paraphrase(text) if other and paraphrase is not None else planted(text, kind, rng, vocabulary)
         every.append((rows[number] | {"text": made}, number, kind))
     rng.shuffle(every)
-    found = run([row for row, _, _ in every], step)
+    found = run([row for row, _, _ in every], step, encoded)
     assert found.of is not None
     family = np.array([number for _, number, _ in every])
     of_kind = {kind: {number for _, number, k in every if k == kind} for kind in KINDS}
     same = family[found.rows] == family[found.of]
     merged = set(family[found.rows[same]].tolist())
     recall = {kind: len(merged & numbers) / len(numbers) for kind, numbers in of_kind.items()}
-    natural = len(run(rows, step).rows)
+    natural = len(run(rows, step, encoded).rows)
     return recall | {"precision": float(same.mean()) if len(same) else 1.0, "natural": natural}
 
 
-def false_merges(rows: list[dict[str, str]], step: dict[str, Any]) -> tuple[int, float]:
+def false_merges(rows: list[dict[str, str]], step: dict[str, Any], encoded: Encoded | None) -> tuple[int, float]:
     """(rows left out, the share of them whose label is another than that of the row that stays)."""
-    found = run(rows, step)
+    found = run(rows, step, encoded)
     assert found.of is not None
     labels = np.array([row["label"] for row in rows])
     other = labels[found.rows] != labels[found.of]
@@ -202,6 +222,7 @@ def main() -> None:
     size, each = (500, 50) if args.quick else (2000, 200)
     seeds = args.seeds[:1] if args.quick else args.seeds
     whole = {"banking77": banking(args.banking), "gsm8k": gsm8k(args.gsm8k)}
+    encoded = Encoded(args.model) if args.model is not None else None
     raw: list[dict[str, Any]] = []
     for name, threshold, step in arms(args.model):
         for data in ("banking77", "gsm8k", "wordings"):
@@ -212,7 +233,7 @@ def main() -> None:
                 else:
                     texts = {row["text"]: row for row in whole[data]}
                     rows, paraphrase = random.Random(seed).sample(sorted(texts.values(), key=str), size), None
-                told = measure(rows, paraphrase, step, seed, each)
+                told = measure(rows, paraphrase, step, seed, each, encoded)
                 raw.append({"data": data, "step": name, "threshold": threshold, "seed": seed, **told})
     means = []
     for name, threshold, _ in arms(args.model):
@@ -236,7 +257,7 @@ def main() -> None:
     for data in whole:
         rows = whole[data][:: 5 if args.quick else 1]
         for name, threshold, step in arms_of_labels:
-            left_out, false = false_merges(rows, step)
+            left_out, false = false_merges(rows, step, encoded)
             means.append(
                 {"data": f"{data}, all", "step": name, "threshold": threshold, "left_out": left_out, "false": false}
             )

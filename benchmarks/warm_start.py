@@ -162,9 +162,9 @@ def questions(args: argparse.Namespace) -> dict[str, list[dict[str, str]]]:
 
 
 def speeches(args: argparse.Namespace) -> dict[str, list[dict[str, str]]]:
-    """Of the plays, three a row."""
+    """Of the plays, three a row, and as much of it as 128 tokens hold."""
     spoken = (args.data / "tinyshakespeare.txt").read_text(encoding="utf-8").split("\n\n")
-    texts = ["\n\n".join(spoken[i : i + 3]) for i in range(0, len(spoken), 3)]
+    texts = ["\n\n".join(spoken[i : i + 3])[:300] for i in range(0, len(spoken), 3)]
     rows = [{"prompt": PROMPT_OF_PLAYS, "completion": text} for text in texts]
     held_out = rows[9::10]
     return {"train": [row for i, row in enumerate(rows) if i % 10 != 9], "test": held_out[:: len(held_out) // 32][:32]}
