@@ -10,6 +10,7 @@ rows do in five: what fewer labels cost, apart from what fewer steps do. A seed 
 What ended lies in --work, and is not done again.
 
     all          every row
+    all_short    every row, as many steps as half of them take: what choosing has to be better than
     random       half of them
     chosen       configs/banking77_curate.yaml: difficult for a probe, and far from each other
     spread       half, each far from the others
@@ -43,7 +44,7 @@ COLUMNS = {
 CONFIGS = Path(__file__).parent.parent / "configs"
 _EPOCHS = 5  # of the config
 _EL2N = "{el2n: {by: probe}}"
-_LONG = "_long"  # as many steps as all the rows take
+_LONG, _SHORT = "_long", "_short"  # half of the rows, as many steps as all take; all, as many as half take
 # None: all rows; "": the steps of the config
 ARMS: dict[str, str | None] = {
     "all": None,
@@ -53,7 +54,7 @@ ARMS: dict[str, str | None] = {
     "drawn": f"[{_EL2N}, {{keep: {{fraction: 0.5, by: el2n, order: draw}}}}]",
     "hardest": f"[{_EL2N}, {{keep: {{fraction: 0.5, by: el2n}}}}]",
 }
-ARMS |= {f"{arm}{_LONG}": ARMS[arm] for arm in ("random", "chosen", "spread")}
+ARMS |= {f"{arm}{_LONG}": ARMS[arm] for arm in ("random", "chosen", "spread")} | {f"all{_SHORT}": None}
 
 
 def command(*arguments: str) -> float:
@@ -82,7 +83,8 @@ def run(arm: str, seed: int, train: Path, test: Path, model: Path, work: Path, e
         f"model.path={model}", f"data.train={rows}", f"data.eval={test}", f"seed={seed}", "eval.before=false",
         "report.tensorboard=false", "report.progress=false", f"output_dir={folder / 'run'}",
     ]  # fmt: skip
-    settings += [f"train.num_train_epochs={2 * epochs if arm.endswith(_LONG) else epochs}"]
+    times = 2 if arm.endswith(_LONG) else 0.5 if arm.endswith(_SHORT) else 1
+    settings += [f"train.num_train_epochs={times * epochs}"]
     more["seconds"] = command("finetune", str(CONFIGS / "banking77_classify.yaml"), *settings, "--overwrite")
     summary = json.loads((folder / "run" / "summary.json").read_text())
     (folder / "done.json").write_text(json.dumps(summary | more))
