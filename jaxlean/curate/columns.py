@@ -1,9 +1,9 @@
-"""Columns of rows -> columns of Parquet: what comes out of the file is what went in, or the same as text.
+"""Columns of rows -> columns of Parquet: what comes out of the file is what went in.
 
 Parquet wants one kind of value in a column, Python rows have what they like: 1 and "one", lists whose objects have
 other keys each. Filled up with nulls these would be rendered otherwise by a chat template, so such a column is written
-as text: texts as they are, anything else as JSON, which is how `data/format.py` reads both. So is one whose lists and
-objects stand in each other too deep. Lists of numbers, of which some are whole, are lists of floats.
+as JSON, and says so to `data/files.py`, which reads it. So is one whose lists and objects stand in each other too deep.
+Lists of numbers, of which some are whole, are lists of floats.
 
 Times within a day, and times in lists, are kept to the microsecond: Python has no finer ones.
 """
@@ -14,16 +14,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from jaxlean.data.files import Row
+from jaxlean.data.files import AS_JSON, Row
 
-_TEXT = {b"jaxlean": b"as text"}
 _LARGE = {b"jaxlean": b"large integers"}
 _EXACT = 2**53  # whole numbers up to this are floats as well
 _DEEPEST = 32  # levels; Arrow writes what it does not read again from 50 lists on
 
 
 def describe(rows: Sequence[Row]) -> pa.Schema:
-    """The columns of some rows, in the order in which they come up; those that cannot keep their values are text."""
+    """The columns of some rows, in the order in which they come up; those that cannot keep their values are JSON."""
     columns: dict[str, list[Any]] = {}
     for row in rows:
         for name in row:
@@ -32,7 +31,7 @@ def describe(rows: Sequence[Row]) -> pa.Schema:
 
 
 def merge(schemas: Iterable[pa.Schema]) -> pa.Schema:
-    """One schema for all; a column that is described in two ways is text."""
+    """One schema for all; a column that is described in two ways is JSON."""
     fields: dict[str, pa.Field] = {}
     for schema in schemas:
         for field in schema:
@@ -46,7 +45,7 @@ def table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
     arrays = []
     for field in schema:
         values = [row.get(field.name) for row in rows]
-        arrays.append(pa.array(map(_as_text, values) if field.metadata == _TEXT else values, field.type))
+        arrays.append(pa.array(map(_as_json, values) if field.metadata == AS_JSON else values, field.type))
     return pa.table(arrays, schema=schema)
 
 
@@ -54,13 +53,13 @@ def _field(name: str, values: list[Any]) -> pa.Field:
     kinds = {type(value) for value in values} - {type(None)}
     nested = bool(kinds & {list, dict})
     if len(kinds) > 1 or (nested and any(_deep(value) for value in values)):
-        return pa.field(name, pa.string(), metadata=_TEXT)
+        return pa.field(name, pa.string(), metadata=AS_JSON)
     try:
         array = pa.array(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        return pa.field(name, pa.string(), metadata=_TEXT)
+        return pa.field(name, pa.string(), metadata=AS_JSON)
     if nested and (_has_empty_struct(array.type) or not _same(array.to_pylist(), values)):
-        return pa.field(name, pa.string(), metadata=_TEXT)
+        return pa.field(name, pa.string(), metadata=AS_JSON)
     if nested and _has_large(array.type, values):
         return pa.field(name, array.type, metadata=_LARGE)
     return pa.field(name, _to_the_nanosecond(array.type, values))
@@ -70,12 +69,12 @@ def _merged(a: pa.Field, b: pa.Field) -> pa.Field:
     # a null column of one part takes what the other part has
     if pa.types.is_null(a.type) or pa.types.is_null(b.type):
         return b if pa.types.is_null(a.type) else a
-    text = pa.field(a.name, pa.string(), metadata=_TEXT)
-    if _TEXT in (a.metadata, b.metadata):
-        return text
+    written = pa.field(a.name, pa.string(), metadata=AS_JSON)
+    if AS_JSON in (a.metadata, b.metadata):
+        return written
     metadata = a.metadata or b.metadata
     kind = _either(a.type, b.type, floats=False if metadata == _LARGE else None)
-    return text if kind is None else pa.field(a.name, kind, metadata=metadata)
+    return written if kind is None else pa.field(a.name, kind, metadata=metadata)
 
 
 def _either(a: pa.DataType, b: pa.DataType, floats: bool | None = None) -> pa.DataType | None:
@@ -155,7 +154,5 @@ def _has_empty_struct(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) and _has_empty_struct(kind.value_type)
 
 
-def _as_text(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=str)
+def _as_json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value, ensure_ascii=False, default=str)

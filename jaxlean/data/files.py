@@ -21,6 +21,8 @@ from jaxlean.errors import DataError
 Row = dict[str, Any]
 BLOCK = 1024  # rows read at a time
 _DEEPEST = 256  # levels of a row's lists and objects; much deeper ones cannot be walked through
+# Metadata of a Parquet column: its values are written as JSON, since no one type holds them all.
+AS_JSON = {b"jaxlean": b"as JSON"}
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
 
 
@@ -276,6 +278,7 @@ def _parquet(path: Path) -> Rows:
     sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     group = functools.lru_cache(maxsize=2)(file.read_row_group)
+    as_json = [field.name for field in file.schema_arrow if field.metadata == AS_JSON]
 
     def read(start: int, stop: int) -> list[Row]:
         rows: list[Row] = []
@@ -284,6 +287,9 @@ def _parquet(path: Path) -> Rows:
             end = min(stop, int(starts[g + 1]))
             rows += group(g).slice(start - int(starts[g]), end - start).to_pylist()
             start = end
+        for name in as_json:
+            for row in rows:
+                row[name] = None if row[name] is None else json.loads(row[name])
         return rows
 
     return Rows(str(path), int(starts[-1]), read, lambda i: f"{path} row {i + 1}")
