@@ -2,7 +2,8 @@
 
 What is decided about all rows together (which hashes are the same, which of two near rows stays) is decided here, from
 arrays of a few bytes a row; only what is done row by row is spread. So the same rows come out as on one machine.
-Every node reads the sources by the paths in the config, and writes nothing: results come back and are kept here.
+Every node reads the sources by the paths in the config and, in the output folder, which has to lie where all see it,
+what `leakage` looks up. None writes: results come back and are kept here.
 """
 
 import io

@@ -22,7 +22,7 @@ from jaxlean.curate.reading import lengths, reading, schemas
 from jaxlean.curate.report import Answer, publish, show
 from jaxlean.curate.steps import find_all, folder_of, planned
 from jaxlean.curate.work import Processes, Work
-from jaxlean.errors import DataError, UserError
+from jaxlean.errors import ConfigError, DataError
 
 
 def curate(
@@ -77,7 +77,7 @@ def curate(
                 answers.append(_ended(step.name, step.settings.model_dump(mode="json"), work, alive, todo))
             _check_something_is_left(answers, alive, corpus)
             chars, columns = lengths(corpus, every, read), schemas(corpus, every, read)
-    except UserError:
+    except (ConfigError, DataError):
         if len(answers) < 2 and (not answers or steps[0].name == "leakage"):
             folders.release(folder)  # only read so far, so that the command may be mended and given again
         raise

@@ -35,7 +35,7 @@ def el2n(corpus: Corpus, alive: np.ndarray, settings: El2nSection, work: Work) -
         error = np.full(len(corpus), np.nan, np.float32)
         error[alive] = _of_probe(corpus, alive, settings, work)
         return no_rows({"el2n": error})
-    config = learned_from(corpus, "el2n")
+    config = learned_from(corpus, alive, "el2n")
     adapter = short_run(corpus, alive, config, settings.run, work) if by == "run" else None
     return no_rows({"el2n": scores_of(corpus, alive, config, work, name="scores", adapter=adapter)["error"]})
 

@@ -30,7 +30,7 @@ def ifd(corpus: Corpus, alive: np.ndarray, settings: IfdSection, work: Work) -> 
             "ifd is of a completion given its prompt", where="curate.steps: ifd", got=f"task: {corpus.config.task}",
             wanted="task: generate", fix="el2n is the difficulty of labels",
         )  # fmt: skip
-    config = learned_from(corpus, "ifd")
+    config = learned_from(corpus, alive, "ifd")
     adapter = None if settings.adapter is None else Path(settings.adapter)
     found = scores_of(corpus, alive, config, work, name="scores", adapter=adapter, alone=True)
     with np.errstate(divide="ignore", invalid="ignore"):

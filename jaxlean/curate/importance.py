@@ -1,7 +1,5 @@
 """`importance`: the score of that name, how like a target set a row reads (DSIR). Drops nothing; `keep` may."""
 
-from pathlib import Path
-
 import numpy as np
 
 from jaxlean.config import SourceSection
@@ -29,8 +27,10 @@ def importance(corpus: Corpus, alive: np.ndarray, settings: ImportanceSection, w
         target = Corpus(config.model_copy(update={"data": config.data.model_copy(update={"train": [wanted]})}))
         said = (words.text for words in target.words(np.arange(len(target))))
         write_arrays(file, {"ratio": log_ratio(counts(said, settings.buckets), there)})
+    with np.load(file) as arrays:
+        ratio = arrays["ratio"]
     score = np.full(len(corpus), np.nan, np.float32)
-    for numbers, found in work.shards(_weigh, corpus, alive, str(file), name="weighed"):
+    for numbers, found in work.shards(_weigh, corpus, alive, ratio, name="weighed"):
         score[numbers] = found["weight"]
     return no_rows({"importance": score})
 
@@ -40,8 +40,6 @@ def _count(corpus: Corpus, numbers: np.ndarray, buckets: int) -> Arrays:
     return {"counts": counts((words.text for words in corpus.words(numbers)), buckets)}
 
 
-def _weigh(corpus: Corpus, numbers: np.ndarray, file: str) -> Arrays:
+def _weigh(corpus: Corpus, numbers: np.ndarray, ratio: np.ndarray) -> Arrays:
     """`weight` [n] float64: the logarithm of each row's."""
-    with np.load(Path(file)) as arrays:
-        ratio = arrays["ratio"]
     return {"weight": log_weights((words.text for words in corpus.words(numbers)), ratio)}

@@ -38,17 +38,17 @@ def stamps(config: RunConfig, corpus: Corpus, held_out: Corpus | None) -> Stamps
     opened = [*corpus.parts, *(held_out.parts if held_out else [])]
     opened += [open_rows(SourceSection(path=path)) for path in targets(config)]
     found: Stamps = {}
-    for rows in opened:
-        found |= _of_rows(rows)
+    for number, rows in enumerate(opened):
+        found |= _of_rows(rows, number)
     for path in _models(config):
         for file in _files(Path(path), Path(config.output_dir)):
             found |= _of_file(file)
     return found
 
 
-def _of_rows(rows: Rows) -> Stamps:
-    if rows.fingerprint:
-        return {rows.name: [len(rows), rows.fingerprint]}
+def _of_rows(rows: Rows, number: int) -> Stamps:
+    if rows.fingerprint:  # several may have one name: splits of a dataset
+        return {f"{rows.name} ({number + 1})": [len(rows), rows.fingerprint]}
     found: Stamps = {}
     for file in rows.files:
         found |= _of_file(file)

@@ -26,12 +26,13 @@ def leakage(corpus: Corpus, alive: np.ndarray, settings: LeakageSection, work: W
         DataError: there are such rows, and `action` is error; names the first of them.
     """
     held_out = Corpus(corpus.config, "eval")
+    _index.cache_clear()  # another job of this process may have written the same file
     file = work.folder / "index.npz"
     if not file.exists():
         made = index([_text(words, settings) for words in held_out.words(np.arange(len(held_out)))], settings.ngram)
         write_arrays(file, vars(made))
     rows, of, share = [], [], []
-    for numbers, found in work.shards(_find, corpus, alive, settings, str(file)):
+    for numbers, found in work.shards(_find, corpus, alive, settings, str(file.absolute())):
         rows.append(numbers[found["row"]])
         of.append(found["of"])
         share.append(found["share"])

@@ -33,7 +33,7 @@ def learnability(corpus: Corpus, alive: np.ndarray, settings: LearnabilitySectio
         DataError: one row, so that there is none for it to be judged by.
         ConfigError, UserError: as of `short_run`.
     """
-    config = learned_from(corpus, "learnability")
+    config = learned_from(corpus, alive, "learnability")
     after, halves, notes = _after(corpus, alive, config, settings, work)
     try:
         before = scores_of(corpus, alive, config, work, name="before")["loss"]

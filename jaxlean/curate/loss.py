@@ -15,6 +15,6 @@ SCORES = ("loss",)
 
 def loss(corpus: Corpus, alive: np.ndarray, settings: LossSection, work: Work) -> Found:
     """The mean cross entropy, in nats, of the tokens (labels) of each row that are learned."""
-    config = learned_from(corpus, "loss")
+    config = learned_from(corpus, alive, "loss")
     adapter = None if settings.adapter is None else Path(settings.adapter)
     return no_rows({"loss": scores_of(corpus, alive, config, work, name="scores", adapter=adapter)["loss"]})

@@ -68,7 +68,7 @@ def read_pool(
     times = {"have a label": 0, "are like a labelled one": 0, "come twice": 0, "dropped for their length": 0}
     for i, ((example, origin), row) in enumerate(zip(_examples(rows, encoder), rows, strict=True)):
         text = _plain(example)
-        if str(row.get(column) or "").strip():
+        if row.get(column) is not None and str(row[column]).strip():  # 0 is a label
             times["have a label"] += 1
             known.setdefault(text, (example, origin))
         elif text in seen:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import resource
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ def _needs_saying(told: dict[str, Any]) -> bool:
 
 
 def _data_train(told: dict[str, Any]) -> str:
-    return "data.train=" + json.dumps(told["data.train"], ensure_ascii=False)
+    return shlex.quote("data.train=" + json.dumps(told["data.train"], ensure_ascii=False))
 
 
 def peak_memory_bytes() -> int:

@@ -22,8 +22,13 @@ from jaxlean.errors import ConfigError, ModelError
 _ROWS = 1024
 
 
-def learned_from(corpus: Corpus, score: str) -> RunConfig:
+def learned_from(corpus: Corpus, alive: np.ndarray, score: str) -> RunConfig:
     """The config that a model of these rows is loaded and trained by, labels included.
+
+    Args:
+        corpus: the rows.
+        alive: bool [rows of the corpus]; labels that only other rows have are none.
+        score: what the model is for.
 
     Raises:
         ConfigError: no model, or a task whose rows have no score of this name.
@@ -35,9 +40,21 @@ def learned_from(corpus: Corpus, score: str) -> RunConfig:
         return config
     from jaxlean.run.job import head_labels
 
-    # the corpus is read without labels; they are those of the model's head, or all that the data have
+    # the corpus is read without labels; they are those of the model's head, or all that the rows have
     open_ = config.model_copy(update={"data": config.data.model_copy(update={"labels": config.data.labels or None})})
-    return columns.resolve(open_, head_labels(open_))
+    known = head_labels(open_)
+    if known is None and open_.data.labels is None:
+        known = _labels(corpus, alive)
+    return columns.resolve(open_, known)
+
+
+def _labels(corpus: Corpus, alive: np.ndarray) -> list[str]:
+    task, column = corpus.config.task, corpus.config.data.label_column
+    assert column is not None, "of a corpus with labels"
+    names: set[str] = set()
+    for item in corpus.items(np.flatnonzero(alive)):
+        names.update(columns.labels_of(item.row, task, column, item.origin))
+    return columns.in_order(names, column, ", ".join(source.path for source in corpus.sources))
 
 
 def check_model(config: RunConfig, score: str) -> None:

@@ -22,7 +22,7 @@ from jaxlean.config import RunConfig
 from jaxlean.config.read import told
 from jaxlean.curate.corpus import Corpus, Which
 from jaxlean.curate.found import write_arrays
-from jaxlean.errors import DataError, RunError
+from jaxlean.errors import RunError
 
 SHARD = 4096  # rows
 Arrays = dict[str, np.ndarray]
@@ -81,7 +81,8 @@ class Processes:
             raise RunError(
                 "a process that read rows was ended from outside",
                 got=error,
-                fix="memory is the usual reason: lower curate.processes or curate.max_chars, then --resume",
+                fix="memory is the usual reason: --resume with fewer curate.processes; or anew, with a lower "
+                "curate.max_chars",
             ) from error
 
 
@@ -114,11 +115,11 @@ def _of_these_rows(corpus: Corpus, numbers: np.ndarray, counts: list[int], funct
     """A shard, by a process that has opened the same rows: it names them by their numbers.
 
     Raises:
-        DataError: a source that has other rows here.
+        RunError: a source that has other rows here.
     """
     for source, own, there in zip(corpus.sources, _counts(corpus), counts, strict=True):
         if own != there:
-            raise DataError(
+            raise RunError(
                 "a source has changed while it was read",
                 where=source.path,
                 got=f"{own:,} rows",

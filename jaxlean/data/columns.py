@@ -107,14 +107,31 @@ def find_labels(config: RunConfig) -> list[str]:
         rows = open_rows(source)
         need([column], rows[0], source.path, "data.label_column")
         for i, row in enumerate(rows):
-            if config.task == "tag":
-                names.update(label_name(tag, column, rows.origin(i)) for tag in items(row, column, rows.origin(i)))
-            else:
-                names.add(label_name(row.get(column), column, rows.origin(i)))
+            names.update(labels_of(row, config.task, column, rows.origin(i)))
+    return in_order(names, column, ", ".join(source.path for source in config.data.train))
+
+
+def labels_of(row: Row, task: str, column: str, origin: str) -> list[str]:
+    """The label of a row, or those of its words.
+
+    Raises:
+        DataError: it has none.
+    """
+    values = items(row, column, origin) if task == "tag" else [row.get(column)]
+    return [label_name(value, column, origin) for value in values]
+
+
+def in_order(names: Iterable[str], column: str, where: str) -> list[str]:
+    """Labels as ids number them: numbers by value, names by letters.
+
+    Raises:
+        DataError: fewer than two.
+    """
+    names = set(names)
     if len(names) < 2:
         raise DataError(
             "there is nothing to tell apart: the training data have one label only",
-            where=", ".join(source.path for source in config.data.train),
+            where=where,
             got=f"{column}={next(iter(names), None)!r} in every row",
             fix="name the right data.label_column, or all labels in data.labels",
         )

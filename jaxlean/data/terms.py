@@ -98,7 +98,7 @@ def read_terms(file: Path) -> list[str]:
         ConfigError: the file is missing, no text, or not a list of texts.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             "the file of new tokens cannot be read", where=f"model.new_tokens={file}", got=error,

@@ -100,7 +100,7 @@ def _check(config: RunConfig, file: Path, output: Path) -> None:
         raise ConfigError(f"the predictions of task: {config.task} are a {wanted} file", where="--output", got=output)
     if output.is_dir() or not output.parent.is_dir():
         raise RunError("the file for the predictions lies in a folder that is not there", where=output)
-    if output.exists() and file.exists() and output.samefile(file):
+    if output.exists() and file.exists() and (output.samefile(file) or file.resolve() in output.resolve().parents):
         raise RunError("the predictions would replace the rows they are of", where=output, fix="another --output")
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from jaxlean.curate import curate as module
 from jaxlean.curate.curate import curate, planned
-from jaxlean.errors import ConfigError, DataError
+from jaxlean.errors import ConfigError, DataError, RunError
 
 
 def test_without_steps_there_is_nothing_to_do(job):
@@ -46,6 +48,27 @@ def test_a_column_that_is_missing(job):
         curate(job([{"text": "a"}], ["quality"], curate={"text_column": "txt"}))
     with pytest.raises(DataError, match=r"the column 'text' is missing\n  where:  .*rows\.jsonl:2"):
         curate(job([{"text": "a"}, {"body": "b"}], ["quality"]))
+
+
+def test_a_process_that_dies_while_rows_are_read_loses_nothing(job, texts, monkeypatch):
+    """Memory is given back by fewer processes; what was read is kept. A mistake in the config lets go of the folder."""
+
+    def fails(error):
+        def reading(*arguments):
+            raise error
+
+        monkeypatch.setattr(module, "reading", reading)
+        with pytest.raises(type(error)):
+            curate(config)
+
+    config = job([{"text": text} for text in texts], ["quality"])
+    fails(RunError("a process was ended"))
+    assert (Path(config.output_dir) / "curate.yaml").exists()
+    monkeypatch.undo()
+    assert curate(config, resume=True)["kept"] == 6
+    shutil.rmtree(config.output_dir)
+    fails(DataError("a row cannot be read"))
+    assert not (Path(config.output_dir) / "curate.yaml").exists()
 
 
 def test_curating_the_outcome_again_drops_nothing(curated, job, tmp_path):

@@ -27,6 +27,21 @@ def test_every_file_that_is_read_has_a_stamp(tmp_path: Path) -> None:
     assert [key for key, _ in rows_read(config)] == ["data.train", "data.eval", "importance.target"]
 
 
+def test_each_split_of_a_dataset_has_a_stamp(tmp_path: Path) -> None:
+    found = []
+    for text in ("b", "c"):
+        both = {
+            "train": datasets.Dataset.from_dict({"text": ["a", text]}),
+            "test": datasets.Dataset.from_dict({"text": ["x"]}),
+        }
+        datasets.DatasetDict(both).save_to_disk(str(tmp_path / "both"))
+        source = {"path": str(tmp_path / "both")}
+        config = build({"data": {"train": [source], "eval": [source | {"split": "test"}]}})
+        found.append(stamps(config, Corpus(config), Corpus(config, "eval")))
+    assert len(found[0]) == 2
+    assert found[0] != found[1]
+
+
 def test_what_datasets_holds_has_its_fingerprint(tmp_path: Path) -> None:
     found = []
     for texts in (["a", "b"], ["a", "c"]):

@@ -1,5 +1,6 @@
 import pytest
 
+from jaxlean.curate.curate import curate
 from jaxlean.errors import ConfigError, DataError
 
 
@@ -26,6 +27,13 @@ def test_it_may_be_dropped(curated, texts, held_out, tmp_path):
     assert [row["text"] for row in kept] == [texts[i] for i in (0, 1, 2, 4)]
     assert {row["jaxlean_duplicate_of"] for row in dropped} == {f"{tmp_path / 'heldout.jsonl'}:1"}
     assert told["steps"][1]["notes"] == {"held-out rows": 2, "of them in the training data": 1}
+
+
+def test_other_held_out_rows_are_looked_up_when_the_job_is_done_again(job, texts):
+    """In the same process, and with the same file of what is looked up."""
+    step = [{"leakage": {"action": "drop"}}]
+    assert curate(job(rows_of(texts), step, rows_of(["Quite something else."])))["kept"] == 6
+    assert curate(job(rows_of(texts), step, rows_of([texts[2]])), overwrite=True)["kept"] == 5
 
 
 def test_it_may_be_allowed(curated, texts, held_out):

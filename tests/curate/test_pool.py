@@ -41,6 +41,12 @@ def test_each_text_once_and_none_that_has_a_label(read):
     assert found.left_out == "; 2 have a label; 2 are like a labelled one; 1 come twice"
 
 
+def test_zero_is_a_label(read):
+    found = read([{"text": "one", "label": 0}, {"text": "two", "label": 1}, {"text": "three", "label": None}])
+    assert found.at.tolist() == [2]
+    assert found.left_out == "; 2 have a label"
+
+
 def test_a_pool_without_a_column_of_labels(read):
     assert read([{"text": "one"}, {"text": "two"}]).at.tolist() == [0, 1]
     assert read([{"text": "one"}]).left_out == ""

@@ -1,7 +1,9 @@
 import importlib.util
 import json
+import shlex
 
 from jaxlean.curate import report
+from jaxlean.curate.curate import curate
 
 
 def test_it_counts_and_shows(curated, texts, tmp_path):
@@ -28,6 +30,19 @@ def test_without_matplotlib_there_are_no_pictures_but_all_else(curated, texts, t
     curated([{"text": text} for text in texts], ["exact_duplicates"])
     assert not (tmp_path / "out" / "histograms.png").exists()
     assert "pip install 'jaxlean[curate]'" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_what_is_to_be_typed_goes_through_a_shell(job, texts, tmp_path):
+    """Sources that are read in two ways come out as a file each, and the report says what trains on both."""
+    (tmp_path / "pairs.jsonl").write_text('{"q": "What is it?", "a": "A house."}\n')
+    pairs = {"path": str(tmp_path / "pairs.jsonl"), "prompt": "{q}", "completion": "{a}"}
+    sources = [{"path": str(tmp_path / "rows.jsonl")}, pairs]
+    told = curate(job([{"text": text} for text in texts], ["quality"], data={"train": sources}))
+    (line,) = (
+        line for line in (tmp_path / "out" / "report.md").read_text().splitlines() if line.startswith("To train")
+    )
+    (word,) = shlex.split(line.partition("`")[2].rpartition("`")[0])
+    assert json.loads(word.removeprefix("data.train=")) == told["data.train"]
 
 
 def test_a_few_examples_of_many(curated):

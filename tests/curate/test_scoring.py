@@ -11,7 +11,7 @@ import pytest
 from jaxlean.curate import scoring
 from jaxlean.curate.scoring import without_prompt
 from jaxlean.data.tokenize import Tokens
-from jaxlean.errors import ConfigError, ModelError
+from jaxlean.errors import ConfigError, DataError, ModelError
 
 pytestmark = pytest.mark.usefixtures("small_machine")
 
@@ -47,6 +47,16 @@ def tokens_of(model: Any, row: dict[str, str]) -> tuple[list[int], list[int]]:
     prompt, whole = (model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (ask, full))
     assert whole[: len(prompt)] == prompt
     return prompt, whole[len(prompt) :]
+
+
+def test_a_row_that_was_left_out_has_no_label(corpus_of: Any, encoder: Path) -> None:
+    """Not even a wrong one: it cannot be read, and was dropped for that."""
+    rows = [{"text": text, "label": label} for text, label in zip("abcd", ("y", "x", None, "z"), strict=True)]
+    corpus = corpus_of(rows, task="classify", model={"path": str(encoder)}, curate={"bad_rows": "drop"})
+    alive = np.array([True, True, False, False])
+    assert scoring.learned_from(corpus, alive, "loss").data.labels == ["x", "y"]
+    with pytest.raises(DataError, match="one label only"):
+        scoring.learned_from(corpus, np.array([True, False, False, False]), "loss")
 
 
 def test_each_row_scores_as_it_does_alone(

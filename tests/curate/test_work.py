@@ -76,7 +76,7 @@ def test_a_process_that_finds_other_rows_says_so(tmp_path, job):
     (tmp_path / "many" / "a.json").write_text('{"text": "y"}\n')
     with Processes(config) as workers:
         work = Work(tmp_path / "work", workers)
-        with pytest.raises(DataError) as error:
+        with pytest.raises(RunError) as error:
             list(work.shards(lengths, corpus, np.ones(40, bool), 1, rows=10))
     assert "a source has changed while it was read" in str(error.value)
     assert "got:    41 rows\n  wanted: 40" in str(error.value)

@@ -113,6 +113,10 @@ def test_terms_are_read_from_lines_or_json(tmp_path):
     (tmp_path / "a.txt").write_text("chargeback\ntop up\n")
     (tmp_path / "a.json").write_text(json.dumps(["chargeback", "top up"]))
     assert terms.read_terms(tmp_path / "a.txt") == terms.read_terms(tmp_path / "a.json") == ["chargeback", "top up"]
+    for name in ("a.txt", "a.json"):  # as editors on Windows write them
+        text = (tmp_path / name).read_text().replace("\n", "\r\n")
+        (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
+        assert terms.read_terms(tmp_path / name) == ["chargeback", "top up"]
 
 
 @pytest.mark.parametrize(

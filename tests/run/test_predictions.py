@@ -142,3 +142,10 @@ def test_what_cannot_be_predicted(task: str, columns: str, output: str, said: st
     with pytest.raises(UserError) as error:
         predict(build({"task": task}), file, tmp_path / output)
     assert said in str(error.value)
+
+
+def test_a_file_of_the_folder_that_is_read_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    file = Path(lines(tmp_path / "rows" / "a.jsonl", [{"text": "a house"}]))
+    with pytest.raises(UserError, match="would replace the rows"):
+        predict(build({"task": "classify"}), tmp_path / "rows", file)
