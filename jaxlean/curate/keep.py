@@ -32,7 +32,7 @@ def keep(corpus: Corpus, alive: np.ndarray, settings: KeepSection, work: Work) -
     if score is not None:
         allowed = in_band(
             score, drop_highest=settings.drop_highest, drop_lowest=settings.drop_lowest, at_least=settings.at_least,
-            at_most=settings.at_most,
+            at_most=settings.at_most, seed=seed,
         )  # fmt: skip
         why[~allowed] = REASONS.index("outside the limits of the score")
         why[np.isnan(score)] = REASONS.index("no score")

@@ -25,7 +25,7 @@ from jaxlean.config import RunConfig, SourceSection
 from jaxlean.curate.pool import Pool, read_pool
 from jaxlean.data import acquisition
 from jaxlean.data.clusters import unit
-from jaxlean.data.diversity import k_center
+from jaxlean.data.diversity import apart, k_center
 from jaxlean.data.files import Row
 from jaxlean.data.labelled import LabelEncoder
 from jaxlean.data.source import open_rows
@@ -105,7 +105,7 @@ def select(
     _check(config, output, num, strategy, adapter, passes)
     source = SourceSection(path=str(pool))
     named = [SourceSection(path=str(labelled))] if labelled is not None else config.data.train or []
-    _check_free(output, pool, named, overwrite)
+    _check_free(output, pool, [*named, *(config.data.train or []), *(config.data.eval or [])], overwrite)
     rows = open_rows(source)
     config, sources = _told(with_labels_of(adapter, config), named, source)
     trained = adapter is not None or head_labels(config) is not None
@@ -263,9 +263,7 @@ def _pick(
     elif strategy == "k_center":
         vectors = _vectors(config, every, plain, mesh)
         at = k_center(vectors, num, chosen=chosen if len(chosen) else None, seed=seed)
-        before = np.concatenate([vectors[chosen], vectors[at]])
-        apart = [np.linalg.norm(before[: len(chosen) + i] - vectors[row], axis=1) for i, row in enumerate(at)]
-        worth = np.array([float(one.min()) if len(one) else float("nan") for one in apart])
+        worth = apart(vectors, at, chosen)
     else:
         at = np.random.default_rng(seed).permutation(size)[:num]
     guess = None
@@ -327,7 +325,7 @@ def _write(output: Path, there: Pool, picked: Picked, column: str) -> None:
         with partial.open("w", encoding="utf-8", newline="") as file:
             if output.suffix == ".csv":
                 columns = dict.fromkeys(name for line in lines for name in line)
-                writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+                writer = csv.DictWriter(file, list(columns), lineterminator="\r\n")  # then a lone \r is quoted too
                 writer.writeheader()
                 writer.writerows(lines)
             else:

@@ -23,6 +23,7 @@ from jaxlean.data.clusters import k_means
 _NEIGHBOURS, _CLUSTERS = 20, 500
 # A cluster of so few rows is what lies apart, and stands for nothing (the authors' code, `MIN_CLUSTER_SIZE`).
 _APART = 5
+_AT_ONCE = 16_000_000  # distances
 # The uncertain are so many times those to be chosen: the beta of arXiv 1901.05954.
 UNCERTAIN = 5
 
@@ -129,12 +130,13 @@ def _typicality(vectors: np.ndarray) -> np.ndarray:
     if near == 0:
         return np.zeros(len(vectors))
     found = np.empty(len(vectors))
-    for start in range(0, len(vectors), 1024):
-        block = vectors[start : start + 1024]
+    at_once = max(1, _AT_ONCE // len(vectors))
+    for start in range(0, len(vectors), at_once):
+        block = vectors[start : start + at_once]
         squares = np.maximum(2 - 2 * block @ vectors.T, 0.0)  # of unit vectors
         squares[np.arange(len(block)), start + np.arange(len(block))] = -1.0  # itself is the first, and left out
         nearest = np.partition(squares, near, axis=1)[:, : near + 1]
-        found[start : start + 1024] = np.sqrt(np.maximum(nearest, 0.0)).sum(axis=1) / near
+        found[start : start + at_once] = np.sqrt(np.maximum(nearest, 0.0)).sum(axis=1) / near
     return 1 / np.maximum(found, 1e-6)
 
 

@@ -5,15 +5,21 @@
 
 for a word that n of N texts have, tf times in this one. Robertson and Zaragoza, "The Probabilistic Relevance Framework:
 BM25 and Beyond" (2009), section 3.4; with Lucene's idf, which is never below zero.
+
+Where words follow each other without a space (Chinese, Japanese, Thai, ...) each two characters that do are a word, as
+in Lucene's CJKBigramFilter.
 """
 
-import re
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import regex
 
-_WORD = re.compile(r"\w+")
+# Of either kind; letters with the marks that belong to them, which are no \w in the standard library's re.
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+_WORD = regex.compile(rf"([{_UNSPACED}][{_UNSPACED}\p{{M}}]*)|[\w--[{_UNSPACED}]]+", regex.V1)
 
 
 class BM25:
@@ -21,6 +27,7 @@ class BM25:
 
     Args:
         texts: what is searched.
+        seed: of which of equal texts comes first.
         k1: how soon more of the same word counts for nothing.
         b: how much long texts are marked down, 0 to 1.
 
@@ -29,7 +36,7 @@ class BM25:
     [0, 2]
     """
 
-    def __init__(self, texts: Sequence[str], *, k1: float = 1.2, b: float = 0.75):
+    def __init__(self, texts: Sequence[str], *, k1: float = 1.2, b: float = 0.75, seed: int = 0):
         found: dict[str, tuple[list[int], list[int]]] = {}
         lengths = np.zeros(len(texts))
         for i, text in enumerate(texts):
@@ -40,6 +47,7 @@ class BM25:
                 places.append(i)
                 counts.append(times)
         self._num = len(texts)
+        self._tie = np.random.default_rng(seed).permutation(self._num)
         norm = k1 * (1 - b + b * lengths / max(lengths.mean() if len(texts) else 1.0, 1e-9))
         # word -> (the texts that have it, what it adds to the score of each)
         self._adds: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -58,10 +66,21 @@ class BM25:
         return total
 
     def nearest(self, text: str, num: int) -> np.ndarray:
-        """int [num]: the texts most like it, the nearest first; of equal ones the earlier."""
-        return np.argsort(-self.scores(text), kind="stable")[:num]
+        """int [num]: the texts most like it, the nearest first; which of equal ones does not hang on their places."""
+        return np.lexsort((self._tie, -self.scores(text)))[:num]
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, without case and punctuation."""
-    return _WORD.findall(text.lower())
+    """The words of a text, without case and punctuation.
+
+    >>> words("My CARD, 银行卡")
+    ['my', 'card', '银行', '行卡']
+    """
+    found = []
+    for match in _WORD.finditer(text.lower()):
+        characters = match.group(1)
+        if characters is None or len(characters) < 3:
+            found.append(match.group())
+        else:
+            found += map("".join, itertools.pairwise(characters))
+    return found

@@ -87,6 +87,27 @@ def k_center(
     return np.array(out, np.int64)
 
 
+def apart(vectors: np.ndarray, rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """How far each row is from the nearest of those that were there when it was chosen.
+
+    Args:
+        vectors: float32 [rows, hidden], unit vectors.
+        rows: int [n], in the order of choice.
+        chosen: int [m], those that were there from the start.
+
+    Returns:
+        float64 [n]; NaN of the first, where there was none.
+    """
+    before, found = np.concatenate([chosen, rows]), np.empty(len(rows))
+    for start in range(0, len(rows), _CANDIDATES):
+        own = rows[start : start + _CANDIDATES]
+        cosines = vectors[own] @ vectors[before[: len(chosen) + start + len(own)]].T
+        row, later = np.triu_indices(len(own))
+        cosines[row, len(chosen) + start + later] = -np.inf
+        found[start : start + _CANDIDATES] = np.sqrt(np.maximum(2 - 2 * cosines.max(axis=1), 0))
+    return np.where(np.isfinite(found), found, np.nan)
+
+
 def balanced(groups: np.ndarray, num: int, *, score: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
     """As many rows of each group (cluster, label) as of every other, as far as it has them: in it, the best first.
 

@@ -5,14 +5,14 @@ target and one for all rows. A row's weight is how much likelier the target's di
 """
 
 import itertools
-import re
 import zlib
 from collections.abc import Iterable
 
 import numpy as np
+import regex
 
 # As the paper's code splits texts (nltk's WordPunctTokenizer), in lower case.
-_WORD = re.compile(r"\w+|[^\w\s]+")
+_WORD = regex.compile(r"\w+|[^\w\s]+")  # whose \w has the vowel signs of Hindi too
 # What the paper's code adds to every probability.
 _SMOOTHING = 1e-8
 BUCKETS = 10_000

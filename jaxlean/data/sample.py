@@ -29,6 +29,7 @@ def in_band(
     drop_lowest: float = 0.0,
     at_least: float | None = None,
     at_most: float | None = None,
+    seed: int = 0,
 ) -> np.ndarray:
     """Whether each row may be chosen.
 
@@ -36,12 +37,14 @@ def in_band(
         score: [rows]; a row whose score is NaN may not.
         drop_highest, drop_lowest: shares of the rows that have a score.
         at_least, at_most: limits of the score itself.
+        seed: of which rows with the same score go first.
 
     Returns:
         bool [rows].
     """
     allowed = ~np.isnan(score)
-    order = np.argsort(score, kind="stable")[: int(allowed.sum())]  # NaN is sorted last
+    order = np.random.default_rng(seed).permutation(len(score))
+    order = order[np.argsort(score[order], kind="stable")][: int(allowed.sum())]  # NaN is sorted last
     allowed[order[: round(drop_lowest * len(order))]] = False
     allowed[order[len(order) - round(drop_highest * len(order)) :]] = False
     if at_least is not None:
@@ -119,8 +122,8 @@ def choose(
     if vectors is not None:
         rank = None
         if merits is not None:  # between 0 and 1: distances count alike whatever the scale of the score
-            rank = np.empty(rows)
-            rank[np.argsort(merits, kind="stable")] = np.arange(1, rows + 1) / rows
+            _, at, times = np.unique(merits, return_inverse=True, return_counts=True)
+            rank = ((np.cumsum(times) - (times - 1) / 2) / rows)[at]  # equals share theirs
         return np.sort(k_center(vectors, num, score=rank, seed=seed))
     if groups is None:
         groups = np.zeros(rows, np.int64)

@@ -161,7 +161,7 @@ def choose(
     """
     num = min(num, len(pool))
     if by == "nearest":
-        index = BM25(pool)
+        index = BM25(pool, seed=seed)
         return [index.nearest(text, num)[::-1].tolist() for text in asked]
     return [np.random.default_rng([seed, i]).choice(len(pool), num, replace=False).tolist() for i in range(len(asked))]
 

@@ -6,14 +6,18 @@ How they become tokens: `data.term_tokens`.
 import bisect
 import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import regex
+
 from jaxlean.data.term_tokens import MARKS, grown, ids_of, is_cut, is_held, key_of, pieces, spaced, written
 from jaxlean.errors import ConfigError
+
+# With the marks that belong to them: the vowel signs of Hindi are no \w in the standard library's re.
+_LETTERS = regex.compile(r"(?:\p{L}\p{M}*)+")
 
 
 class Term(NamedTuple):
@@ -70,7 +74,7 @@ def find(texts: Iterable[str], tokenizer: Any, *, num: int, min_count: int = 5, 
         ConfigError: the tokenizer cannot have words as tokens without changing the texts around them.
     """
     front = " " if spaced(tokenizer) else r"(?<!\w)"
-    word = re.compile(rf"{front}([^\W\d_]{{{min_length},}})(?!\w)")
+    word = regex.compile(rf"{front}((?:\p{{L}}\p{{M}}*){{{min_length},}})(?!\w)")
     normal = _normalizer(tokenizer)
     counts = Counter(found for text in texts for found in word.findall(normal(text)))
     known = _known(tokenizer)
@@ -190,7 +194,7 @@ def words_of(tokenizer: Any) -> dict[int, str]:
         if i in special or i in added or (begins and not token.startswith(MARKS)) or token.startswith("##"):
             continue
         word = tokenizer.decode([i]).strip()
-        if len(word) > 1 and word.isalpha():
+        if len(word) > 1 and _LETTERS.fullmatch(word):
             found[i] = word
     return found
 

@@ -55,7 +55,7 @@ def _npz(file: Path, asked: set[str]) -> Vectors:
 def _text(file: Path, asked: set[str]) -> Vectors:
     found: Vectors = {}
     dims = None
-    with file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+    with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             word, *numbers = line.rstrip().split(" ")
             if number == 1 and len(numbers) == 1:  # how many words, of how many numbers
@@ -64,9 +64,14 @@ def _text(file: Path, asked: set[str]) -> Vectors:
             if not word:
                 continue
             dims = dims or len(numbers)
+            if not dims:
+                raise DataError(
+                    "a word without numbers", where=f"{file}:{number}", got=repr(line.rstrip()[:60]),
+                    wanted="a word and its numbers, with spaces between them",
+                )  # fmt: skip
             # some files have words with spaces in them: the numbers are the last ones
             word, numbers = " ".join([word, *numbers[:-dims]]), numbers[-dims:]
-            if len(numbers) != dims or not numbers:
+            if len(numbers) != dims:
                 raise DataError(
                     "a line of another length", where=f"{file}:{number}", got=f"{len(numbers)} numbers", wanted=dims,
                     fix="is the file cut short?",

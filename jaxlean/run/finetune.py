@@ -87,7 +87,7 @@ def finetune(config: RunConfig, *, resume: bool = False, overwrite: bool = False
 def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, preemption: Preemption) -> dict[str, Any]:
     started = time.perf_counter()
     console = peers.console()
-    say = partial(console.print, highlight=False, soft_wrap=True)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
     # ---- config: nothing is touched before everything that can be known to be wrong is known
     if config.data.train is None:

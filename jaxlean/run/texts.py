@@ -66,7 +66,8 @@ def judged(
     own = OwnRows(mesh, at_once)
     for number in range(len(steps)):
         batch = steps[number]
-        says = {name: fetch(x) for name, x in say(params, own.on_devices(batch)).items()}
+        held = batch if own.held is None else {name: value[own.held] for name, value in batch.items()}
+        says = {name: fetch(x) for name, x in say(params, own.on_devices(held)).items()}
         for row in range(at_once):
             for segment, i in enumerate(steps.row(number * at_once + row), 1):
                 at = np.flatnonzero((batch["segments"][row] == segment) & (batch["labels"][row] >= 0))

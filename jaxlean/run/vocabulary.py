@@ -71,7 +71,7 @@ class Found:
                 table.add_column(name, justify="left" if name == "term" else "right")
             for term in self.terms[:_SHOWN]:
                 pieces = "not known" if term.unknown else str(term.pieces)
-                table.add_row(term.text, f"{term.times:,}", pieces, f"{term.saved:,}")
+                table.add_row(Text(term.text), f"{term.times:,}", pieces, f"{term.saved:,}")
             parts.append(table)
         return Group(*parts)
 
@@ -298,7 +298,8 @@ def _external(config: RunConfig, before: Any, names: Sequence[str]) -> tuple[np.
     words = terms.words_of(before)
     parts = {name: name.split() for name in names}
     wanted = sorted({*words.values(), *names, *(word for own in parts.values() for word in own)})
-    vectors = _vectors(str(config.model.new_tokens_vectors), wanted)
+    found = _vectors(str(config.model.new_tokens_vectors), wanted)
+    vectors = {word: row for word, row in found.items() if row.any()}  # zeros stand for words that nobody knows
     shared = [i for i, word in words.items() if word in vectors]
     dims = len(next(iter(vectors.values()))) if vectors else 1
     new = np.full((len(names), dims), np.nan, np.float32)

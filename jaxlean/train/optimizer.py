@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlean import tree
+from jaxlean.adapt import vocabulary
 from jaxlean.config import TrainSection
 from jaxlean.train.adam8bit import scale_by_adam_8bit
 
@@ -159,7 +160,7 @@ def _muon(config: TrainSection, params: Mapping[str, Any]) -> optax.GradientTran
 
 
 def _decays(path: str, leaf: Any) -> bool:
-    return path.endswith((".kernel", ".embedding", ".lora_a", ".lora_b"))
+    return path.endswith((".kernel", ".embedding", ".lora_a", ".lora_b")) or vocabulary.is_row(path)
 
 
 def _scale_each(ratios: tree.Tree) -> optax.GradientTransformation:

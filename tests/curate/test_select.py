@@ -12,6 +12,7 @@ import pytest
 from jaxlean.config import RunConfig, load
 from jaxlean.curate import select as module
 from jaxlean.curate.select import select
+from jaxlean.data.files import open_file
 from jaxlean.errors import ConfigError, DataError, UserError
 from jaxlean.run.finetune import finetune
 from jaxlean.run.predictions import predict
@@ -225,6 +226,7 @@ def test_nothing_that_is_there_is_replaced(cli, select_config, lines, tmp_path):
         (pool, ["--overwrite"], "the chosen rows would replace the pool"),
         (annotated, ["--overwrite", "--labelled", annotated], "the chosen rows would replace rows that have labels"),
         (annotated, ["--overwrite", f"data.train={annotated}"], "the chosen rows would replace rows that have labels"),
+        (annotated, ["--overwrite", f"data.eval={annotated}"], "the chosen rows would replace rows that have labels"),
         (annotated, [], "is there already, and may have been annotated"),
     ):
         before = output.read_bytes()
@@ -277,3 +279,11 @@ def test_vectors_that_are_not_numbers(select_config, lines, tmp_path, monkeypatc
     with pytest.raises(DataError, match=r"(?s)a vector that is not a number.*pool\.jsonl:3"):
         select(select_config(), lines("pool.jsonl", pool_rows()), tmp_path / "out.csv", 2)
     assert list(tmp_path.glob("out*")) == []
+
+
+def test_a_text_of_several_lines_is_one_cell(select_config, lines, tmp_path):
+    """However its lines end: what annotators fill in is read again."""
+    rows = [{"text": f"order{end}number {n}"} for n, end in enumerate(("\r", "\n", "\r\n", ", ", '"'))]
+    select(select_config(), lines("pool.jsonl", rows), tmp_path / "chosen.csv", 5)
+    found = list(open_file(tmp_path / "chosen.csv"))
+    assert sorted(row["text"] for row in found) == sorted(row["text"] for row in rows)

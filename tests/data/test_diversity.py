@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxlean.data import diversity
-from jaxlean.data.diversity import balanced, k_center
+from jaxlean.data.diversity import apart, balanced, k_center
 
 
 def plainly(vectors: np.ndarray, num: int, first: list[int], score: np.ndarray) -> list[int]:
@@ -71,3 +71,16 @@ def test_balanced_without_a_score_is_random_by_seed() -> None:
     groups = np.array(["b", "a"] * 50)
     one, same, other = (balanced(groups, 20, seed=seed).tolist() for seed in (0, 0, 1))
     assert one == same != other
+
+
+@pytest.mark.parametrize("started", [0, 2])
+def test_how_far_each_row_was_when_it_was_chosen(monkeypatch: pytest.MonkeyPatch, started: int) -> None:
+    monkeypatch.setattr(diversity, "_CANDIDATES", 7)
+    vectors = np.random.default_rng(0).standard_normal((60, 5)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    chosen, rows = np.arange(40, 40 + started), k_center(vectors[:40], 20)
+    found = apart(vectors, rows, chosen)
+    for i, row in enumerate(rows):
+        before = [*chosen, *rows[:i]]
+        wanted = np.linalg.norm(vectors[before] - vectors[row], axis=1).min() if before else np.nan
+        np.testing.assert_allclose(found[i], wanted, atol=1e-5)

@@ -58,6 +58,20 @@ def test_without_a_score_it_is_random_by_seed() -> None:
     assert choose(5, 50, seed=1).tolist() == choose(5, 50, seed=1).tolist() != choose(5, 50, seed=2).tolist()
 
 
+def test_which_of_equals_are_taken_does_not_hang_on_their_places() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((500, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    for merits in (np.ones(500), rng.integers(3, 6, 500).astype(float)):
+        chosen = choose(50, 500, merits=merits, vectors=vectors)
+        assert (np.histogram(chosen, 5, (0, 500))[0] > 0).all()
+    # those that are worth more are still preferred
+    assert merits[chosen].mean() > merits.mean() + 0.2
+    out = {tuple(np.flatnonzero(~in_band(np.ones(10), drop_highest=0.2, seed=seed))) for seed in range(5)}
+    assert len(out) > 1
+    assert all(len(rows) == 2 for rows in out)
+
+
 def test_diversity_by_groups_and_by_distance() -> None:
     score = np.arange(12.0)
     assert choose(4, 12, merits=score, groups=np.arange(12) // 6).tolist() == [4, 5, 10, 11]

@@ -31,6 +31,12 @@ def test_terms_are_found_by_what_they_would_save(tokenizer):
     assert {term.text for term in terms.find(TEXTS, tokenizer, num=10, min_count=2, min_length=9)} == {"chargeback"}
 
 
+def test_vowel_signs_and_accents_belong_to_their_letters(kinds):
+    texts = ["नगरपालिका के अस्पताल में चिकित्सक", "et le cafe\u0301 noir"] * 6
+    found = {term.text for term in terms.find(texts, kinds["bytes"](), num=10)}
+    assert found == {"अस्पताल", "चिकित्सक", "cafe\u0301", "noir"}  # the first word of a text has no space before it
+
+
 def test_a_word_that_starts_a_known_one_is_left_out_where_it_would_cut_that(kinds):
     tokenizer = kinds["bytes"]()
     known = [word for word in terms.words_of(tokenizer).values() if len(word) == 3]

@@ -20,6 +20,13 @@ def test_text_with_and_without_a_first_line(tmp_path, first):
     np.testing.assert_array_equal(found["charge back" if first else "The"], [3, 4, 5] if first else [0.5, 1, 2])
 
 
+def test_text_as_editors_on_windows_write_it(tmp_path):
+    (tmp_path / "a.vec").write_bytes("\ufeffthe 1 2\r\ncard 0 1\r\n".encode())
+    assert {word: row.tolist() for word, row in read_vectors(tmp_path / "a.vec", ["the", "card"]).items()} == {
+        "the": [1, 2], "card": [0, 1],
+    }  # fmt: skip
+
+
 def test_npz(tmp_path):
     np.savez(tmp_path / "a.npz", words=np.array(["the", "card"]), vectors=np.eye(2))
     found = read_vectors(tmp_path / "a.npz", ["Card"])
@@ -32,6 +39,7 @@ def test_npz(tmp_path):
     [
         ("2 3\nthe 1 2 3\ncard 1 2\n", "a line of another length", "a.vec:3"),
         ("the 1 2 3\ncard 1 two 3\n", "not a word and its numbers", "a.vec:2"),
+        ("the\t1\t2\t3\n", "a word and its numbers, with spaces between them", "a.vec:1"),
         ("the 1 2 3\ncard 1 nan 3\n", "not of finite numbers", "a.vec:2"),
     ],
 )

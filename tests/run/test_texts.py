@@ -9,6 +9,7 @@ import pytest
 from jaxlean.data.tokenize import Ragged, Tokens
 from jaxlean.errors import ModelError
 from jaxlean.hub.load import Model, load
+from jaxlean.run import texts as module
 from jaxlean.run.texts import embedder, judged, text_probabilities, vectors_of
 from jaxlean.xla.mesh import make_mesh
 
@@ -46,6 +47,31 @@ def test_probabilities_of_each_text(model, texts, packing):
         found[said.number] = said.batch["probabilities"][said.row, said.at[0]]
     np.testing.assert_allclose(found, jax.nn.softmax(alone(model, texts), axis=-1), atol=1e-5)
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+
+
+def test_each_process_lays_out_its_own_rows(model, texts, monkeypatch):
+    """The second of two gives its devices the second half of every batch."""
+
+    class Second:
+        def __init__(self, mesh, rows):
+            assert rows == 4
+            self.held = [2, 3]
+
+        def on_devices(self, batch):
+            return batch
+
+    whole, own = [], []
+
+    def say_of(found):
+        return lambda params, batch: found.append(batch["tokens"]) or {}
+
+    arguments = {"rows": 4, "packing": False, "max_length": 24}
+    list(judged(texts, say_of(whole), model.params, make_mesh(), **arguments))
+    monkeypatch.setattr(module, "OwnRows", Second)
+    list(judged(texts, say_of(own), model.params, make_mesh(), **arguments))
+    assert len(own) == len(whole) > 1
+    for some, every in zip(own, whole, strict=True):
+        np.testing.assert_array_equal(some, every[2:])
 
 
 def test_vectors_are_those_of_the_model_without_its_classifier(model, texts, golden):

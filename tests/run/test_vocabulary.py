@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jaxlean import tree
 from jaxlean.adapt import vocabulary
+from jaxlean.data.terms import Term
 from jaxlean.errors import UserError
 from jaxlean.hub.load import initial, load, load_tokenizer
 from jaxlean.hub.write import write_model
@@ -22,7 +23,7 @@ from jaxlean.run.finetune import finetune
 from jaxlean.run.generate import encode_prompt, generate
 from jaxlean.run.job import outline
 from jaxlean.run.merge import load_adapted, merge
-from jaxlean.run.vocabulary import grown, with_new_tokens
+from jaxlean.run.vocabulary import Found, grown, with_new_tokens
 from jaxlean.xla.mesh import make_mesh
 
 pytestmark = pytest.mark.usefixtures("small_machine")
@@ -104,6 +105,13 @@ def test_a_term_that_is_not_known_starts_at_the_mean_of_all(with_terms, tiny_bas
     assert said == ["new tokens: no piece of 1 is known; they start at the mean of all: straße"]
 
 
+def test_a_term_may_look_like_markup():
+    console = Console(file=StringIO(), width=80)
+    console.print(Found(2, [Term("[/SQL]", 5, 3), Term("[bold]", 4, 3)], [], [], None))
+    assert "[/SQL]" in console.file.getvalue()
+    assert "[bold]" in console.file.getvalue()
+
+
 def test_without_new_tokens_nothing_is_read(tiny_run):
     config = tiny_run("model.path=/nowhere")
     assert with_new_tokens(config) == (config, None)
@@ -139,8 +147,10 @@ def test_every_start_is_another_one(with_terms, tiny_base, tmp_path):
     rng, base = np.random.default_rng(0), load(tiny_base, "float32")
     from jaxlean.data.terms import words_of
 
-    words = [*words_of(base.tokenizer).values(), "chargeback"]
-    np.savez(tmp_path / "v.npz", words=np.array(words), vectors=rng.normal(size=(len(words), 8)))
+    words = [*words_of(base.tokenizer).values(), "chargeback", "estoppel"]
+    table = rng.normal(size=(len(words), 8))
+    table[-1] = 0  # as some files have words that they do not know
+    np.savez(tmp_path / "v.npz", words=np.array(words), vectors=table)
     vectors = f"model.new_tokens_vectors={tmp_path / 'v.npz'}"
     found, said = {}, []
     for start in (["mean"], ["random"], ["focus"], ["focus", vectors], ["procrustes", vectors]):

@@ -202,7 +202,7 @@ def test_adafactor_keeps_a_row_and_a_column_of_each_layers_matrix():
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_weight_decay_is_for_matrices_alone(optim):
-    shapes = FULL | LORA
+    shapes = FULL | LORA | {"new_tokens.embed": (4, 16)}
     params = draw(shapes, 0)
     zero = jax.tree.map(jnp.zeros_like, params)
     settings = config(optim=optim, weight_decay=0.1)
@@ -214,7 +214,8 @@ def test_weight_decay_is_for_matrices_alone(optim):
             rate = 0.03 if "lora_b" in path else 0.01
             np.testing.assert_allclose(x, before * (1 - rate * 0.1), atol=1e-6, err_msg=path)
             shrunk.add(path)
-    assert shrunk == {path for path in shapes if path.endswith((".kernel", ".embedding", ".lora_a", ".lora_b"))}
+    matrices = (".kernel", ".embedding", ".lora_a", ".lora_b", "new_tokens.embed")
+    assert shrunk == {path for path in shapes if path.endswith(matrices)}
 
 
 # What optimizer.py says of them: bytes of state for a number of a layer's matrix, an embedding, a vector.
