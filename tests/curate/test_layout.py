@@ -84,7 +84,7 @@ def test_sources_of_two_shapes_train_as_they_did(lines, tmp_path, capsys):
     wanted = [words for i, words in enumerate(before.words(np.arange(9))) if i in (0, 2, 3, 5, 7)]
     assert list(after.words(np.arange(5))) == wanted
     said = capsys.readouterr().out
-    assert f'to train on them: data.train=[{{"path": "{out}/train_by_source/1-chat.parquet"}}, ' in said
+    assert f"""to train on them: 'data.train=[{{"path": "{out}/train_by_source/1-chat.parquet"}}, """ in said
     assert "to train on them" in (out / "report.md").read_text().lower()
     made.data.train = made.data.train[:1]
     curate(made, overwrite=True)
