@@ -22,8 +22,8 @@ benchmarks/smollm2.py makes a folder of SmolLM2-135M.
 `steps_to` is the step at which an arm's held-out loss falls below that of random rows at the end of the run with the
 same seed, between evaluations by a straight line; `fewer` is 1 - steps_to / steps, its mean over seeds, and `spread`
 the largest less the smallest. `start_loss` is that before the first step. Bits per byte are of the same held-out
-texts. `steps_an_epoch` is what an epoch of the training rows takes at 16 sequences of 64 tokens a step: what fewer
-tokens save.
+texts. `steps_an_epoch` is what an epoch of the training rows takes at `--rows` sequences of `--max-length` tokens a
+step: what fewer tokens save.
 """
 
 import argparse

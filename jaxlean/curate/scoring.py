@@ -205,7 +205,7 @@ class _Judge:
         mix, length = Mix([len(kept)], None, 0, shuffle=False), self._config.data.max_length
         steps = Steps(examples, mix, rows=at_once, packing=True, length=length)
         for number in range(len(steps)):
-            sums = [fetch(x) for x in scores(model.params, own.on_devices(steps[number]))]
+            sums = [fetch(x) for x in scores(model.params, own.whole_on_devices(steps[number]))]
             loss, error, num = sums
             for row in range(at_once):
                 for segment, i in enumerate(steps.row(number * at_once + row), 1):

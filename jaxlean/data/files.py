@@ -278,7 +278,7 @@ def _parquet(path: Path) -> Rows:
     sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     group = functools.lru_cache(maxsize=2)(file.read_row_group)
-    as_json = [field.name for field in file.schema_arrow if field.metadata == AS_JSON]
+    as_json = [field.name for field in file.schema_arrow if AS_JSON.items() <= (field.metadata or {}).items()]
 
     def read(start: int, stop: int) -> list[Row]:
         rows: list[Row] = []

@@ -46,9 +46,7 @@ def row_losses(config: RunConfig, model: Model, examples: Ragged, mesh: jax.shar
     budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size)
     step = jax.jit(completion_scores(model.graph, model.config, logits_bytes=budget, layout=layout_on(mesh)))
     for number in range(len(steps)):
-        batch = steps[number]
-        held = batch if own.held is None else {name: value[own.held] for name, value in batch.items()}
-        sums = step(model.params, own.on_devices(held))
+        sums = step(model.params, own.whole_on_devices(steps[number]))
         losses, counts = fetch(sums.loss), fetch(sums.num)
         for row in range(rows):
             for segment, i in enumerate(steps.row(number * rows + row), 1):

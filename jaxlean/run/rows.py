@@ -31,6 +31,10 @@ class OwnRows:
         """The rows held, [len(held), length] on the host -> the whole batch, of which each process puts its part."""
         return {name: self._put(value.reshape(*self._lead, -1, value.shape[-1])) for name, value in batch.items()}
 
+    def whole_on_devices(self, batch: Batch) -> dict[str, jax.Array]:
+        """As `on_devices`, of a batch of [rows, length] that every process has laid out whole."""
+        return self.on_devices(batch if self.held is None else {name: x[self.held] for name, x in batch.items()})
+
     def _range(self, index: tuple[slice, ...] | None) -> range:
         assert index is not None, "only a scalar has no index"
         return range(*index[len(self._lead) if len(index) > 1 else 0].indices(self._rows))

@@ -66,8 +66,7 @@ def judged(
     own = OwnRows(mesh, at_once)
     for number in range(len(steps)):
         batch = steps[number]
-        held = batch if own.held is None else {name: value[own.held] for name, value in batch.items()}
-        says = {name: fetch(x) for name, x in say(params, own.on_devices(held)).items()}
+        says = {name: fetch(x) for name, x in say(params, own.whole_on_devices(batch)).items()}
         for row in range(at_once):
             for segment, i in enumerate(steps.row(number * at_once + row), 1):
                 at = np.flatnonzero((batch["segments"][row] == segment) & (batch["labels"][row] >= 0))

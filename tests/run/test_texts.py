@@ -10,6 +10,7 @@ from jaxlean.data.tokenize import Ragged, Tokens
 from jaxlean.errors import ModelError
 from jaxlean.hub.load import Model, load
 from jaxlean.run import texts as module
+from jaxlean.run.rows import OwnRows
 from jaxlean.run.texts import embedder, judged, text_probabilities, vectors_of
 from jaxlean.xla.mesh import make_mesh
 
@@ -52,7 +53,7 @@ def test_probabilities_of_each_text(model, texts, packing):
 def test_each_process_lays_out_its_own_rows(model, texts, monkeypatch):
     """The second of two gives its devices the second half of every batch."""
 
-    class Second:
+    class Second(OwnRows):
         def __init__(self, mesh, rows):
             assert rows == 4
             self.held = [2, 3]
