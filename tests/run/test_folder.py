@@ -187,7 +187,7 @@ def test_killed_while_claiming_the_folder_is_still_some_run(tmp_path, monkeypatc
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
         where, name = {
-            "removing": (module, "_remove"),
+            "removing": (module, "remove"),
             "writing": (module.settings, "dump"),
             "replacing": (module.os, "replace"),
         }[moment]
