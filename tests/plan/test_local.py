@@ -41,12 +41,26 @@ def test_it_chooses_among_all_meshes_and_the_run_says_what_was_predicted(config,
     assert json.loads(json.dumps(summary))["predicted_step_seconds"] > 0
 
 
-def every_mesh_is_near(monkeypatch):
+@pytest.fixture(scope="module")
+def searched():
+    """What a search of every mesh finds, compiled once for the tests that differ in what comes after it."""
+    return []
+
+
+@pytest.fixture
+def every_mesh_is_near(monkeypatch, searched):
     monkeypatch.setattr(module, "_NEAR", 1e9)
     monkeypatch.setattr("jaxlean.plan.search._WORTH_ANOTHER_MESH", 1e9)
+    search = module.search
+
+    def once(*arguments, **options):
+        searched.extend([] if searched else search(*arguments, **options))
+        return list(searched)
+
+    monkeypatch.setattr(module, "search", once)
 
 
-def test_those_in_front_are_run_and_the_fastest_is_chosen(config, capsys, monkeypatch):
+def test_those_in_front_are_run_and_the_fastest_is_chosen(config, capsys, monkeypatch, every_mesh_is_near):
     ran = []
 
     def seconds(job, candidate, devices, *, length, together):
@@ -56,7 +70,6 @@ def test_those_in_front_are_run_and_the_fastest_is_chosen(config, capsys, monkey
         return 10.0 - len(ran)
 
     monkeypatch.setattr(module, "trial_seconds", seconds)
-    every_mesh_is_near(monkeypatch)
     chosen = choose_mesh(config, most=2)
     assert len(ran) == len(set(ran)) == 2
     last = ran[-1]
@@ -68,12 +81,11 @@ def test_those_in_front_are_run_and_the_fastest_is_chosen(config, capsys, monkey
     assert sum(line.endswith("run: failed") for line in lines) == 1
 
 
-def test_where_none_can_be_run_the_estimate_decides(config, monkeypatch):
+def test_where_none_can_be_run_the_estimate_decides(config, monkeypatch, every_mesh_is_near):
     def seconds(job, candidate, devices, *, length, together):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
 
     monkeypatch.setattr(module, "trial_seconds", seconds)
-    every_mesh_is_near(monkeypatch)
     assert math.prod(getattr(choose_mesh(config, most=2).mesh, axis) for axis in AXES) == 8
 
 
