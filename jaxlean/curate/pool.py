@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxlean.config import RunConfig, SourceSection
 from jaxlean.data.columns import label_ids, need
+from jaxlean.data.dedupe import normalise
 from jaxlean.data.files import Rows
 from jaxlean.data.labelled import Example, LabelEncoder, Labelled
 from jaxlean.data.source import open_rows
@@ -38,15 +39,18 @@ def read_pool(
     config: RunConfig,
     rows: Rows,
     sources: Sequence[SourceSection],
+    held_out: Sequence[SourceSection],
     encoder: LabelEncoder,
     judge: LabelEncoder | None = None,
 ) -> Pool:
-    """Read a pool: of equal texts the first may be chosen, and none that has a label there or elsewhere.
+    """Read a pool: of equal texts the first may be chosen, none that has a label there or elsewhere, none held out.
 
     Args:
         config: resolved; its `data` names columns, and labels where there are sources.
         rows: of the pool.
         sources: of what has labels.
+        held_out: what a trained model is judged by. Rows that stand there would measure memory, once they are trained
+            with; case, marks and blanks make no other row, as `leakage` of `jaxlean curate` has it.
         encoder: of the model that gives vectors, `blind`.
         judge: of the model that knows the labels; None: there is none.
 
@@ -63,14 +67,17 @@ def read_pool(
         for (example, origin), row in zip(_examples(there, encoder), there, strict=True):
             find(row.get(column), origin)
             known.setdefault(_plain(example), (example, origin))
+    held = {_bare(example) for source in held_out for example, _ in _examples(open_rows(source), encoder)}
     seen = set(known)
     chosen: list[tuple[int, tuple[Example, str]]] = []
-    times = {"have a label": 0, "are like a labelled one": 0, "come twice": 0, "dropped for their length": 0}
+    times = {"have a label": 0, "are like a labelled one": 0, "stand in the held-out data": 0, "come twice": 0}
     for i, ((example, origin), row) in enumerate(zip(_examples(rows, encoder), rows, strict=True)):
         text = _plain(example)
         if row.get(column) is not None and str(row[column]).strip():  # 0 is a label
             times["have a label"] += 1
             known.setdefault(text, (example, origin))
+        elif _bare(example) in held:
+            times["stand in the held-out data"] += 1
         elif text in seen:
             times["are like a labelled one" if text in known else "come twice"] += 1
         else:
@@ -105,3 +112,7 @@ def _examples(rows: Rows, encoder: LabelEncoder) -> Iterator[tuple[Example, str]
 def _plain(example: Example) -> tuple[str, ...]:
     assert isinstance(example, Labelled), "of task: classify"
     return tuple(text.strip() for text in example.texts)
+
+
+def _bare(example: Example) -> tuple[str, ...]:
+    return tuple(normalise(text) for text in _plain(example))

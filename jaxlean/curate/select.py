@@ -25,10 +25,11 @@ from jaxlean.config import RunConfig, SourceSection
 from jaxlean.curate.pool import Pool, read_pool
 from jaxlean.data import acquisition
 from jaxlean.data.clusters import unit
+from jaxlean.data.columns import label_column
 from jaxlean.data.diversity import apart, k_center
 from jaxlean.data.files import Row
 from jaxlean.data.labelled import LabelEncoder
-from jaxlean.data.source import open_rows
+from jaxlean.data.source import must_be_an_id, open_rows
 from jaxlean.data.tokenize import Ragged, Tokens
 from jaxlean.errors import ConfigError, DataError, ModelError, RunError, did_you_mean
 from jaxlean.hub.load import Model
@@ -83,7 +84,8 @@ def select(
     Args:
         config: of `task: classify`; `model`, `data` (columns, labels, max_length, on_long), `mesh`, `seed`,
             `eval.per_device_eval_batch_size` and, for `bald`, `lora.lora_dropout` count.
-        pool: rows with the text's column. Those with a label already, or whose text has one, are not chosen.
+        pool: rows with the text's column. Those with a label already, or whose text has one or stands in `data.eval`,
+            are not chosen.
         output: .csv or .jsonl: the rows in the order of their worth, the label's column empty, and beside it
             `select_rank`, `select_row` (in the pool, from 1), `select_score`, `select_guess`, `select_probability`.
         num: rows to choose.
@@ -105,9 +107,13 @@ def select(
     _check(config, output, num, strategy, adapter, passes)
     source = SourceSection(path=str(pool))
     named = [SourceSection(path=str(labelled))] if labelled is not None else config.data.train or []
-    _check_free(output, pool, [*named, *(config.data.train or []), *(config.data.eval or [])], overwrite)
+    held_out = config.data.eval or []
+    _check_free(output, pool, [*named, *(config.data.train or []), *held_out], overwrite)
     rows = open_rows(source)
-    config, sources = _told(with_labels_of(adapter, config), named, source)
+    if labelled is None:
+        _check_there("data.train", named, "labelled yet")
+    _check_there("data.eval", held_out, "held out")
+    config, sources = _told(with_labels_of(adapter, config), named, source, held_out)
     trained = adapter is not None or head_labels(config) is not None
     split_host(config.mesh.host_devices)
     use_cache(config.compilation_cache)
@@ -115,7 +121,7 @@ def select(
     plain = loaded(config.model_copy(update={"task": "embed"}), mesh, None)
     model = _model(config, strategy, mesh, adapter) if trained or strategy in _OF_MODEL else None
     there = read_pool(
-        config, rows, sources, _encoder(config, plain), None if model is None else _encoder(config, model)
+        config, rows, sources, held_out, _encoder(config, plain), None if model is None else _encoder(config, model)
     )
     column = config.data.label_column or "label"
     if num > len(there.at):
@@ -130,6 +136,8 @@ def select(
         few = len(there.labelled) < enough
         if few and trained:
             why = f" (auto: until {enough:,} rows have a label; data.train or --labelled names them)"
+        elif there.labelled and not trained:
+            why = " (auto: what a model doubts is not known without --adapter, the one that the labelled rows trained)"
         strategy = "typical" if few or not trained else "uncertain_clusters"
     picked = _pick(config, strategy, num, there, plain, model, mesh, passes)
     _write(output, there, picked, column)
@@ -186,8 +194,21 @@ def _check_free(output: Path, pool: Path, sources: Sequence[SourceSection], over
         )  # fmt: skip
 
 
+def _check_there(key: str, sources: Sequence[SourceSection], what: str) -> None:
+    """Refuse files of the config that are not there, of which a first choice has no need."""
+    for source in sources:
+        if not Path(source.path).exists():
+            try:
+                must_be_an_id(source.path)
+            except DataError:
+                raise DataError(
+                    f"{key} names a file that is not there", where=source.path,
+                    fix=f"{key}=FILE; or {key}=null, where nothing is {what}",
+                ) from None  # fmt: skip
+
+
 def _told(
-    config: RunConfig, sources: Sequence[SourceSection], pool: SourceSection
+    config: RunConfig, sources: Sequence[SourceSection], pool: SourceSection, held_out: Sequence[SourceSection]
 ) -> tuple[RunConfig, Sequence[SourceSection]]:
     """(the config with its columns, and its labels where there are any; the sources that have labels)."""
     if sources:
@@ -201,6 +222,9 @@ def _told(
         found = resolved(asked, trains=False)
     except DataError:
         found = resolved(asked, labelled=False, trains=False)
+        if held_out and found.data.label_column is None:  # both files will be read by one config
+            column = label_column("classify", held_out[0])
+            found = found.model_copy(update={"data": found.data.model_copy(update={"label_column": column})})
     labels = None if unknown else found.data.labels
     return found.model_copy(update={"data": found.data.model_copy(update={"labels": labels})}), []
 

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from jaxlean.config import RunConfig
+from jaxlean.config import RunConfig, SourceSection
 from jaxlean.data.source import open_rows
 from jaxlean.errors import ConfigError, DataError, did_you_mean
 
@@ -109,6 +109,15 @@ def find_labels(config: RunConfig) -> list[str]:
         for i, row in enumerate(rows):
             names.update(labels_of(row, config.task, column, rows.origin(i)))
     return in_order(names, column, ", ".join(source.path for source in config.data.train))
+
+
+def label_column(task: str, source: SourceSection) -> str:
+    """The column of a source that holds the label of a row.
+
+    Raises:
+        DataError: there is none of the names that such columns have, or several.
+    """
+    return _label_column(task, list(open_rows(source)[0]), source.path)
 
 
 def labels_of(row: Row, task: str, column: str, origin: str) -> list[str]:

@@ -175,7 +175,7 @@ def must_be_an_id(path: str) -> None:
     if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) and Path(path).suffix.lower() not in KINDS:
         return
     beside = Path(path).parent
-    names = [entry.name for entry in beside.iterdir()] if beside.is_dir() else []
+    names = [entry.name for entry in beside.iterdir() if entry.name[0] != "."] if beside.is_dir() else []
     raise DataError(
         "no such file or folder",
         where=path,

@@ -22,7 +22,7 @@ def read(lines: Callable[..., Path], tiny_base: Path) -> Callable[..., Pool]:
         config = build({"task": "classify", "data": settings})
         sources = [SourceSection(path=str(lines("labelled.jsonl", labelled)))] if labelled else []
         rows = open_rows(SourceSection(path=str(lines("pool.jsonl", pool))))
-        return read_pool(config, rows, sources, LabelEncoder(config, load_tokenizer(str(tiny_base)), blind=True))
+        return read_pool(config, rows, sources, [], LabelEncoder(config, load_tokenizer(str(tiny_base)), blind=True))
 
     return of
 
@@ -79,7 +79,7 @@ def test_a_row_is_read_as_each_model_reads_it(lines, tiny_base):
     config = build({"task": "classify", "data": settings})
     rows = [{"text": "chargeback"}, {"text": "chargeback " * 5}]
     encoders = [LabelEncoder(config, one, blind=True) for one in (tokenizer, grown(tokenizer, ["chargeback"]))]
-    found = read_pool(config, open_rows(SourceSection(path=str(lines("pool.jsonl", rows)))), [], *encoders)
+    found = read_pool(config, open_rows(SourceSection(path=str(lines("pool.jsonl", rows)))), [], [], *encoders)
     assert found.at.tolist() == [0]
     assert len(found.judged[0].input_ids) < len(found.tokens[0].input_ids)
     assert found.judged[0].input_ids.max() == len(tokenizer)

@@ -151,6 +151,9 @@ def test_auto_goes_on_with_what_the_model_doubts(trained, lines, tmp_path, selec
     few = lines("few.jsonl", [{"text": "order 1", "label": "order"}, {"text": "street 2", "label": "street"}])
     said = select(config, pool, output, 3, adapter=adapter, labelled=few, overwrite=True)
     assert "by typical (auto: until 8 rows have a label; data.train or --labelled names them)" in said
+    many = [{"text": f"{label} {n}", "label": label} for label in COLOURS[:2] for n in range(4)]
+    said = select(select_config(), pool, output, 3, labelled=lines("many.jsonl", many), overwrite=True)
+    assert "by typical (auto: what a model doubts is not known without --adapter" in said
 
 
 def test_the_loop_by_its_commands(cli, select_config, lines, tmp_path):
@@ -213,6 +216,29 @@ def test_the_column_to_be_filled_in_may_be_there_already(select_config, lines, t
     assert "label" not in read(output)[0]
     with pytest.raises(UserError, match=r"(?s)4 of 24 rows; 20 have a label.*data\.label_column=NAME.*'category'"):
         select(select_config(), tmp_path / "pool.jsonl", tmp_path / "other.csv", 5)
+
+
+def test_held_out_rows_are_not_given_to_annotators(select_config, lines, tmp_path):
+    """However they are written there; and the column to be filled in has the held-out data's name."""
+    held_out = [{"text": f"  {row['text'].upper()}.", "category": row["id"].split()[0]} for row in pool_rows()[:20]]
+    config, pool = select_config(eval=str(lines("held_out.jsonl", held_out))), lines("pool.jsonl", pool_rows())
+    said = select(config, pool, tmp_path / "first.csv", 4)
+    assert "pool: 4 of 24 rows to choose from; 20 stand in the held-out data; labelled: 0" in said
+    rows = read(tmp_path / "first.csv")
+    assert {row["id"] for row in rows} == {row["id"] for row in pool_rows()[20:]}
+    assert "'category' to be filled in" in said
+    assert [row["category"] for row in rows] == [""] * 4
+    with pytest.raises(DataError, match="20 stand in the held-out data"):
+        select(config, pool, tmp_path / "more.csv", 5)
+
+
+@pytest.mark.parametrize(("key", "what"), [("train", "labelled yet"), ("eval", "held out")])
+def test_data_of_the_config_that_are_not_there(select_config, lines, tmp_path, key, what):
+    config = select_config(**{key: "gone.csv"})
+    with pytest.raises(
+        DataError, match=rf"(?s)data\.{key} names a file.*gone\.csv.*data\.{key}=null, where nothing is {what}"
+    ):
+        select(config, lines("pool.jsonl", pool_rows()), tmp_path / "first.csv", 4)
 
 
 def test_nothing_that_is_there_is_replaced(cli, select_config, lines, tmp_path):
