@@ -46,6 +46,7 @@ class ShotRows:
         shots: int [rows], examples before each.
         counts: what happened to the held-out rows.
         wanted: examples asked for.
+        there: training rows to choose from.
         longest: tokens that a row may have.
         leaked: training rows that were left out, since their prompts are those of held-out rows.
         end: where a generated completion ends, if not at the model's own end; None in a chat.
@@ -57,14 +58,18 @@ class ShotRows:
     shots: np.ndarray
     counts: Counts
     wanted: int
+    there: int
     longest: int
     leaked: int
     end: str | None
     train_on: Literal["completion", "all"]
 
     def __str__(self) -> str:
-        fewer = int((self.shots < self.wanted).sum())
-        said = f"few-shot: {self.wanted} examples before each of {len(self.tokens):,} held-out rows"
+        most = min(self.wanted, self.there)
+        fewer = int((self.shots < most).sum())
+        said = f"few-shot: {most} examples before each of {len(self.tokens):,} held-out rows"
+        if most < self.wanted:
+            said += f"; {self.wanted} were asked for, and the training data have no more to give"
         if fewer:
             said += f"; {fewer:,} rows have fewer ({self.shots.mean():.1f} on average) to fit {self.longest:,} tokens"
         if self.leaked:
@@ -126,24 +131,29 @@ def shot_rows(config: RunConfig, tokenizer: Any, *, longest: int, vocab_size: in
     new = config.eval.max_new_tokens if config.eval.exact_match else 0
     made: list[Tokens | None] = [None] * len(rows)
     prompts: list[tuple[list[int], str, str] | None] = [None] * len(rows)
-    left = list(range(len(rows)))
-    while left:
-        laid = [(lay_out(rows[i][0], [pool[n][0] for n in chosen[i]], part), rows[i][1]) for i in left]
+    # The most examples that fit, by bisection: a prompt is laid out and cut anew for each number that is tried.
+    fit, most = np.full(len(rows), -1), np.array([len(own) for own in chosen])
+    tried, left = most.copy(), np.arange(len(rows))
+    while len(left):
+        laid = [
+            (lay_out(rows[i][0], [pool[n][0] for n in chosen[i][len(chosen[i]) - tried[i] :]], part), rows[i][1])
+            for i in left
+        ]
         for i, (example, origin), tokens in zip(left, laid, whole.encode(laid, Counts()), strict=True):
             asked = whole.prompt(example, origin)
             assert asked is not None, "prompt_of refuses plain text"
             assert tokens is not None, "nothing is dropped"
-            if chosen[i] and max(len(tokens.input_ids), len(asked[0]) + new) > longest:
-                chosen[i] = chosen[i][1:]
+            if tried[i] and max(len(tokens.input_ids), len(asked[0]) + new) > longest:
+                most[i] = tried[i] - 1
                 continue
-            if not chosen[i] and len(tokens.input_ids) > data.max_length:
+            if not tried[i] and len(tokens.input_ids) > data.max_length:
                 tokens = alone[i]
-            made[i], prompts[i] = _without_end(tokens, example, tokenizer), (*asked, origin)
-        left = [i for i in left if made[i] is None]
+            fit[i], made[i], prompts[i] = tried[i], _without_end(tokens, example, tokenizer), (*asked, origin)
+        left = left[fit[left] < most[left]]
+        tried = (fit + most + 1) // 2
     return ShotRows(
         [tokens for tokens in made if tokens is not None], [prompt for prompt in prompts if prompt is not None],
-        np.array([len(one) for one in chosen]), counts, wanted, longest, leaked, part if completions else None,
-        data.train_on,
+        fit, counts, wanted, len(pool), longest, leaked, part if completions else None, data.train_on,
     )  # fmt: skip
 
 

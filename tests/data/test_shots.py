@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from jaxlean.config import build
+from jaxlean.data import shots as module
 from jaxlean.data.format import Chat, Pair
 from jaxlean.data.shots import choose, lay_out, prompt_of, shot_rows
 from jaxlean.errors import ConfigError, DataError
@@ -100,6 +101,31 @@ def test_rows_too_long_have_fewer_examples(make_tokenizer, files):
     assert all(len(prompt) + longest - 20 <= longest or shots == 0
                for (prompt, _, _), shots in zip(tight.prompts, tight.shots, strict=True))  # fmt: skip
     assert (tight.shots < found.shots).all()
+
+
+@pytest.mark.parametrize("template", [None, "chatml"])
+def test_as_many_examples_as_fit_in_few_tries(make_tokenizer, files, template, monkeypatch):
+    """As many as leaving out one after the other would keep, for each row on its own."""
+    rows = [{"prompt": f"word {n} " * (n % 7 + 1), "completion": "so " * (n % 5 + 1)} for n in range(60)]
+    Path(files["train"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    every = [made(make_tokenizer, files, shots, template, shots_by="nearest")[0] for shots in range(1, 40)]
+    longest = 170
+    tried = []
+    monkeypatch.setattr(module, "lay_out", lambda *args: tried.append(1) or lay_out(*args))
+    found, _ = made(make_tokenizer, files, 39, template, shots_by="nearest", longest=longest)
+    assert len(tried) <= 2 * 7
+    for i, shots in enumerate(found.shots):
+        assert 0 < shots < 38
+        assert found.tokens[i].input_ids.tolist() == every[shots - 1].tokens[i].input_ids.tolist()
+        assert found.prompts[i] == every[shots - 1].prompts[i]
+        assert len(every[shots - 1].tokens[i].input_ids) <= longest < len(every[shots].tokens[i].input_ids)
+
+
+def test_more_than_there_are_is_said(make_tokenizer, files):
+    found, _ = made(make_tokenizer, files, shots=9)
+    assert found.shots.tolist() == [5, 5], "of six, one is held out"
+    assert str(found).startswith("few-shot: 5 examples before each of 2 held-out rows; 9 were asked for, and the")
+    assert "fewer" not in str(found)
 
 
 def test_without_room_for_any_the_row_is_as_the_evaluation_has_it(make_tokenizer, files):
