@@ -146,7 +146,7 @@ FINETUNE: dict[str, tuple[Callable[[Case], list[Any]], list[str]]] = {
     ),
     "a misspelt key": (
         lambda c: ["train.lerning_rate=1"],
-        ["unknown key: train.lerning_rate", "tiny.yaml", "did you mean 'learning_rate'?"],
+        ["unknown key: train.lerning_rate", "where:  train.lerning_rate=1\n", "did you mean 'learning_rate'?"],
     ),
     "a misspelt section": (lambda c: ["trian.lr=1"], ["unknown key: trian", "did you mean 'train'?"]),
     "a wrong value": (lambda c: ["train.learning_rate=fast"], ["train.learning_rate", "number", "'fast'"]),

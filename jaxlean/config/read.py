@@ -1,5 +1,7 @@
 """From a YAML file and `section.key=value` overrides to a `RunConfig`; an unknown key is an error with a suggestion."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -39,10 +41,12 @@ def load(file: str | Path | None, overrides: list[str] | None = None) -> RunConf
         if not isinstance(values, dict):
             raise ConfigError("a config is a mapping of sections", where=file, got=type(values).__name__)
     values = _canonical(values, RunConfig, where=file)
-    for override in overrides or []:
-        _apply(values, override)
+    given = {_apply(values, override): override for override in overrides or []}
     _own_held_out_rows(values, overrides or [])
-    config = build(values, where=file)
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, file, given) from None
     if file is not None:
         _find_paths(config, Path(file).resolve().parent)
     return config
@@ -106,7 +110,8 @@ def _field_name(section: type[Section], key: str) -> str:
     return key
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Set what an override says; the keys that it names, each by our name for it."""
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError("an override is section.key=value", got=repr(override), wanted="train.learning_rate=1e-4")
@@ -146,6 +151,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         node[int(last)] = value
     else:
         node[last] = value
+    return tuple(keys)
 
 
 def _parse(text: str, annotation: Any) -> Any:
@@ -181,18 +187,30 @@ def _own_held_out_rows(values: dict[str, Any], overrides: list[str]) -> None:
         data.setdefault("eval_fraction", 0.05)
 
 
-def _explain(error: ValidationError, where: object) -> ConfigError:
-    """The first of pydantic's findings, in our form; a key that is misspelt before one that is therefore missing."""
+def _explain(error: ValidationError, where: object, given: Mapping[tuple[str, ...], str] | None = None) -> ConfigError:
+    """The first of pydantic's findings, in our form; a key that is misspelt before one that is therefore missing.
+
+    Args:
+        error: what pydantic found.
+        where: the file.
+        given: keys -> the override that set them, which is then where the error is.
+    """
     every = error.errors()
     first = next((one for one in every if one["type"] == "extra_forbidden"), every[0])
     location = _location(first["loc"], unknown=first["type"] == "extra_forbidden")
     key = ".".join(str(part) for part in location) or "the config"
+    path = tuple(str(part) for part in first["loc"])
+    own = [text for keys, text in (given or {}).items() if path[: len(keys)] == keys]
+    where = own[-1] if own else where
     if first["type"] == "extra_forbidden":
         known = _keys_at(location[:-1])
         return ConfigError(f"unknown key: {key}", where=where, fix=did_you_mean(str(location[-1]), known))
     message = first["msg"].removeprefix("Value error, ")
     got = None if first["type"] == "value_error" else repr(first.get("input"))
-    return ConfigError(f"{key}: {message}", where=where, got=got)
+    fix = None
+    if first["type"] == "literal_error" and isinstance(first.get("input"), str):
+        fix = did_you_mean(first["input"], re.findall("'([^']*)'", first["ctx"]["expected"]))
+    return ConfigError(f"{key}: {message}", where=where, got=got, fix=fix)
 
 
 def _location(parts: tuple[int | str, ...], *, unknown: bool) -> list[Any]:

@@ -241,6 +241,26 @@ def test_training_data_on_the_command_line_does_not_keep_the_files_held_out_rows
     assert config.load(file).data.eval[0].path == "theirs_heldout.jsonl"
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.max_stepz=5", "did you mean 'max_steps'"),
+        ("curate.steps=[{near_duplicates: {treshold: 0.5}}]", "did you mean 'threshold'"),
+        ("data.dataset=[{path: a.jsonl, wieght: 2}]", "did you mean 'weight'"),
+        ("data.curriculum.difficulty=lenght", "did you mean 'length'"),
+    ],
+)
+def test_what_is_wrong_with_an_override_is_not_blamed_on_the_file(tmp_path, override, message):
+    file = write(tmp_path, "task: generate")
+    with pytest.raises(ConfigError, match=message) as error:
+        config.load(file, ["seed=3", override])
+    assert error.value.where == override
+    file = write(tmp_path, "train: {max_stepz: 5}")
+    with pytest.raises(ConfigError, match="max_steps") as error:
+        config.load(file, ["train.learning_rate=0.1"])
+    assert error.value.where == file
+
+
 def test_what_was_told_is_what_was_set_and_builds_the_same():
     loaded = config.load(None, ["lora=null", "train.remat=none", "data.train=rows.jsonl", "mesh.fsdp=2"])
     values = told(loaded)
