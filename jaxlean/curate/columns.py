@@ -40,6 +40,11 @@ def merge(schemas: Iterable[pa.Schema]) -> pa.Schema:
     return pa.schema(fields.values())
 
 
+def as_json(schema: pa.Schema) -> list[str]:
+    """Names of the columns whose values are written as JSON."""
+    return [field.name for field in schema if field.metadata == AS_JSON]
+
+
 def table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
     """Rows as a table with these columns; what a row lacks is null."""
     arrays = []

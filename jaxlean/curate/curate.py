@@ -84,7 +84,7 @@ def curate(
 
     # what is left, what is not, and why
     write(folder, corpus, columns, chars, alive, [(answer.step, answer.found) for answer in answers], held_out)
-    told = publish(folder, corpus, held_out, chars, alive, answers, time.perf_counter() - start)
+    told = publish(folder, corpus, held_out, columns, chars, alive, answers, time.perf_counter() - start)
     shutil.rmtree(folder / "work")
     show(told, console)
     return told
@@ -135,5 +135,5 @@ def _check_something_is_left(answers: list[Answer], alive: np.ndarray, corpus: C
         f"nothing is left of {len(corpus):,} row{'s' * (len(corpus) != 1)}",
         where=f"curate.steps, after {answers[-1].step}",
         got=said,
-        fix="loosen that step's settings, or leave it out",
+        fix="loosen that step's settings, or leave it out; then the same command with --overwrite",
     )

@@ -14,11 +14,11 @@ from jaxlean.curate.corpus import Corpus
 from jaxlean.curate.found import Found
 from jaxlean.curate.layout import parts_of
 from jaxlean.data.files import Row
+from jaxlean.data.format import ORIGIN
 from jaxlean.errors import DataError
 
 # Of the columns that are written beside the rows' own. A row's own of the same name is replaced, but for the origin.
 PREFIX = "jaxlean_"
-ORIGIN = f"{PREFIX}origin"
 DROPPED = "dropped.parquet"
 _GROUP_ROWS, _GROUP_CHARS = 8192, 2**24  # of a row group
 

@@ -5,16 +5,19 @@ import json
 import resource
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
 from jaxlean import __version__
 from jaxlean.cost.memory import process_peak_bytes
+from jaxlean.curate.columns import as_json, merge
 from jaxlean.curate.corpus import Corpus
 from jaxlean.curate.found import Found, write_text
 from jaxlean.curate.layout import data_train
@@ -51,6 +54,7 @@ def publish(
     folder: Path,
     corpus: Corpus,
     held_out: Corpus | None,
+    schemas: Sequence[pa.Schema],
     chars: np.ndarray,
     alive: np.ndarray,
     answers: list[Answer],
@@ -62,6 +66,7 @@ def publish(
         folder: the output folder.
         corpus: all rows.
         held_out: rows that steps compare with, if any.
+        schemas: the columns of each source.
         chars: [rows], of each row.
         alive: [rows] bool: stayed.
         answers: of the steps, in order.
@@ -84,6 +89,7 @@ def publish(
         ],
         "held_out": [source.path for source in held_out.sources] if held_out else [],
         "data.train": data_train(folder, corpus, per_source),
+        "columns_as_json": as_json(merge(schemas)),
         "steps": [_step(answer, corpus, held_out) for answer in answers],
         "jaxlean": __version__,
     }
@@ -110,11 +116,20 @@ def show(told: dict[str, Any], console: Console) -> None:
         console.print(_NOT_LOOKED_FOR)
     if _needs_saying(told):
         console.print(f"to train on them: {_data_train(told)}", markup=False, soft_wrap=True)
+    if told.get("columns_as_json"):  # not in reports of before
+        console.print(f"columns {_as_json(told)}", markup=False, soft_wrap=True)
 
 
 def _needs_saying(told: dict[str, Any]) -> bool:
     """Whether `data.train=FOLDER` is not all there is to it."""
     return len(told["data.train"]) > 1 or len(told["data.train"][0]) > 1
+
+
+def _as_json(told: dict[str, Any]) -> str:
+    return (
+        f"written as JSON, since Parquet has one kind of value a column: {', '.join(told['columns_as_json'])}; jaxlean "
+        "reads the values as they were"
+    )
 
 
 def _data_train(told: dict[str, Any]) -> str:
@@ -194,6 +209,7 @@ def _markdown(told: dict[str, Any], drawn: bool) -> str:
         "",
         *([] if told["held_out"] else [_NOT_LOOKED_FOR, ""]),
         *([f"To train on them: `{_data_train(told)}`", ""] if _needs_saying(told) else []),
+        *([f"Columns {_as_json(told)}.", ""] if told["columns_as_json"] else []),
         f"![histograms]({_PICTURES})"
         if drawn
         else "No pictures: they need matplotlib (pip install 'jaxlean[curate]').",

@@ -68,6 +68,9 @@ _ALPACA_INPUT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
+# A column of what `jaxlean curate` writes: the place that a row came from.
+ORIGIN = "jaxlean_origin"
+_HOW_CURATED = "rows of `jaxlean curate` whose sources were read in several ways: report.md says with which data.train"
 _ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
@@ -159,7 +162,9 @@ def _guess(columns: list[str], path: str) -> str:
         where=path,
         got=f"columns {', '.join(columns)}" + (f", which fit {' and '.join(fits)}" if fits else ""),
         wanted="one of " + "; ".join(f"{shape} ({', '.join(needed)})" for shape, needed in SHAPES.items()),
-        fix=f"set the source's format: {fits[0]}"
+        fix=_HOW_CURATED
+        if ORIGIN in columns
+        else f"set the source's format: {fits[0]}"
         if fits
         else "name the columns with data.prompt='{column}' and data.completion='{column}'",
     )

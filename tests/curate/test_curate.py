@@ -34,6 +34,7 @@ def test_if_nothing_is_left_it_says_which_step_dropped_how_many(curated, texts):
     message = str(error.value)
     assert "nothing is left of 6 rows" in message
     assert "exact_duplicates dropped 2 of 6 (the same text: 2); quality dropped 4 of 4 (min_words: 4)" in message
+    assert "then the same command with --overwrite" in message
 
 
 def test_a_dataset_of_one_row(curated):

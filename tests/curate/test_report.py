@@ -49,3 +49,16 @@ def test_a_few_examples_of_many(curated):
     told, _, _ = curated([{"text": "one and the same"}] * 50, ["exact_duplicates"], curate={"examples": 2})
     examples = told["steps"][1]["examples"]
     assert [example["origin"].rpartition(":")[2] for example in examples] == ["2", "50"]
+
+
+def test_columns_that_are_json_in_the_files_are_named(job, cli, tmp_path):
+    from jaxlean.config import dump
+
+    rows = [{"text": f"the row number {n} of these", "label": "1" if n % 2 else 1, "id": n} for n in range(4)]
+    (tmp_path / "c.yaml").write_text(dump(job(rows, ["exact_duplicates"], task="classify")))
+    code, out, err = cli("curate", tmp_path / "c.yaml")
+    assert code == 0, err
+    said = "columns written as JSON, since Parquet has one kind of value a column: label; jaxlean reads the values"
+    assert said in out
+    assert said[1:] in (tmp_path / "out" / "report.md").read_text()
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["columns_as_json"] == ["label"]

@@ -105,6 +105,12 @@ def test_columns_that_are_not_clear(row: dict[str, Any], source: dict[str, Any],
         made(row, **source)
 
 
+def test_what_curate_wrote_says_how_it_is_read() -> None:
+    with pytest.raises(DataError, match="no known row shape") as error:
+        made({"question": "a", "answer": "b", "jaxlean_origin": "x.jsonl:1"})
+    assert "report.md says with which data.train" in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("row", "source"),
     [
