@@ -284,7 +284,7 @@ def no_split_of_a_stream(data: DataSection) -> None:
     if data.streaming and data.eval_fraction and not data.eval:
         raise ConfigError(
             "data.eval_fraction needs the number of rows, which a stream does not tell",
-            fix="name held-out data in data.eval, or set data.streaming: false",
+            fix="name held-out data in data.eval, or set data.eval_fraction=0 or data.streaming=false",
         )
 
 
