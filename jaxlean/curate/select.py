@@ -197,7 +197,7 @@ def _check_free(output: Path, pool: Path, sources: Sequence[SourceSection], over
 def _check_there(key: str, sources: Sequence[SourceSection], what: str) -> None:
     """Refuse files of the config that are not there, of which a first choice has no need."""
     for source in sources:
-        if not Path(source.path).exists():
+        if "://" not in source.path and not Path(source.path).exists():
             try:
                 must_be_an_id(source.path)
             except DataError:
