@@ -43,10 +43,7 @@ def load(file: str | Path | None, overrides: list[str] | None = None) -> RunConf
     values = _canonical(values, RunConfig, where=file)
     given = {_apply(values, override): override for override in overrides or []}
     _own_held_out_rows(values, overrides or [])
-    try:
-        config = RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise _explain(error, file, given) from None
+    config = _checked(values, file, given)
     if file is not None:
         _find_paths(config, Path(file).resolve().parent)
     return config
@@ -58,10 +55,7 @@ def build(values: dict[str, Any], *, where: object = None) -> RunConfig:
     Raises:
         ConfigError: names the first key that is unknown or holds a wrong value.
     """
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise _explain(error, where) from None
+    return _checked(values, where, {})
 
 
 def dump(config: RunConfig) -> str:
@@ -187,7 +181,14 @@ def _own_held_out_rows(values: dict[str, Any], overrides: list[str]) -> None:
         data.setdefault("eval_fraction", 0.05)
 
 
-def _explain(error: ValidationError, where: object, given: Mapping[tuple[str, ...], str] | None = None) -> ConfigError:
+def _checked(values: dict[str, Any], where: object, given: Mapping[tuple[str, ...], str]) -> RunConfig:
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, where, given) from None
+
+
+def _explain(error: ValidationError, where: object, given: Mapping[tuple[str, ...], str]) -> ConfigError:
     """The first of pydantic's findings, in our form; a key that is misspelt before one that is therefore missing.
 
     Args:
@@ -200,7 +201,7 @@ def _explain(error: ValidationError, where: object, given: Mapping[tuple[str, ..
     location = _location(first["loc"], unknown=first["type"] == "extra_forbidden")
     key = ".".join(str(part) for part in location) or "the config"
     path = tuple(str(part) for part in first["loc"])
-    own = [text for keys, text in (given or {}).items() if path[: len(keys)] == keys]
+    own = [text for keys, text in given.items() if path[: len(keys)] == keys]
     where = own[-1] if own else where
     if first["type"] == "extra_forbidden":
         known = _keys_at(location[:-1])

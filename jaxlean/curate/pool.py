@@ -76,7 +76,7 @@ def read_pool(
         if row.get(column) is not None and str(row[column]).strip():  # 0 is a label
             times["have a label"] += 1
             known.setdefault(text, (example, origin))
-        elif _bare(example) in held:
+        elif held and _bare(example) in held:
             times["stand in the held-out data"] += 1
         elif text in seen:
             times["are like a labelled one" if text in known else "come twice"] += 1
