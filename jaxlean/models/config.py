@@ -29,12 +29,14 @@ class Kind:
         rope: which of the config's rotary embeddings turns its queries and keys; None: none does (NoPE).
         sparse: whether its MLP is a mixture of experts.
         attention_norm: whether the input of its attention is normalised (ModernBERT's first is not).
+        wide: its linear layers whose kernels stay as they are where others' are quantized: those too sensitive for it.
     """
 
     window: int | None = None
     rope: Literal["rope", "local_rope"] | None = "rope"
     sparse: bool = False
     attention_norm: bool = True
+    wide: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from jaxlean.models.mixture import Load, balance_loss
 from jaxlean.models.new_tokens import NewTokens
 from jaxlean.models.self_attention import KeyValue, make_norm
 from jaxlean.models.stack import Scan, stacked, stacks, through
-from jaxlean.models.transformer import Transformer
+from jaxlean.models.transformer import Entered, Transformer
 
 __all__ = ["ACTIVATIONS", "LAYER_INPUT", "Cache", "Decoder", "DecoderConfig", "Scan"]
 
@@ -189,15 +189,19 @@ class Decoder(Transformer):
             found = config.logits_softcap * jnp.tanh(found / config.logits_softcap)
         return found
 
-    def _hidden(
+    def enter(
         self,
         tokens: jax.Array,
-        positions: jax.Array | None,
-        segments: jax.Array | None,
-        cache: Cache | None,
-        dropout: Dropout | None,
-        scan: Scan,
-    ) -> tuple[jax.Array, Cache | None, list[Load | None]]:
+        *,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        cache: Cache | None = None,
+        dropout: Dropout | None = None,
+    ) -> Entered:
+        """What goes into the first layer, and how a layer is run: for those who go through them in their own way.
+
+        Args as in `__call__` and `decode`.
+        """
         config, fold = self.config, self.layout.fold
         steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         if positions is None:
@@ -218,10 +222,27 @@ class Decoder(Transformer):
             return layer(x, angles, slots, cached, drop, number)
 
         x = self.layout.constrain(self._embedded(fold(tokens), fold(positions)), LAYER_INPUT)
+        return Entered(x, apply, slots)
+
+    def leave(self, x: jax.Array) -> jax.Array:
+        """The normalised hidden states of what the last layer gave."""
+        return self.layout.unfold(self.norm(x) if self.norm is not None else x)
+
+    def _hidden(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None,
+        segments: jax.Array | None,
+        cache: Cache | None,
+        dropout: Dropout | None,
+        scan: Scan,
+    ) -> tuple[jax.Array, Cache | None, list[Load | None]]:
+        config = self.config
+        x, apply, slots = self.enter(tokens, positions=positions, segments=segments, cache=cache, dropout=dropout)
         x, found = through(self.layers, config.all_kinds, apply, x, None if cache is None else cache.layers, scan)
         if cache is not None:
             cache = Cache(tuple(written for written, _ in found), slots.key_segments, cache.filled + tokens.shape[1])
-        return self.layout.unfold(self.norm(x) if self.norm is not None else x), cache, [load for _, load in found]
+        return self.leave(x), cache, [load for _, load in found]
 
     def _embedded(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         x = self.embed(tokens)

@@ -22,7 +22,7 @@ from jaxlean.models.new_tokens import NewTokens
 from jaxlean.models.pooling import first_tokens, segment_mean
 from jaxlean.models.self_attention import make_norm
 from jaxlean.models.stack import Scan, stacked, through
-from jaxlean.models.transformer import Transformer
+from jaxlean.models.transformer import Entered, Transformer
 
 Head = Literal["none", "classify", "tag", "embed"]
 
@@ -171,6 +171,23 @@ class Encoder(Transformer):
         Returns:
             [batch, length, hidden].
         """
+        entered = self.enter(tokens, positions=positions, segments=segments, token_types=token_types, dropout=dropout)
+        x, _ = through(self.layers, self.config.all_kinds, entered.apply, entered.x, None, scan)
+        return self.leave(x)
+
+    def enter(
+        self,
+        tokens: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        token_types: jax.Array | None = None,
+        dropout: Dropout | None = None,
+    ) -> Entered:
+        """What goes into the first layer, and how a layer is run: for those who go through them in their own way.
+
+        Args as of `hidden`.
+        """
         config, fold = self.config, self.layout.fold
         steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         if segments is None:
@@ -188,7 +205,10 @@ class Encoder(Transformer):
             return layer(x, angles, slots, None, drop, number)[0], None
 
         x = self._embedded(fold(tokens), fold(positions), fold(token_types))
-        x, _ = through(self.layers, config.all_kinds, apply, self.layout.constrain(x, LAYER_INPUT), None, scan)
+        return Entered(self.layout.constrain(x, LAYER_INPUT), apply, slots)
+
+    def leave(self, x: jax.Array) -> jax.Array:
+        """The hidden states of what the last layer gave."""
         return self.layout.unfold(self.norm(x) if self.norm is not None else x)
 
     def classify(self, hidden: jax.Array, segments: jax.Array, dropout: Dropout | None = None) -> jax.Array:

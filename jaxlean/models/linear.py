@@ -1,6 +1,6 @@
 """The one linear layer: a kernel in one of several forms, perhaps a bias, perhaps a low-rank adapter."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -156,6 +156,8 @@ class Linear(nnx.Module):
         self.dtype = dtype
         self.matmul: Matmul = "default"
         self.place: KernelPlace = NOWHERE
+        # told every input, where somebody wants to know them (`compress.walk`)
+        self.observe: Callable[[jax.Array], None] | None = None
 
     def attach(self, leaves: Mapping[str, Any], *, where: str = "a linear layer") -> None:
         """Declare what stands in the tree: adapter leaves, and the kernel in the form that it has there.
@@ -197,6 +199,8 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, dropout: Dropout | None = None) -> jax.Array:
         """[..., in] -> [..., out] in the compute dtype."""
         x = x.astype(self.dtype)
+        if self.observe is not None:
+            self.observe(x)
         kernel = self.held()
         y = product(x, kernel, self.matmul, self.place)
         if self.lora_a is not None and self.lora_b is not None and self.lora_scale is not None:

@@ -50,9 +50,10 @@ def project(x: jax.Array, layers: Sequence[Linear], dropouts: Sequence[Dropout |
 
 
 def _simple(layer: Linear) -> bool:
-    """A plain adapter over a kernel that is multiplied in the compute dtype."""
+    """A plain adapter over a kernel that is multiplied in the compute dtype, and nobody asks for its inputs."""
     return (
         layer.matmul == "default"
+        and layer.observe is None
         and layer.lora_a is not None
         and layer.lora_b is not None
         and layer.lora_scale is not None

@@ -7,7 +7,7 @@ written, so that a window is a window and not a mask over everything. A model of
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -110,6 +110,32 @@ def modules(layers: nnx.Module, kinds: tuple[Kind, ...]) -> list[Any]:
     """One module a stack, as `stacked` made them."""
     num = len(stacks(kinds))
     return [layers] if num == 1 else [getattr(layers, str(number)) for number in range(num)]
+
+
+def take_apart(params: Mapping[str, Any], kinds: tuple[Kind, ...]) -> list[dict[str, Any]]:
+    """The parameters of a model's `layers`, as the trees of single layers in the order of their numbers.
+
+    Args:
+        params: as `stacked` makes them: one stack, or one for each number.
+        kinds: one a layer.
+    """
+    found = stacks(kinds)
+    layers: list[dict[str, Any]] = [{} for _ in kinds]
+    for place, stack in enumerate(found):
+        own = params if len(found) == 1 else params[str(place)]
+        for index, number in enumerate(stack.numbers):
+            layers[number] = jax.tree.map(lambda x, index=index: x[index], dict(own))
+    return layers
+
+
+def put_together(layers: Sequence[Mapping[str, Any]], kinds: tuple[Kind, ...]) -> dict[str, Any]:
+    """The inverse of `take_apart`; what layers of one kind have must be of one shape."""
+    found = stacks(kinds)
+    parts = []
+    for stack in found:
+        own = [dict(layers[number]) for number in stack.numbers]
+        parts.append(jax.tree.map(lambda *each: jnp.stack(each), *own))
+    return parts[0] if len(parts) == 1 else {str(place): part for place, part in enumerate(parts)}
 
 
 def through(

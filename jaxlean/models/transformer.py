@@ -1,13 +1,27 @@
-"""What decoders and encoders have in common beside their layers: where they lie on devices."""
+"""What decoders and encoders have in common beside their layers: how these are run, where they lie on devices."""
 
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 
+import jax
 from flax import nnx
 
+from jaxlean.models.attention import Slots
 from jaxlean.models.config import LayersConfig
 from jaxlean.models.layout import KernelPlace, Layout
 from jaxlean.models.linear import Linear
 from jaxlean.models.stack import modules
+
+
+class Entered(NamedTuple):
+    """What goes into the layers, and how one is run.
+
+    `apply(layer, x, cache or None, number, kind) -> (x, anything)`, as `stack.through` takes it.
+    """
+
+    x: jax.Array
+    apply: Callable[[Any, Any, Any, Any, Any], tuple[Any, Any]]
+    slots: Slots
 
 
 class Transformer(nnx.Module):

@@ -221,3 +221,13 @@ def test_the_layer_multiplies_as_it_is_told(matmul):
     np.testing.assert_allclose(got, product(x, {"kernel": kernel}, matmul) + low, rtol=1e-5, atol=1e-4)
     exact = np.asarray(x @ kernel)
     assert (np.abs(product(x, {"kernel": kernel}, matmul) - exact).max() > 1e-3) == (matmul != "default")
+
+
+def test_who_observes_a_layer_sees_its_inputs():
+    module = Linear(IN, OUT, bias=False, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    seen = []
+    module.observe = seen.append
+    x = array(5, 2, IN)
+    module(x)
+    module(2 * x)
+    np.testing.assert_array_equal(jnp.stack(seen), jnp.stack([x, 2 * x]))

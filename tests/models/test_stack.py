@@ -16,7 +16,7 @@ from jaxlean.models.build import abstract
 from jaxlean.models.config import Kind
 from jaxlean.models.decoder import DecoderConfig
 from jaxlean.models.rope import Rope
-from jaxlean.models.stack import Group, modules, runs, stacks, through
+from jaxlean.models.stack import Group, modules, put_together, runs, stacks, take_apart, through
 from jaxlean.xla.remat import scan_layers
 
 LOCAL, FULL = Kind(window=3, rope="local_rope"), Kind()
@@ -185,3 +185,25 @@ def test_dropout_differs_from_layer_to_layer_in_every_stack():
     for numbers in found:
         seen += np.asarray(numbers).tolist()
     assert sorted(seen) == list(range(8))
+
+
+@pytest.mark.parametrize("kinds", [(FULL,) * 4, (LOCAL, FULL) * 2, (LOCAL, LOCAL, FULL)], ids=["one", "groups", "runs"])
+def test_layers_are_taken_apart_and_put_together(kinds):
+    _, params = draw(replace(SHAPE, num_layers=len(kinds), kinds=kinds))
+    layers = take_apart(params["layers"], kinds)
+    assert [layer["attention"]["query"]["kernel"].shape for layer in layers] == [(16, 32)] * len(kinds)
+    every = stacks(kinds)
+    for place, stack in enumerate(every):
+        own = params["layers"] if len(every) == 1 else params["layers"][str(place)]
+        for index, number in enumerate(stack.numbers):
+            np.testing.assert_array_equal(layers[number]["mlp"]["down"]["kernel"], own["mlp"]["down"]["kernel"][index])
+    again = tree.flatten(put_together(layers, kinds))
+    assert again.keys() == tree.flatten(params["layers"]).keys()
+    for path, leaf in tree.flatten(params["layers"]).items():
+        np.testing.assert_array_equal(again[path], leaf)
+
+
+def test_a_layer_that_keeps_a_wide_kernel_is_of_another_kind():
+    """So it is a stack of its own, and holds its kernel in a form that the others do not have."""
+    kinds = (Kind(), Kind(wide=("mlp.down",)), Kind(), Kind())
+    assert [list(one.numbers) for one in stacks(kinds) if one.kind.wide] == [[1]]
