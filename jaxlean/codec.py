@@ -1,4 +1,4 @@
-"""A frozen matrix in fewer bits: int8 and NF4, as leaves that stand in a parameter tree in the kernel's place.
+"""A frozen matrix in fewer bits, as leaves that stand in a parameter tree in the kernel's place.
 
 Side by side in the tree, where a plain layer has `kernel` [.., in, out] (a leading dim is the stacked layers'):
 
@@ -8,9 +8,16 @@ Side by side in the tree, where a plain layer has `kernel` [.., in, out] (a lead
            kernel_absmax         uint8   [.., in / 64, out]   absmax of 64 values of a column, less offset, in 8 bits
            kernel_absmax_scale   float32 [.., in / 64, out / 256]
            kernel_absmax_offset  float32 [..]                 mean of a matrix's absmaxes
+    int4   kernel_int4           uint8   [.., in / 2, out]    numbers -8 to 7, plus 8, of row 2i (high) and 2i + 1 (low)
+           kernel_scales         float32 [.., groups, out]    of in / groups values of a column each
+    int8_grouped
+           kernel_int8_grouped   int8    [.., in, out]
+           kernel_scales         float32 [.., groups, out]
 
-Fractions are rounded up: the last block of a column, and the last group of 256 columns, may be smaller. int8 takes 8
-bits a parameter; nf4 takes 4 + 8 / 64 + 32 / (64 * 256) = 4.127.
+int8 takes 8 bits a parameter; nf4 takes 4 + 8 / 64 + 32 / (64 * 256) = 4.127. Of nf4 fractions are rounded up: the last
+block of a column, and the last group of 256 columns, may be smaller. The groups of the last two formats divide a column
+evenly; they are what quantized models are shared in (`hub.compressed`), and how their numbers are chosen is the matter
+of `jaxlean.compress`.
 
 NF4 is that of QLoRA (arXiv 2305.14314): 16 levels that are equally likely for normally distributed weights, scaled by
 each block's absmax, which is itself held in 8 bits ("double quantization"). A block is 64 values of one column, that
@@ -30,7 +37,7 @@ import numpy as np
 
 from jaxlean.errors import ModelError
 
-Format = Literal["int8", "nf4"]
+Format = Literal["int8", "nf4", "int4", "int8_grouped"]
 Leaves = Mapping[str, Any]  # name -> array (or its shape): `kernel` alone, or what a format holds in its place
 
 # The leaf that has the numbers -> all leaves of its format.
@@ -38,7 +45,11 @@ LEAVES: dict[str, tuple[str, ...]] = {
     "kernel": ("kernel",),
     "kernel_int8": ("kernel_int8", "kernel_scale"),
     "kernel_nf4": ("kernel_nf4", "kernel_absmax", "kernel_absmax_scale", "kernel_absmax_offset"),
+    "kernel_int4": ("kernel_int4", "kernel_scales"),
+    "kernel_int8_grouped": ("kernel_int8_grouped", "kernel_scales"),
 }
+# Those of them in which a byte holds two parameters.
+_HALVES = ("kernel_nf4", "kernel_int4")
 BLOCK = 64  # values with one absmax
 GROUP = 256  # absmaxes with one scale
 
@@ -72,13 +83,24 @@ def _between(levels: np.ndarray) -> np.ndarray:
     return ((levels[:-1].astype(np.float64) + levels[1:]) / 2).astype(np.float32)
 
 
-def encode(kernel: jax.Array, form: Format) -> dict[str, jax.Array]:
+def encode(kernel: jax.Array, form: Format, *, group_size: int | None = None) -> dict[str, jax.Array]:
     """[.., in, out] of any float dtype -> the leaves of a format, by their names.
 
+    Args:
+        kernel: the matrix.
+        form: of its numbers.
+        group_size: of int4 and int8_grouped: values of a column with one scale; None: all of it.
+
     Raises:
-        ModelError: nf4 of an odd number of inputs.
+        ModelError: two numbers a byte, of an odd number of inputs; or a group size that does not divide them.
     """
-    return _encode_int8(kernel) if form == "int8" else _encode_nf4(kernel)
+    if form == "int8":
+        return _encode_int8(kernel)
+    if form == "nf4":
+        return _encode_nf4(kernel)
+    bits = 4 if form == "int4" else 8
+    scales = group_scales(kernel, bits, group_size)
+    return pack_groups(round_to_groups(kernel, scales, bits), scales, bits)
 
 
 def decode(leaves: Leaves, dtype: Any) -> jax.Array:
@@ -87,6 +109,9 @@ def decode(leaves: Leaves, dtype: Any) -> jax.Array:
         return leaves["kernel"].astype(dtype)
     if "kernel_int8" in leaves:
         return (leaves["kernel_int8"].astype(jnp.float32) * leaves["kernel_scale"][..., None, :]).astype(dtype)
+    if "kernel_scales" in leaves:
+        values, scales = unpack_groups(leaves)
+        return (values.astype(jnp.float32) * _spread(scales, values.shape[-2])).astype(dtype)
     return _decode_nf4(leaves).astype(dtype)
 
 
@@ -94,18 +119,26 @@ def shape(leaves: Leaves) -> tuple[int, ...]:
     """[.., in, out] of the kernel that leaves stand for."""
     main = next(name for name in LEAVES if name in leaves)
     *stack, rows, columns = leaves[main].shape
-    return (*stack, 2 * rows if main == "kernel_nf4" else rows, columns)
+    return (*stack, 2 * rows if main in _HALVES else rows, columns)
 
 
-def shapes(kernel: tuple[int, ...], form: Format) -> dict[str, jax.ShapeDtypeStruct]:
+def shapes(kernel: tuple[int, ...], form: Format, *, group_size: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
     """The leaves of a kernel of that shape."""
-    return jax.eval_shape(lambda: encode(jnp.zeros(kernel, jnp.float32), form))
+    return jax.eval_shape(lambda: encode(jnp.zeros(kernel, jnp.float32), form, group_size=group_size))
+
+
+def wanted(kernel: tuple[int, ...], leaves: Leaves) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the leaves of a kernel of that shape should be, in the format that `leaves` have."""
+    main = next(name for name in LEAVES if name in leaves)
+    form: Any = main.removeprefix("kernel_")
+    groups = leaves["kernel_scales"].shape[-2] if "kernel_scales" in leaves else 1
+    return shapes(kernel, form, group_size=kernel[-2] // groups if kernel[-2] % groups == 0 else None)
 
 
 def num_params(path: str, leaf: Any) -> int:
-    """Parameters of the model that a leaf of its tree stands for: two a byte in nf4, none where it only scales."""
+    """Parameters that a leaf of a tree stands for: two a byte of four bits, none where it only scales."""
     name = path.rsplit(".", 1)[-1]
-    if name == "kernel_nf4":
+    if name in _HALVES:
         return 2 * int(leaf.size)
     return 0 if name.startswith("kernel_") and name not in LEAVES else int(leaf.size)
 
@@ -133,7 +166,7 @@ def each_layer(function: Callable[[Any], Any], leaves: Any, *, dims: int) -> Any
 
 def is_quantized(paths: Iterable[str]) -> bool:
     """Whether a tree holds a matrix in fewer bits."""
-    return any(path.endswith((".kernel_int8", ".kernel_nf4")) for path in paths)
+    return any(path.rpartition(".")[2] in LEAVES and not path.endswith(".kernel") for path in paths)
 
 
 # ---- int8, and any other narrow dtype with one scale
@@ -172,6 +205,76 @@ def _divisor(scale: jax.Array) -> jax.Array:
     return jnp.where(scale == 0, 1.0, scale)
 
 
+# ---- int4 and int8 in groups
+
+
+def group_scales(kernel: jax.Array, bits: int, group_size: int | None) -> jax.Array:
+    """float32 [.., groups, out]: what makes each group's largest value the end of the range, half a step beyond it.
+
+    That is compressed-tensors' choice: of 4 bits -7.5 to 7.5, of which 7.5 is rounded down to 7.
+
+    Raises:
+        ModelError: the group size does not divide the number of inputs.
+    """
+    *stack, rows, columns = kernel.shape
+    size = rows if group_size is None else group_size
+    if rows % size:
+        fitting = [n for n in (128, 64, 32, 16, rows) if rows % n == 0]
+        raise ModelError(
+            "a group size that does not divide a matrix' inputs", got=f"{rows} inputs in groups of {size}",
+            fix=f"one that does: {', '.join(map(str, fitting))}",
+        )  # fmt: skip
+    grouped = jnp.abs(kernel.astype(jnp.float32)).reshape(*stack, rows // size, size, columns)
+    return grouped.max(axis=-2) * np.float32(2 / (2**bits - 1))
+
+
+def round_to_groups(kernel: jax.Array, scales: jax.Array, bits: int) -> jax.Array:
+    """int8 [.., in, out]: the nearest numbers of so many bits, -2^(bits - 1) to 2^(bits - 1) - 1, of each value."""
+    divisor = _spread(_divisor(scales), kernel.shape[-2])
+    half = 2 ** (bits - 1)
+    return jnp.clip(jnp.round(kernel.astype(jnp.float32) / divisor), -half, half - 1).astype(jnp.int8)
+
+
+def pack_groups(values: jax.Array, scales: jax.Array, bits: int) -> dict[str, jax.Array]:
+    """The leaves of int4 or int8_grouped.
+
+    Args:
+        values: int8 [.., in, out], of so many bits.
+        scales: float32 [.., groups, out].
+        bits: 4 or 8.
+
+    Raises:
+        ModelError: 4 bits of an odd number of inputs.
+    """
+    if bits == 8:
+        return {"kernel_int8_grouped": values, "kernel_scales": scales}
+    *_, rows, columns = values.shape
+    if rows % 2:
+        raise ModelError("int4 holds two inputs a byte; this matrix has an odd number", got=f"{rows} x {columns}")
+    codes = (values + jnp.int8(8)).astype(jnp.uint8)
+    return {"kernel_int4": (codes[..., 0::2, :] << jnp.uint8(4)) | codes[..., 1::2, :], "kernel_scales": scales}
+
+
+def unpack_groups(leaves: Leaves) -> tuple[jax.Array, jax.Array]:
+    """(int8 values [.., in, out], scales [.., groups, out]): the inverse of `pack_groups`."""
+    if "kernel_int8_grouped" in leaves:
+        return leaves["kernel_int8_grouped"], leaves["kernel_scales"]
+    return _halves(leaves["kernel_int4"]).astype(jnp.int8) - jnp.int8(8), leaves["kernel_scales"]
+
+
+def _halves(packed: jax.Array) -> jax.Array:
+    """uint8 [.., in / 2, out] -> [.., in, out], the four high bits of each byte, then the low ones."""
+    *stack, half, columns = packed.shape
+    # each byte twice, shifted by what its row asks for: unlike a stack of both halves, no copy of the codes is made
+    shift = jnp.asarray([[4], [0]], jnp.uint8)
+    return ((packed[..., None, :] >> shift) & jnp.uint8(15)).reshape(*stack, 2 * half, columns)
+
+
+def _spread(scales: jax.Array, rows: int) -> jax.Array:
+    """[.., groups, out] -> [.., in, out]."""
+    return jnp.repeat(scales, rows // scales.shape[-2], axis=-2)
+
+
 # ---- nf4
 
 
@@ -205,12 +308,8 @@ def _encode_nf4(kernel: jax.Array) -> dict[str, jax.Array]:
 
 
 def _decode_nf4(leaves: Leaves) -> jax.Array:
-    packed, absmax = leaves["kernel_nf4"], decode_absmax(leaves)
-    *stack, half, columns = packed.shape
-    # each byte twice, shifted by what its row asks for: unlike a stack of both halves, no copy of the codes is made
-    shift = jnp.asarray([[4], [0]], jnp.uint8)
-    codes = ((packed[..., None, :] >> shift) & jnp.uint8(15)).reshape(*stack, 2 * half, columns)
-    spread = jnp.repeat(absmax, BLOCK, axis=-2)[..., : 2 * half, :]
+    codes, absmax = _halves(leaves["kernel_nf4"]), decode_absmax(leaves)
+    spread = jnp.repeat(absmax, BLOCK, axis=-2)[..., : codes.shape[-2], :]
     # XLA takes constants out of a loop over layers, each as an array as large as what it is compared with; what hangs
     # on a layer's numbers stays inside
     nothing = 0.0 * leaves["kernel_absmax_offset"][..., None, None]

@@ -20,7 +20,7 @@ BORDERS = (
     *(-0.13791173323988914, -0.045525018125772476, 0.03979014977812767, 0.1202552504837513, 0.2035212516784668),
     *(0.2920137718319893, 0.3893125355243683, 0.5016634166240692, 0.6427869200706482, 0.8614784181118011),
 )
-encode = jax.jit(codec.encode, static_argnums=1)
+encode = jax.jit(codec.encode, static_argnums=1, static_argnames="group_size")
 decode = jax.jit(codec.decode, static_argnums=1)
 
 
@@ -288,3 +288,66 @@ def test_narrow_uses_the_whole_range_of_a_dtype(dtype, largest, axis):
     error = np.abs(wide * np.expand_dims(np.asarray(scale), axis) - x)
     assert (error <= steps * np.abs(x).max(axis=axis, keepdims=True) * 1.01).all()
     assert not np.asarray(scale)[3 if axis == 0 else 2].any()
+
+
+# ---- int4 and int8 in groups
+
+
+def groups_by_hand(kernel, bits, size):
+    """The nearest of 2^bits numbers, whose step is the group's absmax over half of 2^bits - 1; float64."""
+    rows, columns = kernel.shape
+    grouped = np.asarray(kernel, np.float64).reshape(rows // size, size, columns)
+    scale = np.abs(grouped).max(axis=1) / ((2**bits - 1) / 2)
+    steps = grouped / np.where(scale == 0, 1, scale)[:, None]
+    values = np.clip(np.round(steps), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    # each group's largest lies between two numbers, and is as near to one as to the other
+    return values.reshape(rows, columns), scale, (np.abs(np.abs(steps) % 1 - 0.5) < 1e-4).reshape(rows, columns)
+
+
+@pytest.mark.parametrize(("form", "bits"), [("int4", 4), ("int8_grouped", 8)])
+@pytest.mark.parametrize("size", [16, 64, None])
+def test_groups_are_rounded_to_the_nearest_number(form, bits, size):
+    kernel = normal(64, 6).at[:, 2].set(0.0)
+    leaves = encode(kernel, form, group_size=size)
+    values, scale, between = groups_by_hand(kernel, bits, size or 64)
+    got, scales = codec.unpack_groups(leaves)
+    np.testing.assert_array_equal(np.asarray(got)[~between], values[~between])
+    assert np.abs(np.asarray(got) - values).max() <= 1
+    assert between.sum() <= scale.size * 2
+    np.testing.assert_allclose(scales, scale, rtol=1e-6)
+    wide = np.asarray(got, np.float64) * np.repeat(np.asarray(scales), size or 64, axis=0)
+    np.testing.assert_allclose(decode(leaves, jnp.float32), wide, rtol=1e-6)
+    assert set(leaves) == set(codec.LEAVES[f"kernel_{form}"])
+    assert codec.shape(leaves) == (64, 6)
+    declared = codec.wanted((64, 6), leaves)
+    assert {name: (x.shape, x.dtype) for name, x in leaves.items()} == {
+        name: (x.shape, x.dtype) for name, x in declared.items()
+    }
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(2, 3), (8, 1), (6, 5)]), st.booleans())
+def test_what_is_packed_is_unpacked(seed, shape, stacked):
+    shape = (2, *shape) if stacked else shape
+    values = np.random.default_rng(seed).integers(-8, 8, shape, np.int8)
+    scales = jnp.ones((*shape[:-2], 1, shape[-1]), jnp.float32)
+    leaves = codec.pack_groups(jnp.asarray(values), scales, 4)
+    assert leaves["kernel_int4"].dtype == jnp.uint8
+    assert leaves["kernel_int4"].size * 2 == values.size
+    np.testing.assert_array_equal(codec.unpack_groups(leaves)[0], values)
+
+
+def test_bits_of_a_parameter_in_groups():
+    found = codec.shapes((1024, 512), "int4", group_size=128)
+    assert sum(x.size * x.dtype.itemsize for x in found.values()) * 8 / (1024 * 512) == 4 + 32 / 128
+    assert codec.num_params("mlp.up.kernel_int4", found["kernel_int4"]) == 1024 * 512
+    assert codec.num_params("mlp.up.kernel_scales", found["kernel_scales"]) == 0
+    assert codec.is_quantized(["mlp.up.kernel_int4"])
+
+
+def test_groups_must_divide_a_column():
+    with pytest.raises(ModelError, match="a group size that does not divide a matrix' inputs") as caught:
+        encode(normal(576, 4), "int4", group_size=128)
+    assert "576 inputs in groups of 128" in str(caught.value)
+    assert "64" in str(caught.value)
+    with pytest.raises(ModelError, match="odd number"):
+        encode(normal(7, 4), "int4")

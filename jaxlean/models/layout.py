@@ -169,11 +169,11 @@ class KernelPlace:
         if mesh is None or mesh.shape["fsdp"] == 1 or "kernel" in leaves:
             return leaves
         rows, columns = ("tensor", None) if self.layer in _BACK else (None, "tensor")
+        numbers, of_blocks = PartitionSpec(rows, columns), PartitionSpec(None, columns)
         specs = {
-            "kernel_int8": PartitionSpec(rows, columns),
-            "kernel_nf4": PartitionSpec(rows, columns),
-            # as `xla.mesh.RULES` have it: its rows are never split
-            "kernel_absmax": PartitionSpec(None, columns),
+            **dict.fromkeys(("kernel_int8", "kernel_nf4", "kernel_int4", "kernel_int8_grouped"), numbers),
+            # as `xla.mesh.RULES` have it: their rows are never split
+            **dict.fromkeys(("kernel_absmax", "kernel_scales"), of_blocks),
         }
         return {
             name: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, specs[name])) if name in specs else x

@@ -149,6 +149,9 @@ class Linear(nnx.Module):
         self.kernel_absmax: nnx.Param | None = nnx.data(None)
         self.kernel_absmax_scale: nnx.Param | None = nnx.data(None)
         self.kernel_absmax_offset: nnx.Param | None = nnx.data(None)
+        self.kernel_int4: nnx.Param | None = nnx.data(None)
+        self.kernel_int8_grouped: nnx.Param | None = nnx.data(None)
+        self.kernel_scales: nnx.Param | None = nnx.data(None)
         self.lora_a: nnx.Param | None = nnx.data(None)
         self.lora_b: nnx.Param | None = nnx.data(None)
         self.lora_scale: nnx.Param | None = nnx.data(None)
@@ -174,7 +177,7 @@ class Linear(nnx.Module):
         for main, names in codec.LEAVES.items():
             if main == "kernel" or main not in leaves:
                 continue
-            wanted = codec.shapes(shape, "int8" if main == "kernel_int8" else "nf4")
+            wanted = codec.wanted(shape, leaves)
             for name in names:
                 if name not in leaves or tuple(leaves[name].shape) != wanted[name].shape:
                     got = tuple(leaves[name].shape) if name in leaves else "nothing"

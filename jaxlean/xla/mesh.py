@@ -29,6 +29,7 @@ ROWS = ("data", "fsdp", "expert")
 Specs = tuple[PartitionSpec, ...]
 # Layers whose columns `tensor` splits; of `out` and `down` it is the rows.
 _WIDE = r"\.(query|query_b|key|key_value_b|value|qkv|gate|up|gate_up)"
+_FORMS = r"(_int8|_nf4|_int4|_int8_grouped)?$"
 RULES: tuple[tuple[str, Specs], ...] = (
     # A vocabulary is often a number that nothing divides: then each device of `tensor` holds all of it.
     (r"embed\.embedding$", (PartitionSpec("tensor", "fsdp"), PartitionSpec(None, "fsdp"))),
@@ -38,12 +39,12 @@ RULES: tuple[tuple[str, Specs], ...] = (
     (r"\.experts\.(gate|up|gate_up)\.kernel_absmax$", (PartitionSpec(None, "expert", None, "tensor"),)),
     (r"\.experts\.down\.kernel_absmax$", (PartitionSpec(None, "expert", None, "fsdp"),)),
     # A kernel in fewer bits (`jaxlean.codec`) lies as the kernel does.
-    (r"\.(query_a|key_value_a)\.kernel(_int8|_nf4)?$", (PartitionSpec(None, "fsdp", None),)),
-    (_WIDE + r"\.kernel(_int8|_nf4)?$", (PartitionSpec(None, "fsdp", "tensor"),)),
-    (r"\.(out|down)\.kernel(_int8|_nf4)?$", (PartitionSpec(None, "tensor", "fsdp"),)),
-    # A byte for 64 parameters, split along the columns only: the number of blocks seldom divides.
-    (_WIDE + r"\.kernel_absmax$", (PartitionSpec(None, None, "tensor"),)),
-    (r"\.(out|down)\.kernel_absmax$", (PartitionSpec(None, None, "fsdp"),)),
+    (r"\.(query_a|key_value_a)\.kernel" + _FORMS, (PartitionSpec(None, "fsdp", None),)),
+    (_WIDE + r"\.kernel" + _FORMS, (PartitionSpec(None, "fsdp", "tensor"),)),
+    (r"\.(out|down)\.kernel" + _FORMS, (PartitionSpec(None, "tensor", "fsdp"),)),
+    # One number for many parameters, split along the columns only: the number of blocks seldom divides.
+    (_WIDE + r"\.kernel_(absmax|scales)$", (PartitionSpec(None, None, "tensor"),)),
+    (r"\.(out|down)\.kernel_(absmax|scales)$", (PartitionSpec(None, None, "fsdp"),)),
     # Norms, biases, adapters and scales are small: a copy everywhere costs less than gathering them.
     (r".*", (PartitionSpec(),)),
 )
