@@ -191,6 +191,21 @@ def merge(
 
 
 @app.command()
+def quantize(
+    config: Config,
+    overrides: Overrides = None,
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the quantized model to.")],
+    adapter: Annotated[Path | None, typer.Option(help="PEFT adapter folder, folded in first.")] = None,
+) -> None:
+    """Hold a trained model in 8 or 4 bits, as vLLM and transformers load it, and measure what that cost."""
+    settings = _load(config, overrides)
+    from jaxlean.run.quantize import quantize_model
+
+    quantize_model(settings, output, adapter=adapter)
+
+
+@app.command()
 def inspect(
     config: Config,
     overrides: Overrides = None,

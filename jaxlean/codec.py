@@ -111,7 +111,7 @@ def decode(leaves: Leaves, dtype: Any) -> jax.Array:
         return (leaves["kernel_int8"].astype(jnp.float32) * leaves["kernel_scale"][..., None, :]).astype(dtype)
     if "kernel_scales" in leaves:
         values, scales = unpack_groups(leaves)
-        return (values.astype(jnp.float32) * _spread(scales, values.shape[-2])).astype(dtype)
+        return (values.astype(jnp.float32) * spread(scales, values.shape[-2])).astype(dtype)
     return _decode_nf4(leaves).astype(dtype)
 
 
@@ -230,7 +230,7 @@ def group_scales(kernel: jax.Array, bits: int, group_size: int | None) -> jax.Ar
 
 def round_to_groups(kernel: jax.Array, scales: jax.Array, bits: int) -> jax.Array:
     """int8 [.., in, out]: the nearest numbers of so many bits, -2^(bits - 1) to 2^(bits - 1) - 1, of each value."""
-    divisor = _spread(_divisor(scales), kernel.shape[-2])
+    divisor = spread(_divisor(scales), kernel.shape[-2])
     half = 2 ** (bits - 1)
     return jnp.clip(jnp.round(kernel.astype(jnp.float32) / divisor), -half, half - 1).astype(jnp.int8)
 
@@ -270,7 +270,7 @@ def _halves(packed: jax.Array) -> jax.Array:
     return ((packed[..., None, :] >> shift) & jnp.uint8(15)).reshape(*stack, 2 * half, columns)
 
 
-def _spread(scales: jax.Array, rows: int) -> jax.Array:
+def spread(scales: jax.Array, rows: int) -> jax.Array:
     """[.., groups, out] -> [.., in, out]."""
     return jnp.repeat(scales, rows // scales.shape[-2], axis=-2)
 

@@ -1,5 +1,6 @@
 """A run is one `RunConfig`: every setting once (`sections`), read from YAML with overrides (`read`)."""
 
+from jaxlean.config.compression import CalibrationSection, QuantizeSection
 from jaxlean.config.curation import CurateSection, StepSection
 from jaxlean.config.curriculum import CurriculumSection
 from jaxlean.config.data import DataSection, SourceSection
@@ -20,6 +21,7 @@ __all__ = [
     "build",
     "dump",
     "load",
+    "CalibrationSection",
     "CostSection",
     "CurateSection",
     "CurriculumSection",
@@ -29,6 +31,7 @@ __all__ = [
     "LoraSection",
     "MeshSection",
     "ModelSection",
+    "QuantizeSection",
     "ReportSection",
     "RunConfig",
     "Section",

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
+from jaxlean.config.compression import CalibrationSection, QuantizeSection
 from jaxlean.config.curation import CurateSection
 from jaxlean.config.curriculum import CurriculumSection
 from jaxlean.config.data import DataSection
@@ -282,6 +283,8 @@ class RunConfig(Section):
     distributed: DistributedSection = Field(default_factory=DistributedSection)
     cost: CostSection = Field(default_factory=CostSection)
     curate: CurateSection = Field(default_factory=CurateSection)
+    calibration: CalibrationSection = Field(default_factory=CalibrationSection)
+    quantize: QuantizeSection = Field(default_factory=QuantizeSection)
     report: ReportSection = Field(default_factory=ReportSection)
 
     @field_validator("compilation_cache", mode="before")

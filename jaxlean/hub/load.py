@@ -15,6 +15,7 @@ from flax import nnx
 from jaxlean import codec, tree
 from jaxlean.adapt import quantize
 from jaxlean.errors import ConfigError, ModelError
+from jaxlean.hub import compressed
 from jaxlean.hub.encode import encode
 from jaxlean.hub.families import family_of
 from jaxlean.hub.family import Family
@@ -26,7 +27,7 @@ from jaxlean.hub.sentence import read_sentence
 from jaxlean.hub.task import Task, is_headless, not_in_files, with_head, with_image_head
 from jaxlean.models import attention as attentions
 from jaxlean.models.build import abstract
-from jaxlean.models.quantized import Matmul
+from jaxlean.models.quantized import Matmuls
 from jaxlean.xla.mesh import make_mesh, place
 from jaxlean.xla.precision import check_matmul, compute_dtype, parameter_dtype
 
@@ -50,7 +51,7 @@ class Model:
     dtype: Any
     folder: Path | None
     tokenizer_path: str | None = None
-    matmul: Matmul = "default"
+    matmul: Matmuls = "default"
     attention: attentions.Backend = "plain"
     bare: bool = False  # its tensors' names lack the family's prefix (`hub.names`)
     drawn: frozenset[str] = frozenset()  # parameters of its head that no file has: they know nothing yet
@@ -132,7 +133,7 @@ def load(
     tokenizer: str | None = None,
     trains: Callable[[str], bool] = lambda path: False,
     quantization: Literal["none", "int8", "nf4"] = "none",
-    matmul: Matmul = "default",
+    matmul: Matmuls = "default",
     attention: str = "auto",
     task: Task | None = None,
     labels: Sequence[str] | None = None,
@@ -169,9 +170,9 @@ def load(
         raw, folder / "config.json", dtype, mesh, tokenizer=tokenizer, trains=trains, quantization=quantization,
         matmul=matmul, attention=attention, task=task, labels=labels,
     )  # fmt: skip
-    form = None if quantization == "none" else quantization
     stored = stored_tensors(folder, model.family)
     in_files = Names(model.family, model.config, bare=is_bare(stored, model.family))
+    scheme = compressed.read_scheme(raw, folder / "config.json")
     model.drawn = not_in_files(tree.flatten(model.params), in_files, stored, raw=raw, labels=labels)
     params = read_params(
         folder,
@@ -179,7 +180,8 @@ def load(
         tree.split(abstract(model.config, dtype=model.dtype)[1], lambda path: path not in model.drawn)[0],
         dtype=parameter_dtype(model.dtype, trains),
         place=place(mesh),
-        form=lambda path: form if quantize.is_chosen(path) else None,
+        form=lambda path: _form(path, quantization, scheme, in_files)[0],
+        scheme=scheme,
     )
     new = tree.split(model.params, lambda path: path in model.drawn)[0]
     head = initial_head(tree.flatten(new), seed=seed, std=getattr(model.config, "initializer_range", 0.02))
@@ -198,7 +200,7 @@ def outline(
     tokenizer: str | None = None,
     trains: Callable[[str], bool] = lambda path: False,
     quantization: Literal["none", "int8", "nf4"] = "none",
-    matmul: Matmul = "default",
+    matmul: Matmuls = "default",
     attention: str = "auto",
     task: Task | None = None,
     labels: Sequence[str] | None = None,
@@ -227,7 +229,7 @@ def _described(
     tokenizer: str | None,
     trains: Callable[[str], bool],
     quantization: Literal["none", "int8", "nf4"],
-    matmul: Matmul,
+    matmul: Matmuls,
     attention: str,
     task: Task | None = None,
     labels: Sequence[str] | None = None,
@@ -242,19 +244,28 @@ def _described(
         folder=file.parent if isinstance(file, Path) else None,
     )  # fmt: skip
     compute = compute_dtype(dtype)
-    check_matmul(matmul, mesh.devices.flat[0])
+    scheme = compressed.read_scheme(raw, file)
+    if scheme is not None:
+        _check_once(quantization, file)
+        config = compressed.with_wide_layers(config, Names(family, config), scheme, _linear_layers(config))
+        matmul = "stored" if scheme.activations and matmul == "default" else matmul
+    if matmul != "stored":
+        check_matmul(matmul, mesh.devices.flat[0])
     backend = _attention(attention, mesh, config, compute)
     held, where = parameter_dtype(compute, trains), place(mesh)
     leaves: dict[str, Any] = {}
     to_train = []
     for path, leaf in tree.flatten(abstract(config, dtype=compute)[1]).items():
         own = {path: jax.ShapeDtypeStruct(leaf.shape, held(path))}
-        if quantization != "none" and quantize.is_chosen(path):
+        form, size = _form(path, quantization, scheme, Names(family, config))
+        if form is not None:
             to_train += [path] if trains(path) else []
             module = path.removesuffix("kernel")
-            own = {module + name: part for name, part in codec.shapes(leaf.shape, quantization).items()}
+            own = {module + name: part for name, part in codec.shapes(leaf.shape, form, group_size=size).items()}
         leaves |= {p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(p, x.shape)) for p, x in own.items()}
-    _check_frozen(to_train, quantization)
+    _check_frozen(
+        to_train, f"model.quantization={quantization}" if scheme is None else f"{compressed.METHOD} in {file}"
+    )
     params = tree.unflatten(leaves)
     graph, shapes = abstract(config, params, dtype=compute, matmul=matmul, attention=backend)
     tree.check(params, shapes, where=file)
@@ -262,12 +273,37 @@ def _described(
     return Model(family, config, raw, params, graph, compute, None, tokenizer, matmul, backend, bare)
 
 
+def _linear_layers(config: Any) -> list[str]:
+    return list(codec.kernels(tree.flatten(abstract(config)[1])))
+
+
+def _form(
+    path: str, quantization: Literal["none", "int8", "nf4"], scheme: compressed.Scheme | None, names: Names
+) -> tuple[codec.Format | None, int | None]:
+    """(the format that a parameter is held in, None where it is held wide; its group size)."""
+    if not quantize.is_chosen(path):
+        return None, None
+    if scheme is None:
+        return (None if quantization == "none" else quantization), None
+    held = compressed.is_held(scheme, names, path.removesuffix(".kernel"), *(0,) * names.leading(path))
+    return (scheme.form if held else None), scheme.group_size
+
+
+def _check_once(quantization: str, file: object) -> None:
+    if quantization != "none":
+        raise ConfigError(
+            "the model is quantized already", where=file, got=f"model.quantization={quantization}",
+            fix="leave out model.quantization, or take the model as it was before",
+        )  # fmt: skip
+
+
 def _check_settings(family: Family, hf: Any, where: object) -> None:
     packed = (getattr(hf, "quantization_config", None) or {}).get("quant_method")
-    if packed not in (None, "mxfp4"):
+    if packed not in (None, "mxfp4", compressed.METHOD):
         raise ModelError(
             "a checkpoint that is quantized in a way that is not read", where=where, got=f"quant_method {packed}",
-            wanted="plain safetensors, or mxfp4", fix="the wide model, with model.quantization=int8 or nf4",
+            wanted=f"plain safetensors, {compressed.METHOD} or mxfp4",
+            fix="the wide model, with model.quantization=int8 or nf4",
         )  # fmt: skip
     for key, wanted in family.unsupported.items():
         if getattr(hf, key, wanted) not in (wanted, None):
@@ -290,13 +326,13 @@ def _attention(wanted: str, mesh: jax.sharding.Mesh, config: Any, dtype: Any) ->
     return found.pop() if len(found) == 1 else "block"
 
 
-def _check_frozen(paths: list[str], form: str) -> None:
+def _check_frozen(paths: list[str], said: str) -> None:
     if paths:
         raise ConfigError(
             "a quantized matrix cannot train",
             where=f"{paths[0]}" + (f" (and {len(paths) - 1} more)" if paths[1:] else ""),
-            got=f"model.quantization={form}",
-            fix="train an adapter over it (a lora: section), or set model.quantization=none",
+            got=said,
+            fix="train an adapter over it (a lora: section), or the model as it was before",
         )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxlean import codec, tree
 from jaxlean.codec import Format
 from jaxlean.errors import ModelError, did_you_mean
-from jaxlean.hub import mxfp4
+from jaxlean.hub import compressed, mxfp4
 from jaxlean.hub.family import Family
 from jaxlean.hub.files import tensors_by_file
 from jaxlean.hub.names import Names
@@ -46,6 +46,7 @@ def read_params(
     dtype: Callable[[str], Any],
     place: Place,
     form: Callable[[str], Format | None] = lambda path: None,
+    scheme: compressed.Scheme | None = None,
 ) -> tree.Tree:
     """Read the parameters of a model.
 
@@ -56,6 +57,7 @@ def read_params(
         dtype: path -> the dtype it is held in.
         place: (path, shape) -> the sharding it gets.
         form: path of a kernel -> the format it is held in, None for `dtype`. It is rounded from the file's own numbers.
+        scheme: of the files, where they hold such kernels in fewer bits already.
 
     Returns:
         nested dict of jax arrays, path for path what `shapes` declares, but for kernels that have a format: in their
@@ -71,8 +73,11 @@ def read_params(
     opened = _Opened()
     for path, leaf in wanted.items():
         source = _Source(path, tuple(leaf.shape), names, files, np.dtype(dtype(path)), opened)
-        source.check()
         held_in = form(path)
+        if scheme is not None and held_in is not None:
+            params |= _packed(source, scheme, tensors_by_file(folder), place)
+            continue
+        source.check()
         if held_in is not None:
             params |= _quantized(source, held_in, place)
             continue
@@ -87,7 +92,7 @@ def stored_tensors(folder: Path, family: Family) -> dict[str, Stored]:
         ModelError: as `hub.files.tensors_by_file`.
     """
     found = {}
-    for name, file in mxfp4.whole_names(tensors_by_file(folder)).items():
+    for name, file in compressed.whole_names(mxfp4.whole_names(tensors_by_file(folder))).items():
         today = name
         for pattern, replacement in family.renamed:
             today = re.sub(pattern, replacement, today)
@@ -154,13 +159,31 @@ class _Source:
 
 def _quantized(source: _Source, form: Format, place: Place) -> dict[str, jax.Array]:
     """A kernel's leaves in a format, each tensor of the file rounded on the first device before the next is read."""
+    return _each_tensor(source, codec.shapes(source.shape, form), place, lambda name: _encode(source.whole(name), form))
+
+
+def _packed(
+    source: _Source, scheme: compressed.Scheme, files: Mapping[str, Path], place: Place
+) -> dict[str, jax.Array]:
+    """A kernel's leaves from files that hold them so, tensor by tensor."""
+    *_, dim_in, dim_out = source.shape
+    leaves = codec.shapes(source.shape, scheme.form, group_size=scheme.group_size)
+
+    def read(name: str) -> Mapping[str, Any]:
+        return compressed.read_leaves(files, source.files[name].name, (dim_in, dim_out), scheme)
+
+    return _each_tensor(source, leaves, place, read)
+
+
+def _each_tensor(
+    source: _Source, leaves: Mapping[str, Any], place: Place, read: Callable[[str], Mapping[str, Any]]
+) -> dict[str, jax.Array]:
+    """Leaves of these shapes on their devices, `read` by the name of each tensor in the file."""
     module = source.path.removesuffix("kernel")
-    leaves = codec.shapes(source.shape, form)
     shardings = {name: place(module + name, leaf.shape) for name, leaf in leaves.items()}
     held = {name: _aligned(leaf.shape, np.dtype(leaf.dtype)) for name, leaf in leaves.items()}
     for index, name in source.names.tensors(source.path, source.shape):
-        found = jax.device_get(_encode(source.whole(name), form))
-        for leaf, part in found.items():
+        for leaf, part in jax.device_get(dict(read(name))).items():
             held[leaf][index or ...] = part
     return {
         module + name: jax.make_array_from_callback(whole.shape, shardings[name], whole.__getitem__)

@@ -1,4 +1,4 @@
-"""Parameters -> a Hugging Face folder that transformers, vLLM and jaxlean load."""
+"""Parameters -> a Hugging Face folder that transformers, vLLM and jaxlean load, quantized ones as `hub.compressed`."""
 
 import json
 import re
@@ -14,6 +14,7 @@ import numpy as np
 from jaxlean import codec, tree
 from jaxlean.adapt import vocabulary
 from jaxlean.errors import ModelError, RunError
+from jaxlean.hub import compressed
 from jaxlean.hub.files import write_tensors
 from jaxlean.hub.load import Model
 from jaxlean.hub.names import Names
@@ -38,29 +39,28 @@ def write_model(model: Model, folder: Path, *, dtype: str | None = None, bytes_p
         bytes_per_file: larger models are split, with an index.
 
     Raises:
-        ModelError: the model has an adapter, or is quantized.
+        ModelError: the model has an adapter, or is quantized in a way that is not shared (nf4).
         RunError: the folder holds something already.
     """
     adapter = next((p for p in tree.flatten(model.params) if ".lora_" in p or vocabulary.is_beside(p)), None)
     if adapter is not None:
         raise ModelError("a model with an adapter cannot be written", where=adapter, fix="merge the adapter first")
+    scheme = None
     if codec.is_quantized(tree.flatten(model.params)):
-        raise ModelError(
-            "a quantized model cannot be written",
-            where=folder,
-            fix="load it without quantization, or write `adapt.quantize.dequantize` of its parameters",
-        )
+        scheme = compressed.scheme_of(model.params, model.names, activations=model.matmul in ("stored", "int8"))
     if folder.exists() and any(folder.iterdir()):
         raise RunError("the output folder is not empty", where=folder, fix="choose another, or remove it")
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     held = np.dtype(dtype) if dtype is not None else np.dtype(model.dtype)
-    _write_tensors(part, chain(tensors(model.names, model.params, held), _carried(model, held)), bytes_per_file)
+    _write_tensors(part, chain(tensors(model.names, model.params, held, scheme), _carried(model, held)), bytes_per_file)
     config = dict(model.hf_config) | {"dtype": held.name}
     config["architectures"] = config.get("architectures") or [model.family.architecture]
     config.pop("torch_dtype", None)
     config.pop("quantization_config", None)  # what was read packed (`hub.mxfp4`) is written wide
+    if scheme is not None:
+        config["quantization_config"] = compressed.settings(scheme)
     text = json.dumps(config, indent=2, sort_keys=True, default=str) + "\n"
     (part / "config.json").write_text(text, encoding="utf-8")
     if _has_tokenizer(model) and model.tokenizer is not None:
@@ -78,9 +78,28 @@ def write_model(model: Model, folder: Path, *, dtype: str | None = None, bytes_p
     part.rename(folder)
 
 
-def tensors(names: Names, params: Mapping[str, Any], dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
-    """Hugging Face name and host array of every parameter, layers taken apart, one at a time."""
-    for path, leaf in tree.flatten(params).items():
+def tensors(
+    names: Names, params: Mapping[str, Any], dtype: np.dtype, scheme: compressed.Scheme | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Hugging Face name and host array of every parameter, layers taken apart, one at a time.
+
+    Args:
+        names: of the parameters.
+        params: of the model.
+        dtype: of what is not quantized.
+        scheme: of what is.
+    """
+    leaves = tree.flatten(params)
+    packed = {module: held for module, held in codec.kernels(leaves).items() if "kernel" not in held}
+    for module, held in packed.items():
+        assert scheme is not None, "quantized kernels have a scheme"
+        own = jax.device_get(held)
+        for index, name in names.tensors(f"{module}.kernel", codec.shape(held)):
+            part = {leaf: value[index] for leaf, value in own.items()}
+            yield from compressed.tensors(name.removesuffix(".weight"), part, scheme)
+    for path, leaf in leaves.items():
+        if path.rpartition(".")[0] in packed and path.rpartition(".")[2].startswith("kernel_"):
+            continue
         host = np.asarray(jax.device_get(leaf))
         axes = names.axes(path, host.ndim - names.leading(path))
         for index, name in names.tensors(path, host.shape):

@@ -11,7 +11,7 @@ from jaxlean.models.attention import Backend
 from jaxlean.models.latent_attention import LatentAttention
 from jaxlean.models.linear import Linear
 from jaxlean.models.new_tokens import NewTokens
-from jaxlean.models.quantized import Matmul
+from jaxlean.models.quantized import Matmul, Matmuls
 from jaxlean.models.self_attention import Attention
 
 
@@ -27,7 +27,7 @@ def abstract(
     params: Mapping[str, Any] | None = None,
     *,
     dtype: Any = jnp.float32,
-    matmul: Matmul = "default",
+    matmul: Matmuls = "default",
     attention: Backend = "plain",
 ) -> tuple[nnx.GraphDef, tree.Tree]:
     """The model's graph and its parameters' shapes.
@@ -48,14 +48,20 @@ def abstract(
         if isinstance(module, Attention | LatentAttention):
             module.backend = attention
         if isinstance(module, Linear):
-            if path[0] not in ("head", "classifier"):
-                module.matmul = matmul
             if params is not None:
                 node: Any = params
                 for key in path:
                     node = node.get(str(key), {}) if isinstance(node, Mapping) else {}
                 module.attach(node, where=".".join(map(str, path)))
+            if path[0] not in ("head", "classifier"):
+                module.matmul = _of_layer(matmul, module)
     if params is not None and "new_tokens" in params and hasattr(model, "new_tokens"):
         model.new_tokens = NewTokens(params["new_tokens"])
     graph, state = nnx.split(model)
     return graph, nnx.to_pure_dict(state)
+
+
+def _of_layer(matmul: Matmuls, layer: Linear) -> Matmul:
+    if matmul == "stored":
+        return "default" if layer.kernel_int8 is None else "int8"
+    return matmul

@@ -13,6 +13,9 @@ How the numbers are multiplied (`model.matmul`):
     fp8      the same with float8_e4m3fn forward and float8_e5m2 for the gradient (arXiv 2209.05433), added up in
              float32.
 
+    stored   int8 where the kernel is held in int8 with a scale a column, default elsewhere: what a model is that was
+             quantized to W8A8, some of whose kernels may have stayed wide.
+
 The gradient of the input is a product over the kernel's columns, each of which may have a scale of its own; these are
 multiplied into the gradient before it is rounded. With int8 and fp8 a kernel that is held wide is rounded on the fly,
 and the gradient *of* such a kernel, where it trains, is taken in the compute dtype (SwitchBack, arXiv 2304.13013).
@@ -28,7 +31,8 @@ from jaxlean import codec
 from jaxlean.codec import Leaves, Narrow
 from jaxlean.models.layout import NOWHERE, KernelPlace
 
-Matmul = Literal["default", "int8", "fp8"]
+Matmul = Literal["default", "int8", "fp8"]  # of one layer
+Matmuls = Literal["default", "int8", "fp8", "stored"]  # of a model's layers
 # What the kernel and x are rounded to, and what the gradient is.
 _NARROW: dict[str, tuple[Any, Any]] = {
     "int8": (jnp.int8, jnp.int8),

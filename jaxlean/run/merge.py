@@ -56,12 +56,16 @@ def merge(adapter: Path, folder: Path, *, base: str | None = None, dtype: str = 
     # float32 to add in, whatever is written: a small change would be lost in bfloat16
     model = load(base, "float32", **_head_of(adapter, stated))
     held = model.hf_config.get("dtype") or model.hf_config.get("torch_dtype") or "float32" if dtype == "auto" else dtype
-    adapted = load_adapted(model, adapter)
-    merged = lora.merge(vocabulary.merge(adapted.params))
+    whole = merged(load_adapted(model, adapter))
     try:
-        write_model(adapted.with_params(merged), folder, dtype=held)
+        write_model(whole, folder, dtype=held)
     except OSError as error:
         raise RunError("the merged model cannot be written", where=folder, got=error) from error
+
+
+def merged(model: Model) -> Model:
+    """The model with its adapter, and the rows of its new tokens, folded in."""
+    return model.with_params(lora.merge(vocabulary.merge(model.params)))
 
 
 def _head_of(adapter: Path, stated: Mapping[str, Any]) -> dict[str, Any]:

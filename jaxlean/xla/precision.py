@@ -28,7 +28,7 @@ from jaxlean.platform import platform
 RULES: tuple[tuple[str, Literal["float32", "compute", "codes"]], ...] = (
     (r"\.(scale|bias|mean|var)$", "float32"),
     (r"\.lora_\w+$", "float32"),
-    (r"\.kernel_(scale|absmax_scale|absmax_offset)$", "float32"),
+    (r"\.kernel_(scale|scales|absmax_scale|absmax_offset)$", "float32"),
     (r"\.kernel_\w+$", "codes"),
     (r".*", "compute"),
 )
@@ -61,7 +61,7 @@ def parameter_dtype(compute: Any, trains: Callable[[str], bool]) -> Callable[[st
             case "float32":
                 return jnp.dtype(jnp.float32)
             case "codes":
-                return jnp.dtype(jnp.int8 if path.endswith("_int8") else jnp.uint8)
+                return jnp.dtype(jnp.int8 if path.endswith(("_int8", "_int8_grouped")) else jnp.uint8)
             case "compute":
                 return jnp.dtype(compute)
 

@@ -1,0 +1,182 @@
+"""`jaxlean quantize`: calibrate, quantize, measure, write, read back."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jaxlean import tree
+from jaxlean.compress.quantize import SCHEMES, How, Rounded, check, quantize
+from jaxlean.config import RunConfig
+from jaxlean.errors import ModelError
+from jaxlean.hub.load import Model, load
+from jaxlean.hub.write import write_model
+from jaxlean.run.calibration import calibration_batches
+from jaxlean.run.evaluate import evaluator_of
+from jaxlean.run.job import head_of, resolved
+from jaxlean.run.merge import load_adapted, merged, with_labels_of
+from jaxlean.run.staging import check_output, staged
+from jaxlean.run.summary import Evaluation
+from jaxlean.run.units import show_bytes
+from jaxlean.xla.compile import use_cache
+from jaxlean.xla.mesh import make_mesh, split_host
+
+REPORT = "quantization.json"
+
+
+def quantize_model(config: RunConfig, output: Path, *, adapter: Path | None = None) -> dict[str, Any]:
+    """Quantize the model of a config, and write it as Hugging Face's compressed-tensors.
+
+    Args:
+        config: `model`, `data`, `calibration`, `quantize` and `eval` count.
+        output: folder to be made.
+        adapter: PEFT adapter folder, folded in before.
+
+    Returns:
+        what `quantization.json` holds.
+
+    Raises:
+        UserError: what the user can mend; nothing is written then.
+    """
+    console = Console()
+    how = how_of(config)
+    check_output(output)
+    split_host(config.mesh.host_devices)
+    use_cache(config.compilation_cache)
+    mesh = make_mesh(config.mesh.model_copy(update={"auto": False}))
+    config = resolved(with_labels_of(adapter, config), trains=False)
+    # float32 to calibrate in, whatever is written: what smoothing moves must not be rounded on its way
+    model = whole_model(config, mesh, adapter)
+    check(model, how)
+    tokenizer = model.tokenizer
+    batches = calibration_batches(config, tokenizer, vocab_size=model.config.vocab_size) if how.needs_data else []
+    measured = bool(config.data.eval or config.data.eval_fraction)
+
+    def quality(of: Model) -> Evaluation | None:
+        return evaluator_of(config, of, tokenizer, mesh).loss({}, of.params) if measured else None
+
+    before = quality(model)
+    started, layers = time.perf_counter(), model.config.num_layers
+
+    def say(rounded: Rounded) -> None:
+        if console.is_terminal:
+            console.print(f"layer {rounded.layer + 1} of {layers}: {rounded.module}", end="\r", highlight=False)
+
+    quantized, errors = quantize(model, how, batches, say=say)
+    seconds, dtype = time.perf_counter() - started, stored_dtype(model)
+    with staged(output) as folder:
+        write_model(quantized, folder, dtype=dtype)
+        again = load(folder, "float32", mesh, attention=config.model.attention, **head_of(config))
+        compare(again, quantized, folder)
+        report = {
+            "base": config.model.path, "adapter": None if adapter is None else str(adapter),
+            "scheme": config.quantize.scheme, "method": how.method, "group_size": how.scheme.group_size,
+            "smoothquant_alpha": how.alpha, "calibration_rows": sum(len(batch["tokens"]) for batch in batches),
+            "calibration_tokens": int(sum((batch["segments"] > 0).sum() for batch in batches)),
+            "seconds": round(seconds, 1), "bytes": tensor_bytes(folder), "bytes_before": _bytes(model, dtype),
+            "eval_before": before, "eval_after": quality(again),
+            "linear_layers": [rounded._asdict() for rounded in errors],
+        }  # fmt: skip
+        (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    _print(console, report, errors, output)
+    return report
+
+
+def how_of(config: RunConfig) -> How:
+    """What the config says, its defaults filled in."""
+    wanted = config.quantize
+    scheme = SCHEMES[wanted.scheme]
+    if wanted.group_size is not None:
+        scheme = replace(scheme, group_size=wanted.group_size)
+    if scheme.activations and scheme.group_size is not None:
+        raise ModelError(
+            "w8a8 has one scale a column", where="quantize.group_size", got=scheme.group_size, fix="leave it out"
+        )
+    alpha = wanted.smoothquant_alpha
+    if alpha is None and scheme.activations and wanted.method != "rtn":
+        alpha = 0.5
+    return How(scheme, wanted.method, alpha or None, tuple(wanted.ignore), wanted.max_error)
+
+
+def whole_model(config: RunConfig, mesh: jax.sharding.Mesh, adapter: Path | None) -> Model:
+    """The model of a config in float32, an adapter folded in.
+
+    Raises:
+        UserError: no model is named, it cannot be loaded, or the adapter is that of another.
+    """
+    if config.model.path is None:
+        raise ModelError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
+    named = config.model
+    model = load(
+        config.model.path, "float32", mesh, revision=named.revision, tokenizer=named.tokenizer,
+        quantization=named.quantization, attention=named.attention, **head_of(config),
+    )  # fmt: skip
+    return model if adapter is None else merged(load_adapted(model, adapter))
+
+
+def compare(got: Model, wanted: Model, folder: Path) -> None:
+    """Refuse a folder from which something else was read than was written: its integers must be the same.
+
+    Raises:
+        ModelError: names the first tensor that differs.
+    """
+    theirs = tree.flatten(got.params)
+    for path, leaf in tree.flatten(wanted.params).items():
+        there = theirs.get(path)
+        if there is None or there.shape != leaf.shape or there.dtype != leaf.dtype:
+            same = False
+        elif jnp.issubdtype(leaf.dtype, jnp.integer) or path.endswith((".kernel_scale", ".kernel_scales")):
+            same = bool((there == leaf).all())
+        else:  # rounded to what the file holds
+            same = bool(jnp.allclose(there, leaf, rtol=2**-8, atol=1e-30))
+        if not same:
+            raise ModelError("a tensor was read back as another than was written", where=f"{folder}: {path}")
+
+
+def tensor_bytes(folder: Path) -> int:
+    """Bytes of a model's safetensors."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _bytes(model: Model, dtype: str) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(model.params)) * np.dtype(dtype).itemsize
+
+
+def stored_dtype(model: Model) -> str:
+    """What the base's own files hold; what is not quantized stays in it."""
+    return model.hf_config.get("dtype") or model.hf_config.get("torch_dtype") or "float32"
+
+
+def _print(console: Console, report: dict[str, Any], errors: Sequence[Rounded], folder: Path) -> None:
+    modules = list(dict.fromkeys(rounded.module for rounded in errors))
+    table = Table("layer", *modules, title="relative error of each linear layer's outputs, %", title_style="bold")
+    for number in sorted({rounded.layer for rounded in errors}):
+        own = {rounded.module: rounded for rounded in errors if rounded.layer == number}
+        table.add_row(str(number), *(_shown(own.get(module)) for module in modules))
+    console.print(table)
+    for name in ("before", "after"):
+        found: Evaluation | None = report[f"eval_{name}"]
+        if found is not None:
+            console.print(f"{name:<7} loss {found['loss']:.4f}" + _more(found), highlight=False)
+    ratio = report["bytes_before"] / report["bytes"]
+    size = f"{show_bytes(report['bytes'])}, {ratio:.2f} times smaller than {show_bytes(report['bytes_before'])}"
+    console.print(f"{report['scheme']} by {report['method']}: {size}: {folder}", highlight=False, soft_wrap=True)
+
+
+def _more(found: Evaluation) -> str:
+    perplexity = found.get("perplexity")
+    return f", perplexity {perplexity:.4f}" if perplexity is not None else ""
+
+
+def _shown(rounded: Rounded | None) -> str:
+    if rounded is None:
+        return ""
+    return "kept" if rounded.kept else f"{100 * rounded.error:.2f}"

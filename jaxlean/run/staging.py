@@ -1,0 +1,39 @@
+"""A folder that appears when all of it is there, or not at all."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jaxlean.errors import RunError
+
+
+def check_output(folder: Path) -> None:
+    """Refuse a folder that holds something. Raises: RunError."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise RunError(f"the output folder {what}", where=folder, fix="choose another, or remove it")
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A path beside the folder, to write to; it becomes the folder at the end, and is removed where that fails.
+
+    What a killed process left there is removed first.
+
+    Raises:
+        RunError: the folder holds something, or cannot be written.
+    """
+    check_output(folder)
+    part = folder.with_name(folder.name + ".new")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        if folder.exists():
+            folder.rmdir()
+        part.rename(folder)
+    except OSError as error:
+        raise RunError("the output folder cannot be written", where=folder, got=error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
