@@ -33,6 +33,7 @@ from jaxlean.errors import ConfigError, ModelError
 from jaxlean.hub.compressed import Scheme
 from jaxlean.hub.load import Model
 from jaxlean.models.config import LayersConfig
+from jaxlean.models.quantized import round_tokens
 from jaxlean.models.stack import take_apart
 
 Method = Literal["rtn", "gptq", "awq"]
@@ -54,21 +55,26 @@ class How:
     Args:
         scheme: what it is held in.
         method: how weights are rounded.
-        alpha: of SmoothQuant; None: activations stay as they are.
+        alpha: of SmoothQuant; 0: activations stay as they are; None: searched for, where they are rounded.
         ignore: regexes of linear layers (`layers.3.mlp.down`, with the layer's number) that stay as they are.
         max_error: relative error of a linear layer's outputs above which it stays as it is; None: none does.
     """
 
     scheme: Scheme
     method: Method = "rtn"
-    alpha: float | None = None
+    alpha: float | None = 0.0
     ignore: tuple[str, ...] = ()
     max_error: float | None = None
 
     @property
     def needs_data(self) -> bool:
         """Whether there must be calibration rows."""
-        return self.method != "rtn" or self.alpha is not None or self.max_error is not None
+        return self.method != "rtn" or self.smooths or self.max_error is not None
+
+    @property
+    def smooths(self) -> bool:
+        """Whether activations are smoothed."""
+        return self.scheme.activations and self.alpha != 0
 
 
 class Rounded(NamedTuple):
@@ -171,8 +177,9 @@ def _layer(
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """({path: leaf} of the layer quantized, the relative error of each linear layer)."""
     scheme = how.scheme
-    if how.alpha is not None:
-        params, inputs = smoothquant(params, inputs, config, how.alpha)
+    if how.smooths:
+        product = partial(_product, scheme=scheme)
+        params, inputs = smoothquant(params, inputs, config, product, alpha=how.alpha)
     if how.method == "awq":
         params, inputs = awq(params, inputs, config, partial(_nearest, scheme=scheme))
     leaves, errors = tree.flatten(params), {}
@@ -188,9 +195,27 @@ def _layer(
             values = codec.round_to_groups(kernel, scales, scheme.bits)
         held = encode(values, scales, scheme)
         leaves |= {f"{module}.{name}": leaf for name, leaf in held.items()}
-        off = codec.decode(held, jnp.float32) - kernel
-        errors[module] = jnp.sqrt(spoiled(off, gram) / jnp.maximum(spoiled(kernel, gram), 1e-30))
+        errors[module] = _error(codec.decode(held, jnp.float32), kernel, inputs[module], scheme)
     return leaves, errors
+
+
+def _error(rounded: jax.Array, kernel: jax.Array, inputs: Inputs, scheme: Scheme) -> jax.Array:
+    """Root of the squared error of the outputs over the squared outputs."""
+    if scheme.activations:  # only the inputs themselves tell what is lost of them
+        wanted = inputs.sample @ kernel
+        lost, all_of_it = jnp.square(_rounded_tokens(inputs.sample) @ rounded - wanted).sum(), jnp.square(wanted).sum()
+    else:
+        lost, all_of_it = spoiled(rounded - kernel, inputs.gram), spoiled(kernel, inputs.gram)
+    return jnp.sqrt(lost / jnp.maximum(all_of_it, 1e-30))
+
+
+def _product(x: jax.Array, kernel: jax.Array, scheme: Scheme) -> jax.Array:
+    return _rounded_tokens(x) @ _nearest(kernel, kernel, scheme)
+
+
+def _rounded_tokens(x: jax.Array) -> jax.Array:
+    values, scale = round_tokens(x)
+    return values.astype(jnp.float32) * scale[..., None]
 
 
 def _nearest(kernel: jax.Array, gram: jax.Array, scheme: Scheme) -> jax.Array:
@@ -218,11 +243,14 @@ def _without_data(model: Model, visit: Callable[[Visited], tree.Tree]) -> list[t
     kinds = model.config.all_kinds
     for number, params in enumerate(take_apart(model.params["layers"], kinds)):
         given = {
-            module: Inputs(jnp.eye(held["kernel"].shape[0]), *(jnp.ones(held["kernel"].shape[0]),) * 2, jnp.ones(()))
-            for module, held in codec.kernels(tree.flatten(params)).items()
+            module: _unknown(held["kernel"].shape[0]) for module, held in codec.kernels(tree.flatten(params)).items()
         }
         layers.append(visit(Visited(number, kinds[number], params, given, 1.0)))
     return layers
+
+
+def _unknown(dim: int) -> Inputs:
+    return Inputs(jnp.eye(dim), jnp.ones(dim), jnp.ones(dim), jnp.ones(()), jnp.eye(dim))
 
 
 def _with_kinds(config: Any, wide: Mapping[int, Sequence[str]]) -> Any:

@@ -5,7 +5,7 @@ them. The division costs nothing where what stands before is linear in its own p
 columns of another kernel. `sites` finds these places in a layer.
 
     smoothquant  s = max|x|^alpha / max|w|^(1 - alpha): outliers of the activations go into the weights, for W8A8
-                 (arXiv 2211.10438)
+                 (arXiv 2211.10438). Here alpha is searched for at each place.
     awq          s = mean|x|^alpha with the alpha of a grid that spoils the outputs least: weights that meet large
                  activations are rounded more finely, for W4A16 (arXiv 2306.00978). What is spoiled is measured on all
                  calibration tokens, through their gram matrix.
@@ -21,7 +21,7 @@ from jaxlean import tree
 from jaxlean.compress.walk import Inputs
 from jaxlean.models.config import LayersConfig
 
-_GRID = 20  # alphas of AWQ's search
+_GRID = 20  # alphas that are tried
 _SMALLEST = 1e-5
 
 
@@ -104,12 +104,17 @@ def shared(scale: jax.Array, site: Site, config: LayersConfig) -> jax.Array:
 
 def divided(inputs: Inputs, scale: jax.Array) -> Inputs:
     """What a layer is given, its features divided."""
-    gram = inputs.gram / scale[:, None] / scale
-    return Inputs(gram, inputs.total / scale, inputs.largest / scale, inputs.tokens)
+    gram, sample = inputs.gram / scale[:, None] / scale, inputs.sample / scale
+    return Inputs(gram, inputs.total / scale, inputs.largest / scale, inputs.tokens, sample)
 
 
 def smoothquant(
-    params: tree.Tree, inputs: Mapping[str, Inputs], config: LayersConfig, alpha: float
+    params: tree.Tree,
+    inputs: Mapping[str, Inputs],
+    config: LayersConfig,
+    rounded: Callable[[jax.Array, jax.Array], jax.Array],
+    *,
+    alpha: float | None = None,
 ) -> tuple[tree.Tree, dict[str, Inputs]]:
     """A layer with its activations smoothed.
 
@@ -117,7 +122,9 @@ def smoothquant(
         params: of the layer.
         inputs: of its linear layers.
         config: of the model.
-        alpha: how much of the difficulty goes into the weights, 0 to 1.
+        rounded: (inputs [tokens, in], kernel) -> their product [tokens, out] with both rounded.
+        alpha: how much of the difficulty goes into the weights, 0 to 1. None: of each site the one of a grid that
+            spoils the outputs of a sample of its inputs least; the paper takes 0.5 everywhere.
 
     Returns:
         (its parameters, what its linear layers are given then).
@@ -125,9 +132,23 @@ def smoothquant(
 
     def choose(site: Site, leaves: Mapping[str, jax.Array], given: Inputs) -> jax.Array:
         kernels = [leaves[f"{reader}.kernel"].astype(jnp.float32) for reader in site.readers]
-        weights = jnp.stack([jnp.abs(kernel).max(axis=1) for kernel in kernels]).max(axis=0)
-        scale = _positive(given.largest) ** alpha / _positive(weights) ** (1 - alpha)
-        return scale / jnp.exp(jnp.log(scale).mean())
+        weights = _positive(jnp.stack([jnp.abs(kernel).max(axis=1) for kernel in kernels]).max(axis=0))
+        activations = _positive(given.largest)
+
+        def candidate(alpha: jax.Array | float) -> jax.Array:
+            scale = shared(activations**alpha / weights ** (1.0 - alpha), site, config)
+            return scale / jnp.exp(jnp.log(scale).mean())
+
+        def lost(scale: jax.Array) -> jax.Array:
+            sample = given.sample
+            off = [rounded(sample / scale, k * scale[:, None]) - sample @ k for k in kernels]
+            return jnp.stack([jnp.square(x).sum() for x in off]).sum()
+
+        if alpha is not None:
+            return candidate(alpha)
+        alphas = jnp.arange(_GRID + 1, dtype=jnp.float32) / _GRID
+        scales = jnp.concatenate([jnp.ones((1, len(weights))), jax.vmap(candidate)(alphas)])
+        return scales[jnp.argmin(jax.lax.map(lost, scales))]
 
     return _each_site(params, inputs, config, choose)
 

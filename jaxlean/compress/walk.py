@@ -23,6 +23,7 @@ from jaxlean.models.config import Kind
 from jaxlean.models.linear import Linear
 from jaxlean.models.stack import modules, put_together, stacks, take_apart
 
+_SAMPLE = 64  # tokens of a batch that are kept, about
 Batch = Mapping[str, np.ndarray]  # int32 [rows, length]: tokens, segments, positions, perhaps token_types
 
 
@@ -33,11 +34,17 @@ class Inputs(NamedTuple):
     total: jax.Array  # [in], the sum of |x|
     largest: jax.Array  # [in], the largest |x|
     tokens: jax.Array  # []
+    sample: jax.Array  # [tokens, in], some of the inputs themselves
 
     def __add__(self, other: "Inputs") -> "Inputs":  # type: ignore[override]
         """Of both."""
-        gram, total, tokens = self.gram + other.gram, self.total + other.total, self.tokens + other.tokens
-        return Inputs(gram, total, jnp.maximum(self.largest, other.largest), tokens)
+        return Inputs(
+            self.gram + other.gram,
+            self.total + other.total,
+            jnp.maximum(self.largest, other.largest),
+            self.tokens + other.tokens,
+            jnp.concatenate([self.sample, other.sample]),
+        )
 
     @property
     def norm(self) -> jax.Array:
@@ -180,4 +187,6 @@ def _measured(x: jax.Array, counts: jax.Array) -> Inputs:
     size = jnp.abs(wide)
     # the highest precision: GPU and TPU would multiply in fewer bits, and the gram must stay positive
     gram = jnp.einsum("ni,nj->ij", wide, wide, precision="highest")
-    return Inputs(gram, size.sum(0), size.max(0), counts.sum().astype(jnp.float32))
+    # an odd step meets every place of the rows alike
+    sample = wide[:: max(len(wide) // _SAMPLE, 1) | 1]
+    return Inputs(gram, size.sum(0), size.max(0), counts.sum().astype(jnp.float32), sample)

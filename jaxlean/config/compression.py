@@ -32,9 +32,10 @@ class QuantizeSection(Section):
     group_size: PositiveInt | None = Field(
         None, description="Inputs with one scale; it divides those of every linear layer. Default: w4a16 128, else all."
     )
-    smoothquant_alpha: Fraction | None = named(
-        None,
-        "w8a8: how much of the activations' outliers goes into the weights. Default: 0.5 for w8a8 with data; 0: none.",
+    smoothquant_alpha: Fraction | Literal["auto"] = named(
+        "auto",
+        "w8a8 with gptq or awq: how much of the activations' outliers goes into the weights, 0: nothing; auto: of each "
+        "place what spoils its outputs least.",
         "smoothing_strength",
     )
     ignore: list[str] = Field(

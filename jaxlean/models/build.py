@@ -63,5 +63,5 @@ def abstract(
 
 def _of_layer(matmul: Matmuls, layer: Linear) -> Matmul:
     if matmul == "stored":
-        return "default" if layer.kernel_int8 is None else "int8"
+        return "default" if layer.kernel_int8 is None else "w8a8"
     return matmul

@@ -13,8 +13,9 @@ How the numbers are multiplied (`model.matmul`):
     fp8      the same with float8_e4m3fn forward and float8_e5m2 for the gradient (arXiv 2209.05433), added up in
              float32.
 
-    stored   int8 where the kernel is held in int8 with a scale a column, default elsewhere: what a model is that was
-             quantized to W8A8, some of whose kernels may have stayed wide.
+    w8a8     int8, as a model in compressed-tensors is multiplied elsewhere: a token's absmax is 127.5 steps, which are
+             rounded to 127; the gradient is taken in the compute dtype.
+    stored   of a whole model: w8a8 where the kernel is held in int8 with a scale a column, default elsewhere.
 
 The gradient of the input is a product over the kernel's columns, each of which may have a scale of its own; these are
 multiplied into the gradient before it is rounded. With int8 and fp8 a kernel that is held wide is rounded on the fly,
@@ -31,7 +32,7 @@ from jaxlean import codec
 from jaxlean.codec import Leaves, Narrow
 from jaxlean.models.layout import NOWHERE, KernelPlace
 
-Matmul = Literal["default", "int8", "fp8"]  # of one layer
+Matmul = Literal["default", "int8", "fp8", "w8a8"]  # of one layer
 Matmuls = Literal["default", "int8", "fp8", "stored"]  # of a model's layers
 # What the kernel and x are rounded to, and what the gradient is.
 _NARROW: dict[str, tuple[Any, Any]] = {
@@ -56,7 +57,7 @@ def dot(x: jax.Array, leaves: Leaves, matmul: Matmul = "default", place: KernelP
     values, scale = _kernel(place.gathered(leaves), matmul, x.dtype)
     if matmul == "default":
         return _scaled(_product(x, values, -1, 0), scale).astype(x.dtype)
-    tokens = codec.narrow(x, _NARROW[matmul][0], axis=-1)
+    tokens = round_tokens(x) if matmul == "w8a8" else codec.narrow(x, _NARROW[matmul][0], axis=-1)
     return _scaled(_product(tokens.values, values, -1, 0), tokens.scale[..., None], scale).astype(x.dtype)
 
 
@@ -69,9 +70,10 @@ def _backward(
     matmul: Matmul, place: KernelPlace, saved: tuple[jax.Array | None, Leaves], grad: jax.Array
 ) -> tuple[jax.Array, Any]:
     x, leaves = saved
-    values, scale = _kernel(place.gathered(leaves), matmul, grad.dtype)
+    wide = matmul in ("default", "w8a8")
+    values, scale = _kernel(place.gathered(leaves), "default" if wide else matmul, grad.dtype)
     folded = _scaled(grad.astype(jnp.float32), scale)
-    if matmul == "default":
+    if wide:
         back = _product(folded.astype(grad.dtype), values, -1, 1)
     else:
         tokens = codec.narrow(folded, _NARROW[matmul][1], axis=-1)
@@ -92,9 +94,25 @@ def _kernel(leaves: Leaves, matmul: Matmul, dtype: Any) -> tuple[jax.Array, jax.
         if "kernel_int8" in leaves:
             return leaves["kernel_int8"].astype(dtype), leaves["kernel_scale"]
         return codec.decode(leaves, dtype), None
-    if matmul == "int8" and "kernel_int8" in leaves:
+    if matmul in ("int8", "w8a8") and "kernel_int8" in leaves:
         return Narrow(leaves["kernel_int8"], leaves["kernel_scale"])
     return codec.narrow(codec.decode(leaves, jnp.float32), _NARROW[matmul][0], axis=0)
+
+
+def round_tokens(x: jax.Array) -> Narrow:
+    """[..., in] -> int8, and float32 [...], of which a token's absmax is 127.5.
+
+    So a token's absmax lies between two numbers, and where it is negative its last bit decides whether it becomes -127
+    or -128. To decide as others do takes divisions, which XLA makes products of wherever one side is spread over the
+    other: so it is done once a token, in arrays of one shape.
+    """
+    wide = x.astype(jnp.float32)
+    absmax = jnp.abs(wide).max(axis=-1)
+    scale = absmax / jax.lax.optimization_barrier(jnp.full_like(absmax, 127.5))
+    divisor = jnp.where(scale == 0, 1.0, scale)
+    lowest = jnp.where(absmax / divisor >= 127.5, -128.0, -127.0)[..., None]
+    values = jnp.clip(jnp.round(wide / divisor[..., None]), -128.0, 127.0)
+    return Narrow(jnp.where(wide == -absmax[..., None], lowest, values).astype(jnp.int8), scale)
 
 
 def _product(one: jax.Array, two: jax.Array, axis: int, other: int) -> jax.Array:

@@ -79,7 +79,8 @@ def quantize_model(config: RunConfig, output: Path, *, adapter: Path | None = No
         report = {
             "base": config.model.path, "adapter": None if adapter is None else str(adapter),
             "scheme": config.quantize.scheme, "method": how.method, "group_size": how.scheme.group_size,
-            "smoothquant_alpha": how.alpha, "calibration_rows": sum(len(batch["tokens"]) for batch in batches),
+            "smoothquant_alpha": ("auto" if how.alpha is None else how.alpha) if how.smooths else None,
+            "calibration_rows": sum(len(batch["tokens"]) for batch in batches),
             "calibration_tokens": int(sum((batch["segments"] > 0).sum() for batch in batches)),
             "seconds": round(seconds, 1), "bytes": tensor_bytes(folder), "bytes_before": _bytes(model, dtype),
             "eval_before": before, "eval_after": quality(again),
@@ -100,10 +101,10 @@ def how_of(config: RunConfig) -> How:
         raise ModelError(
             "w8a8 has one scale a column", where="quantize.group_size", got=scheme.group_size, fix="leave it out"
         )
-    alpha = wanted.smoothquant_alpha
-    if alpha is None and scheme.activations and wanted.method != "rtn":
-        alpha = 0.5
-    return How(scheme, wanted.method, alpha or None, tuple(wanted.ignore), wanted.max_error)
+    alpha = None if wanted.smoothquant_alpha == "auto" else wanted.smoothquant_alpha
+    if wanted.method == "rtn" and alpha is None:
+        alpha = 0.0  # without data
+    return How(scheme, wanted.method, alpha, tuple(wanted.ignore), wanted.max_error)
 
 
 def whole_model(config: RunConfig, mesh: jax.sharding.Mesh, adapter: Path | None) -> Model:

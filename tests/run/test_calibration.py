@@ -1,0 +1,29 @@
+"""Calibration rows: of the training data, packed, as many as asked for or none."""
+
+import numpy as np
+import pytest
+
+from jaxlean import load
+from jaxlean.errors import ConfigError, DataError
+from jaxlean.run.calibration import calibration_batches
+
+
+def test_rows_are_packed_and_of_one_shape(tiny_run, tiny_base):
+    config = tiny_run("calibration.num_rows=3", "calibration.max_length=64", "calibration.batch_size=2")
+    batches = calibration_batches(config, load(tiny_base).tokenizer, vocab_size=2048)
+    assert [batch["tokens"].shape for batch in batches] == [(2, 64), (2, 64)]
+    for batch in batches:
+        assert set(batch) == {"tokens", "segments", "positions"}
+        assert (batch["segments"].max(axis=1) > 1).all()  # several texts a row
+        assert (batch["positions"] < 64).all()
+        assert ((batch["segments"] > 0).mean(axis=1) > 0.6).all()
+    again = calibration_batches(config, load(tiny_base).tokenizer, vocab_size=2048)
+    np.testing.assert_array_equal(again[1]["tokens"], batches[1]["tokens"])
+
+
+def test_too_few_rows_are_refused(tiny_run, tiny_base):
+    with pytest.raises(DataError, match="too few calibration rows") as caught:
+        calibration_batches(tiny_run(), load(tiny_base).tokenizer, vocab_size=2048)
+    assert "128, as calibration.num_rows says" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"data\.train is not set"):
+        calibration_batches(tiny_run("data.train=null"), load(tiny_base).tokenizer, vocab_size=2048)
