@@ -206,6 +206,23 @@ def quantize(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="output_dir of a finished run.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value of its config, e.g. quantize.method=awq")
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", "-f", help="peft, hf, w8a8, w8a16, w4a16 (compressed-tensors) or stablehlo.")
+    ] = "hf",
+) -> None:
+    """Write what a run trained as it is served: adapter, whole model, in fewer bits, or a program; with a card."""
+    from jaxlean.run.export import export
+
+    export(run, output, form, overrides)
+
+
+@app.command()
 def inspect(
     config: Config,
     overrides: Overrides = None,

@@ -1,11 +1,13 @@
 """`jaxlean merge`: fold an adapter into its base and write the model that results."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxlean import tree
+from jaxlean import codec, tree
 from jaxlean.adapt import lora, vocabulary
+from jaxlean.adapt.quantize import dequantize
 from jaxlean.config import RunConfig
 from jaxlean.errors import ModelError, RunError
 from jaxlean.hub.adapter import read_adapter, read_settings, room
@@ -64,8 +66,31 @@ def merge(adapter: Path, folder: Path, *, base: str | None = None, dtype: str = 
 
 
 def merged(model: Model) -> Model:
-    """The model with its adapter, and the rows of its new tokens, folded in."""
+    """The model with its adapter, and the rows of its new tokens, folded in; of a quantized base, a wide one.
+
+    An adapter that is added to the numbers that a quantized kernel stands for loses nothing.
+    """
+    if codec.is_quantized(tree.flatten(model.params)):
+        model = replace(model, matmul="default").with_params(dequantize(model.params, model.dtype))
     return model.with_params(lora.merge(vocabulary.merge(model.params)))
+
+
+def check_base(adapter: Path, config: RunConfig) -> None:
+    """Refuse an adapter that was trained on another base than the config names.
+
+    Raises:
+        ModelError: names both.
+    """
+    stated, path = read_settings(adapter).get("base_model_name_or_path"), config.model.path
+    if not stated or path is None or stated == path:
+        return
+    folders = [Path(name).expanduser().resolve() for name in (stated, path)]
+    if folders[0] == folders[1]:
+        return
+    raise ModelError(
+        "the adapter was trained on another base", where=adapter, got=f"a base {stated}", wanted=path,
+        fix=f"model.path={stated}; or, where both are the same model, write its name of today into adapter_config.json",
+    )  # fmt: skip
 
 
 def _head_of(adapter: Path, stated: Mapping[str, Any]) -> dict[str, Any]:

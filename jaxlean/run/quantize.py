@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from jaxlean.hub.write import write_model
 from jaxlean.run.calibration import calibration_batches
 from jaxlean.run.evaluate import evaluator_of
 from jaxlean.run.job import head_of, resolved
-from jaxlean.run.merge import load_adapted, merged, with_labels_of
+from jaxlean.run.merge import check_base, load_adapted, merged, with_labels_of
 from jaxlean.run.staging import check_output, staged
 from jaxlean.run.summary import Evaluation
 from jaxlean.run.units import show_bytes
@@ -32,13 +32,20 @@ from jaxlean.xla.mesh import make_mesh, split_host
 REPORT = "quantization.json"
 
 
-def quantize_model(config: RunConfig, output: Path, *, adapter: Path | None = None) -> dict[str, Any]:
+def quantize_model(
+    config: RunConfig,
+    output: Path,
+    *,
+    adapter: Path | None = None,
+    finish: Callable[[Path, dict[str, Any]], None] = lambda folder, report: None,
+) -> dict[str, Any]:
     """Quantize the model of a config, and write it as Hugging Face's compressed-tensors.
 
     Args:
         config: `model`, `data`, `calibration`, `quantize` and `eval` count.
         output: folder to be made.
         adapter: PEFT adapter folder, folded in before.
+        finish: writes what else belongs into the folder, given what `quantization.json` holds.
 
     Returns:
         what `quantization.json` holds.
@@ -87,6 +94,7 @@ def quantize_model(config: RunConfig, output: Path, *, adapter: Path | None = No
             "linear_layers": [rounded._asdict() for rounded in errors],
         }  # fmt: skip
         (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        finish(folder, report)
     _print(console, report, errors, output)
     return report
 
@@ -120,7 +128,10 @@ def whole_model(config: RunConfig, mesh: jax.sharding.Mesh, adapter: Path | None
         config.model.path, "float32", mesh, revision=named.revision, tokenizer=named.tokenizer,
         quantization=named.quantization, attention=named.attention, **head_of(config),
     )  # fmt: skip
-    return model if adapter is None else merged(load_adapted(model, adapter))
+    if adapter is None:
+        return model
+    check_base(adapter, config)
+    return merged(load_adapted(model, adapter))
 
 
 def compare(got: Model, wanted: Model, folder: Path) -> None:

@@ -1,0 +1,131 @@
+"""`jaxlean export`: what a run trained, in the form that it is served in, read back, with a card."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax
+import numpy as np
+
+from jaxlean import config as settings
+from jaxlean import tree
+from jaxlean.config import RunConfig
+from jaxlean.errors import ConfigError, ModelError, RunError
+from jaxlean.hub.adapter import read_adapter
+from jaxlean.hub.files import locate, read_json
+from jaxlean.hub.load import load
+from jaxlean.hub.write import write_model
+from jaxlean.run.card import card
+from jaxlean.run.job import head_of, resolved
+from jaxlean.run.merge import check_base, with_labels_of
+from jaxlean.run.quantize import compare, quantize_model, stored_dtype, tensor_bytes, whole_model
+from jaxlean.run.stablehlo import write_stablehlo
+from jaxlean.run.staging import check_output, staged
+from jaxlean.run.units import show_bytes
+from jaxlean.xla.compile import use_cache
+from jaxlean.xla.mesh import make_mesh
+
+Form = Literal["peft", "hf", "w8a8", "w8a16", "w4a16", "stablehlo"]
+FORMS: tuple[str, ...] = get_args(Form)
+_LENGTH = 128  # tokens of a StableHLO program's rows, where the model takes as many
+
+
+def export(run: Path, output: Path, form: str, overrides: list[str] | None = None) -> None:
+    """Write what a run trained.
+
+    Args:
+        run: its folder: `config.yaml`, and `adapter` or `model`.
+        output: folder to be made.
+        form: peft, the adapter; hf, a whole model; w8a8, w8a16, w4a16, one in fewer bits; stablehlo, a program.
+        overrides: of its config, such as `quantize.method=awq`.
+
+    Raises:
+        UserError: what the user can mend; nothing is written then.
+    """
+    if form not in FORMS:
+        raise ConfigError("--format is unknown", got=form, wanted=", ".join(FORMS))
+    check_output(output)
+    config, adapter = _result(run, overrides)
+    trained = config
+    if adapter is None:  # all of it trained: the run's model is the one to go on from
+        changed = {"path": str(run / "model"), "architecture": None, "new_tokens": None, "revision": None}
+        config = config.model_copy(update={"lora": None, "model": config.model.model_copy(update=changed)})
+    else:
+        check_base(adapter, config)
+    use_cache(config.compilation_cache)
+    summary = read_json(run / "summary.json") if (run / "summary.json").exists() else {}
+
+    def finish(folder: Path, quantized: dict[str, Any] | None = None) -> None:
+        text = card(
+            trained, summary, name=output.name, form=form, num_bytes=_bytes(folder),
+            bytes_before=_base_bytes(trained), quantized=quantized,
+        )  # fmt: skip
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        (folder / "run_config.yaml").write_text(settings.dump(trained), encoding="utf-8")
+
+    if form in ("w8a8", "w8a16", "w4a16"):
+        section = config.quantize.model_copy(update={"scheme": form})
+        config = config.model_copy(update={"quantize": section})
+        quantize_model(config, output, adapter=adapter, finish=finish)
+        return
+    with staged(output) as folder:
+        _write(config, adapter, folder, form, finish)
+    print(f"{form}: {show_bytes(_bytes(output))}: {output}")
+
+
+def _result(run: Path, overrides: list[str] | None) -> tuple[RunConfig, Path | None]:
+    """(the run's config, its adapter; None where it trained a whole model)."""
+    if not (run / "config.yaml").exists():
+        raise RunError("no run lies there", where=run, wanted="its output_dir, with config.yaml")
+    config = settings.load(run / "config.yaml", overrides)
+    if (run / "adapter").is_dir():
+        return config, run / "adapter"
+    if (run / "model").is_dir():
+        return config, None
+    raise RunError(
+        "the run has no result yet", where=run, wanted="a folder adapter or model, which it writes at its end",
+        fix="jaxlean finetune ... --resume goes on with it",
+    )  # fmt: skip
+
+
+def _write(config: RunConfig, adapter: Path | None, folder: Path, form: str, finish: Callable[[Path], None]) -> None:
+    config = resolved(with_labels_of(adapter, config), trains=False)
+    mesh = make_mesh(config.mesh.model_copy(update={"auto": False}))
+    if form == "peft":
+        if adapter is None:
+            raise RunError("the run trained a whole model, and no adapter", fix="--format hf")
+        shutil.copytree(adapter, folder)
+        model = load(str(config.model.path), config.model.dtype, mesh, **head_of(config))
+        ours, theirs = (tree.flatten(read_adapter(path, model.names, model.params)) for path in (adapter, folder))
+        if ours.keys() != theirs.keys() or not all(np.array_equal(ours[path], theirs[path]) for path in ours):
+            raise ModelError("the adapter was read back as another than was written", where=folder)
+        finish(folder)
+        return
+    model = whole_model(config, mesh, adapter)
+    if form == "hf":
+        write_model(model, folder, dtype=stored_dtype(model))
+        compare(load(folder, "float32", mesh, **head_of(config)), model, folder)
+    else:
+        folder.mkdir()
+        length = min(_LENGTH, model.config.max_position_embeddings)
+        # copies of the model on all devices would have to be compared as one
+        alone = model.with_params(jax.device_put(model.params, mesh.devices.flat[0]))
+        write_stablehlo(alone, folder, length=length)
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(folder)
+    finish(folder)
+
+
+def _bytes(folder: Path) -> int:
+    return tensor_bytes(folder) or sum(file.stat().st_size for file in folder.glob("*.npz"))
+
+
+def _base_bytes(config: RunConfig) -> int | None:
+    """Bytes of the base's tensors; None where there is none, or it is gone."""
+    if config.model.path is None:
+        return None
+    try:
+        return tensor_bytes(locate(config.model.path, revision=config.model.revision)) or None
+    except ModelError:
+        return None
