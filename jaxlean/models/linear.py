@@ -11,7 +11,7 @@ from flax import nnx
 from jaxlean import codec
 from jaxlean.errors import ModelError
 from jaxlean.models import quantized
-from jaxlean.models.cpu import transpose
+from jaxlean.models.cpu import enough_rows, own_rows, transpose
 from jaxlean.models.layout import NOWHERE, KernelPlace
 from jaxlean.models.quantized import Matmul
 
@@ -49,7 +49,8 @@ def dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jnp.dot(x, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
+    y = jnp.dot(enough_rows(x, kernel), kernel, preferred_element_type=jnp.float32)
+    return own_rows(y, x).astype(x.dtype)
 
 
 def _dot_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -78,7 +79,8 @@ def dot_wide(x: jax.Array, kernel: jax.Array, transposed: bool = False) -> jax.A
         x: [..., in].
         kernel: [in, out], or transposed [out, in], as an embedding is; same dtype.
     """
-    return jnp.einsum("...i,oi->...o" if transposed else "...i,io->...o", x, kernel, preferred_element_type=jnp.float32)
+    how = "...i,oi->...o" if transposed else "...i,io->...o"
+    return own_rows(jnp.einsum(how, enough_rows(x, kernel), kernel, preferred_element_type=jnp.float32), x)
 
 
 def _dot_wide_forward(x: jax.Array, kernel: jax.Array, transposed: bool) -> tuple[jax.Array, Any]:

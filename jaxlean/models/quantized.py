@@ -30,6 +30,7 @@ import jax.numpy as jnp
 
 from jaxlean import codec
 from jaxlean.codec import Leaves, Narrow
+from jaxlean.models.cpu import enough_rows, own_rows
 from jaxlean.models.layout import NOWHERE, KernelPlace
 
 Matmul = Literal["default", "int8", "fp8", "w8a8"]  # of one layer
@@ -56,9 +57,9 @@ def dot(x: jax.Array, leaves: Leaves, matmul: Matmul = "default", place: KernelP
     """
     values, scale = _kernel(place.gathered(leaves), matmul, x.dtype)
     if matmul == "default":
-        return _scaled(_product(x, values, -1, 0), scale).astype(x.dtype)
+        return _scaled(_rows_of_product(x, values), scale).astype(x.dtype)
     tokens = round_tokens(x) if matmul == "w8a8" else codec.narrow(x, _NARROW[matmul][0], axis=-1)
-    return _scaled(_product(tokens.values, values, -1, 0), tokens.scale[..., None], scale).astype(x.dtype)
+    return _scaled(_rows_of_product(tokens.values, values), tokens.scale[..., None], scale).astype(x.dtype)
 
 
 def _forward(x: jax.Array, leaves: Leaves, matmul: Matmul, place: KernelPlace) -> tuple[jax.Array, Any]:
@@ -113,6 +114,10 @@ def round_tokens(x: jax.Array) -> Narrow:
     lowest = jnp.where(absmax / divisor >= 127.5, -128.0, -127.0)[..., None]
     values = jnp.clip(jnp.round(wide / divisor[..., None]), -128.0, 127.0)
     return Narrow(jnp.where(wide == -absmax[..., None], lowest, values).astype(jnp.int8), scale)
+
+
+def _rows_of_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return own_rows(_product(enough_rows(x, kernel), kernel, -1, 0), x)
 
 
 def _product(one: jax.Array, two: jax.Array, axis: int, other: int) -> jax.Array:

@@ -55,7 +55,7 @@ def card(
     }
     lines = ["---", yaml.safe_dump(head, sort_keys=False).strip(), "---", "", f"# {name}", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {_cell(value)} |" for key, value in rows.items()]
-    return "\n".join([*lines, "", *_quality(qualities), "The settings of the run are in `config.yaml`.", ""])
+    return "\n".join([*lines, "", *_quality(qualities), "The settings of the run are in `run_config.yaml`.", ""])
 
 
 def cuts(config: RunConfig, summary: Mapping[str, Any], quantized: Mapping[str, Any] | None) -> list[str]:

@@ -68,7 +68,7 @@ def quantize_model(
     measured = bool(config.data.eval or config.data.eval_fraction)
 
     def quality(of: Model) -> Evaluation | None:
-        return evaluator_of(config, of, tokenizer, mesh).loss({}, of.params) if measured else None
+        return evaluator_of(config, of, tokenizer, mesh)(of, {}, of.params) if measured else None
 
     before = quality(model)
     started, layers = time.perf_counter(), model.config.num_layers
@@ -184,8 +184,8 @@ def _print(console: Console, report: dict[str, Any], errors: Sequence[Rounded], 
 
 
 def _more(found: Evaluation) -> str:
-    perplexity = found.get("perplexity")
-    return f", perplexity {perplexity:.4f}" if perplexity is not None else ""
+    shown = {name: found.get(name) for name in ("perplexity", "exact_match", "accuracy", "f1")}
+    return "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in shown.items() if value is not None)
 
 
 def _shown(rounded: Rounded | None) -> str:

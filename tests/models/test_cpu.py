@@ -1,5 +1,6 @@
 """What is done for XLA's CPU back end: bits and back, names that save bits, products that are laid out first."""
 
+import math
 from functools import partial
 
 import jax
@@ -11,6 +12,7 @@ from flax import nnx
 from jaxlean import tree
 from jaxlean.models import cpu
 from jaxlean.models.build import abstract
+from jaxlean.models.cpu import enough_rows, own_rows
 from jaxlean.models.decoder import DecoderConfig
 
 
@@ -218,3 +220,16 @@ def test_a_decoder_computes_the_same_from_what_is_held(params):
     want = forward(params)
     np.testing.assert_array_equal(forward(cpu.hold(params)), want)
     np.testing.assert_array_equal(forward(cpu.release(cpu.hold(params))), want)
+
+
+@pytest.mark.parametrize("leading", [(1, 1), (3,), (), (20,)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "float32"])
+def test_few_rows_become_enough_of_them_and_own_ones_again(leading, dtype):
+    kernel = jax.ShapeDtypeStruct((1024, 1024), dtype)
+    x = jnp.asarray(np.random.default_rng(0).integers(-9, 9, (*leading, 1024)), dtype)
+    more = enough_rows(x, kernel)
+    few = math.prod(leading) < 16 and dtype != "float32"
+    assert more.shape == ((16, 1024) if few else x.shape)
+    assert more.dtype == dtype
+    np.testing.assert_array_equal(own_rows(more, x).astype(jnp.float32), x.astype(jnp.float32))
+    assert enough_rows(x, jax.ShapeDtypeStruct((1024, 8), dtype)) is x
