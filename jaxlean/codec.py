@@ -135,6 +135,33 @@ def wanted(kernel: tuple[int, ...], leaves: Leaves) -> dict[str, jax.ShapeDtypeS
     return shapes(kernel, form, group_size=kernel[-2] // groups if kernel[-2] % groups == 0 else None)
 
 
+def grid(leaves: Leaves) -> tuple[jax.Array, jax.Array, int]:
+    """(whole numbers int8 [.., in, out], float32 scales that they are multiplied by, as many or one a column, bits).
+
+    Of int8, int4 and int8_grouped, whose numbers lie evenly.
+    """
+    if "kernel_int8" in leaves:
+        return leaves["kernel_int8"], leaves["kernel_scale"][..., None, :], 8
+    values, scales = unpack_groups(leaves)
+    return values, spread(scales, values.shape[-2]), 4 if "kernel_int4" in leaves else 8
+
+
+def moved(leaves: Leaves, delta: jax.Array) -> dict[str, jax.Array]:
+    """A kernel with something added, rounded to the numbers that its format has with the scales that it has."""
+    values, scales, bits = grid(leaves)
+    steps = values.astype(jnp.float32) + delta.astype(jnp.float32) / _divisor(scales)
+    nearest = on_grid(steps, bits).astype(jnp.int8)
+    if "kernel_int8" in leaves:
+        return {"kernel_int8": nearest, "kernel_scale": leaves["kernel_scale"]}
+    return pack_groups(nearest, leaves["kernel_scales"], bits)
+
+
+def on_grid(steps: jax.Array, bits: int) -> jax.Array:
+    """The nearest whole numbers of so many bits, float32."""
+    half = 2 ** (bits - 1)
+    return jnp.clip(jnp.round(steps), -half, half - 1)
+
+
 def num_params(path: str, leaf: Any) -> int:
     """Parameters that a leaf of a tree stands for: two a byte of four bits, none where it only scales."""
     name = path.rsplit(".", 1)[-1]
@@ -230,9 +257,7 @@ def group_scales(kernel: jax.Array, bits: int, group_size: int | None) -> jax.Ar
 
 def round_to_groups(kernel: jax.Array, scales: jax.Array, bits: int) -> jax.Array:
     """int8 [.., in, out]: the nearest numbers of so many bits, -2^(bits - 1) to 2^(bits - 1) - 1, of each value."""
-    divisor = spread(_divisor(scales), kernel.shape[-2])
-    half = 2 ** (bits - 1)
-    return jnp.clip(jnp.round(kernel.astype(jnp.float32) / divisor), -half, half - 1).astype(jnp.int8)
+    return on_grid(kernel.astype(jnp.float32) / spread(_divisor(scales), kernel.shape[-2]), bits).astype(jnp.int8)
 
 
 def pack_groups(values: jax.Array, scales: jax.Array, bits: int) -> dict[str, jax.Array]:

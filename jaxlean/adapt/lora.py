@@ -185,6 +185,28 @@ def merge(params: tree.Tree) -> tree.Tree:
     return tree.unflatten(merged)
 
 
+def merge_on_grid(params: tree.Tree) -> tree.Tree:
+    """Fold adapters into quantized kernels: the nearest of the numbers that these have with the scales that they have.
+
+    What was trained so (`lora.quantization_aware`) loses nothing; any other loses what is less than half a step.
+    """
+    leaves = tree.flatten(params)
+    merged = {path: leaf for path, leaf in leaves.items() if ".lora_" not in path}
+    for module, held in codec.kernels(leaves).items():
+        if f"{module}.lora_a" not in leaves or "kernel" in held:
+            continue
+        adapter = tuple(leaves[f"{module}.{name}"] for name in ("lora_a", "lora_b", "lora_scale"))
+        parts = codec.each_layer(_moved, (held, adapter), dims=len(codec.shape(held)) - 2)
+        merged |= {f"{module}.{name}": leaf for name, leaf in parts.items()}
+    return tree.unflatten(merged)
+
+
+@jax.jit
+def _moved(parts: tuple[codec.Leaves, tuple[jax.Array, jax.Array, jax.Array]]) -> dict[str, jax.Array]:
+    held, (a, b, scale) = parts
+    return codec.moved(held, scale * (a.astype(jnp.float32) @ b.astype(jnp.float32)))
+
+
 def unprincipal(params: tree.Tree, start: tree.Tree) -> tree.Tree:
     """PiSSA adapters as plain LoRA of twice the rank over the *original* base, which is what others can load.
 

@@ -71,6 +71,23 @@ class LoraSection(Section):
     init_lora_weights: Literal["default", "pissa"] = Field(
         "default", description="default: A random, B zero. pissa: the principal singular vectors (arXiv 2404.02948)."
     )
+    quantization_aware: bool = Field(
+        False,
+        description="Over a base in whole numbers (jaxlean quantize, or model.quantization: int8): base and adapter "
+        "are rounded together to the base's numbers in every forward pass, so that merging them changes nothing.",
+    )
     loraplus_lr_ratio: float | None = Field(
         None, gt=0, description="LoRA+ (arXiv 2402.12354): B learns this much faster."
     )
+
+    @model_validator(mode="after")
+    def _aware_adapters_are_plain(self) -> "LoraSection":
+        if self.quantization_aware:
+            for key, there in (("lora_dropout", self.lora_dropout > 0), ("use_dora", self.use_dora)):
+                if there:
+                    raise ValueError(f"lora.quantization_aware adds the adapter to the base: without lora.{key}")
+            if self.init_lora_weights == "pissa":
+                raise ValueError(
+                    "lora.quantization_aware keeps the base's numbers: without lora.init_lora_weights=pissa"
+                )
+        return self

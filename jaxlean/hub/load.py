@@ -248,8 +248,15 @@ def _described(
     if scheme is not None:
         _check_once(quantization, file)
         config = compressed.with_wide_layers(config, Names(family, config), scheme, _linear_layers(config))
-        matmul = "stored" if scheme.activations and matmul == "default" else matmul
-    if matmul != "stored":
+        if scheme.activations and matmul in ("default", "aware"):
+            matmul = "stored" if matmul == "default" else "aware_w8a8"
+    if matmul == "aware" and scheme is None and quantization != "int8":
+        raise ConfigError(
+            "lora.quantization_aware: the base is not held in whole numbers", where=file,
+            got=f"model.quantization={quantization}",
+            fix="model.path: what jaxlean quantize wrote; or model.quantization=int8",
+        )  # fmt: skip
+    if matmul in ("int8", "fp8"):
         check_matmul(matmul, mesh.devices.flat[0])
     backend = _attention(attention, mesh, config, compute)
     held, where = parameter_dtype(compute, trains), place(mesh)

@@ -64,4 +64,6 @@ def abstract(
 def _of_layer(matmul: Matmuls, layer: Linear) -> Matmul:
     if matmul == "stored":
         return "default" if layer.kernel_int8 is None else "w8a8"
+    if matmul in ("aware", "aware_w8a8") and layer.kernel is not None:
+        return "default"  # one that stayed wide
     return matmul

@@ -207,6 +207,8 @@ class Linear(nnx.Module):
         if self.observe is not None:
             self.observe(x)
         kernel = self.held()
+        if self.matmul in ("aware", "aware_w8a8"):
+            return self._aware(x, kernel)
         y = product(x, kernel, self.matmul, self.place)
         if self.lora_a is not None and self.lora_b is not None and self.lora_scale is not None:
             a, b, scale = self.lora_a[...], self.lora_b[...], self.lora_scale[...]
@@ -222,6 +224,15 @@ class Linear(nnx.Module):
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
         return y
+
+    def _aware(self, x: jax.Array, kernel: codec.Leaves) -> jax.Array:
+        """As after the adapter is merged into the kernel's own numbers."""
+        x = quantized.rounded(x) if self.matmul == "aware_w8a8" else x
+        delta = jnp.zeros((), jnp.float32)
+        if self.lora_a is not None and self.lora_b is not None and self.lora_scale is not None:
+            delta = self.lora_scale[...] * (self.lora_a[...].astype(jnp.float32) @ self.lora_b[...].astype(jnp.float32))
+        y = dot(x, quantized.folded(self.place.gathered(kernel), delta).astype(x.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> jax.Array:

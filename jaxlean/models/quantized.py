@@ -16,6 +16,9 @@ How the numbers are multiplied (`model.matmul`):
     w8a8     int8, as a model in compressed-tensors is multiplied elsewhere: a token's absmax is 127.5 steps, which are
              rounded to 127; the gradient is taken in the compute dtype.
     stored   of a whole model: w8a8 where the kernel is held in int8 with a scale a column, default elsewhere.
+    aware    of layers with an adapter over a kernel in whole numbers: base and adapter are added and rounded to the
+             base's own numbers in every forward pass, so that what is trained is what will be merged. The gradient goes
+             straight through the rounding (arXiv 1308.3432). aware_w8a8: and inputs are rounded as of w8a8.
 
 The gradient of the input is a product over the kernel's columns, each of which may have a scale of its own; these are
 multiplied into the gradient before it is rounded. With int8 and fp8 a kernel that is held wide is rounded on the fly,
@@ -33,8 +36,8 @@ from jaxlean.codec import Leaves, Narrow
 from jaxlean.models.cpu import enough_rows, own_rows
 from jaxlean.models.layout import NOWHERE, KernelPlace
 
-Matmul = Literal["default", "int8", "fp8", "w8a8"]  # of one layer
-Matmuls = Literal["default", "int8", "fp8", "stored"]  # of a model's layers
+Matmul = Literal["default", "int8", "fp8", "w8a8", "aware", "aware_w8a8"]  # of one layer
+Matmuls = Literal["default", "int8", "fp8", "stored", "aware", "aware_w8a8"]  # of a model's layers
 # What the kernel and x are rounded to, and what the gradient is.
 _NARROW: dict[str, tuple[Any, Any]] = {
     "int8": (jnp.int8, jnp.int8),
@@ -100,6 +103,20 @@ def _kernel(leaves: Leaves, matmul: Matmul, dtype: Any) -> tuple[jax.Array, jax.
     return codec.narrow(codec.decode(leaves, jnp.float32), _NARROW[matmul][0], axis=0)
 
 
+def folded(leaves: Leaves, delta: jax.Array) -> jax.Array:
+    """float32 [in, out]: a kernel with `delta` added, rounded as by `codec.moved`; its gradient is that of `delta`."""
+    values, scales, bits = codec.grid(leaves)
+    steps = values.astype(jnp.float32) + delta.astype(jnp.float32) / jnp.where(scales == 0, 1.0, scales)
+    return (steps + jax.lax.stop_gradient(codec.on_grid(steps, bits) - steps)) * scales
+
+
+def rounded(x: jax.Array) -> jax.Array:
+    """What `round_tokens` leaves of x, in its dtype; its gradient is that of x."""
+    values, scale = round_tokens(x)
+    wide = x.astype(jnp.float32)
+    return (wide + jax.lax.stop_gradient(values.astype(jnp.float32) * scale[..., None] - wide)).astype(x.dtype)
+
+
 def round_tokens(x: jax.Array) -> Narrow:
     """[..., in] -> int8, and float32 [...], of which a token's absmax is 127.5.
 
@@ -113,7 +130,7 @@ def round_tokens(x: jax.Array) -> Narrow:
     divisor = jnp.where(scale == 0, 1.0, scale)
     lowest = jnp.where(absmax / divisor >= 127.5, -128.0, -127.0)[..., None]
     values = jnp.clip(jnp.round(wide / divisor[..., None]), -128.0, 127.0)
-    return Narrow(jnp.where(wide == -absmax[..., None], lowest, values).astype(jnp.int8), scale)
+    return Narrow(jnp.where((wide < 0) & (wide == -absmax[..., None]), lowest, values).astype(jnp.int8), scale)
 
 
 def _rows_of_product(x: jax.Array, kernel: jax.Array) -> jax.Array:

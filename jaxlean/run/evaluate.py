@@ -19,7 +19,7 @@ from jaxlean.errors import ConfigError, DataError, RunError
 from jaxlean.hub.load import Model, load
 from jaxlean.run.generate import chat_template, generate, stop_ids
 from jaxlean.run.inputs import tokenizer_of
-from jaxlean.run.job import head_of, loss_of, resolved
+from jaxlean.run.job import head_of, loss_of, matmul_of, resolved
 from jaxlean.run.merge import load_adapted, with_labels_of
 from jaxlean.run.quality import TaskEvaluator
 from jaxlean.run.rows import OwnRows
@@ -163,7 +163,8 @@ def loaded(config: RunConfig, mesh: jax.sharding.Mesh, adapter: Path | None) -> 
         raise ConfigError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
     model = load(
         named.path, named.dtype, mesh, revision=named.revision, tokenizer=named.tokenizer,
-        quantization=named.quantization, matmul=named.matmul, attention=named.attention, **head_of(config),
+        quantization=named.quantization, matmul=matmul_of(config) if adapter is not None else named.matmul,
+        attention=named.attention, **head_of(config),
     )  # fmt: skip
     return model if adapter is None else load_adapted(model, adapter)
 

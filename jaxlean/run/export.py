@@ -18,7 +18,7 @@ from jaxlean.hub.load import load
 from jaxlean.hub.write import write_model
 from jaxlean.run.card import card
 from jaxlean.run.job import head_of, resolved
-from jaxlean.run.merge import check_base, with_labels_of
+from jaxlean.run.merge import check_base, wide, with_labels_of
 from jaxlean.run.quantize import compare, quantize_model, stored_dtype, tensor_bytes, whole_model
 from jaxlean.run.stablehlo import write_stablehlo
 from jaxlean.run.staging import check_output, staged
@@ -102,7 +102,7 @@ def _write(config: RunConfig, adapter: Path | None, folder: Path, form: str, fin
             raise ModelError("the adapter was read back as another than was written", where=folder)
         finish(folder)
         return
-    model = whole_model(config, mesh, adapter)
+    model = wide(whole_model(config, mesh, adapter))
     if form == "hf":
         write_model(model, folder, dtype=stored_dtype(model))
         compare(load(folder, "float32", mesh, **head_of(config)), model, folder)

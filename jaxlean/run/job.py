@@ -31,6 +31,7 @@ from jaxlean.models.convnet import ACTIVATIONS as OF_CONVNETS
 from jaxlean.models.convolution import is_statistic
 from jaxlean.models.cpu import hold
 from jaxlean.models.layout import layout_on, layout_within
+from jaxlean.models.quantized import Matmuls
 from jaxlean.run.vocabulary import grown, with_new_tokens
 from jaxlean.train.classify import Judge, image_logits, judge_labels, label_logits, label_objective
 from jaxlean.train.contrast import contrast_objective, judge_vectors, text_vectors
@@ -197,7 +198,7 @@ def base(
     quantization = "none" if is_pissa(config) else wanted.quantization
     model = (hub.outline if shapes else hub.load)(
         wanted.path, wanted.dtype, mesh, revision=wanted.revision, tokenizer=wanted.tokenizer, trains=trains,
-        quantization=quantization, matmul=wanted.matmul, attention=wanted.attention, **head_of(config),
+        quantization=quantization, matmul=matmul_of(config), attention=wanted.attention, **head_of(config),
     )  # fmt: skip
     return grown(config, model, shapes=shapes, say=say)
 
@@ -207,6 +208,19 @@ def head_of(config: RunConfig) -> dict[str, Any]:
     if config.task == "generate":
         return {"task": "generate"}
     return {"task": config.task, "labels": config.data.labels, "seed": config.seed}
+
+
+def matmul_of(config: RunConfig) -> Matmuls:
+    """How the layers' kernels are multiplied.
+
+    Raises:
+        ConfigError: adapters that are rounded with their base, and another way to multiply.
+    """
+    if config.lora is None or not config.lora.quantization_aware:
+        return config.model.matmul
+    if config.model.matmul != "default":
+        raise ConfigError("lora.quantization_aware says how kernels are multiplied", fix="leave out model.matmul")
+    return "aware"
 
 
 def is_pissa(config: RunConfig) -> bool:

@@ -16,6 +16,7 @@ from jaxlean.hub.head import PEFT_TASKS
 from jaxlean.hub.load import Model, load, load_tokenizer
 from jaxlean.hub.vocabulary import resized
 from jaxlean.hub.write import write_model
+from jaxlean.models.quantized import Matmuls
 
 
 def load_adapted(model: Model, adapter: Path) -> Model:
@@ -66,13 +67,23 @@ def merge(adapter: Path, folder: Path, *, base: str | None = None, dtype: str = 
 
 
 def merged(model: Model) -> Model:
-    """The model with its adapter, and the rows of its new tokens, folded in; of a quantized base, a wide one.
+    """The model with its adapter, and the rows of its new tokens, folded in.
 
-    An adapter that is added to the numbers that a quantized kernel stands for loses nothing.
+    Of a quantized base it is a wide one, since what an adapter adds is less than a step of its numbers; but where the
+    adapter was rounded with them in training (`lora.quantization_aware`), it is a quantized one again.
     """
+    if model.matmul in ("aware", "aware_w8a8"):
+        matmul: Matmuls = "default" if model.matmul == "aware" else "stored"
+        return replace(model, matmul=matmul).with_params(lora.merge_on_grid(vocabulary.merge(model.params)))
+    model = wide(model)
+    return model.with_params(lora.merge(vocabulary.merge(model.params)))
+
+
+def wide(model: Model) -> Model:
+    """The model with plain kernels, of what quantized ones stand for."""
     if codec.is_quantized(tree.flatten(model.params)):
         model = replace(model, matmul="default").with_params(dequantize(model.params, model.dtype))
-    return model.with_params(lora.merge(vocabulary.merge(model.params)))
+    return model
 
 
 def check_base(adapter: Path, config: RunConfig) -> None:

@@ -13,15 +13,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxlean import tree
+from jaxlean import codec, tree
 from jaxlean.compress.quantize import SCHEMES, How, Rounded, check, quantize
 from jaxlean.config import RunConfig
-from jaxlean.errors import ModelError
+from jaxlean.errors import ConfigError, ModelError
+from jaxlean.hub.compressed import scheme_of
 from jaxlean.hub.load import Model, load
 from jaxlean.hub.write import write_model
 from jaxlean.run.calibration import calibration_batches
 from jaxlean.run.evaluate import evaluator_of
-from jaxlean.run.job import head_of, resolved
+from jaxlean.run.job import head_of, matmul_of, resolved
 from jaxlean.run.merge import check_base, load_adapted, merged, with_labels_of
 from jaxlean.run.staging import check_output, staged
 from jaxlean.run.summary import Evaluation
@@ -62,9 +63,13 @@ def quantize_model(
     config = resolved(with_labels_of(adapter, config), trains=False)
     # float32 to calibrate in, whatever is written: what smoothing moves must not be rounded on its way
     model = whole_model(config, mesh, adapter)
-    check(model, how)
-    tokenizer = model.tokenizer
-    batches = calibration_batches(config, tokenizer, vocab_size=model.config.vocab_size) if how.needs_data else []
+    done = adapter is not None and codec.is_quantized(tree.flatten(model.params))
+    if done:
+        _check_scheme(model, how)
+    else:
+        check(model, how)
+    tokenizer, needs_data = model.tokenizer, how.needs_data and not done
+    batches = calibration_batches(config, tokenizer, vocab_size=model.config.vocab_size) if needs_data else []
     measured = bool(config.data.eval or config.data.eval_fraction)
 
     def quality(of: Model) -> Evaluation | None:
@@ -77,7 +82,7 @@ def quantize_model(
         if console.is_terminal:
             console.print(f"layer {rounded.layer + 1} of {layers}: {rounded.module}", end="\r", highlight=False)
 
-    quantized, errors = quantize(model, how, batches, say=say)
+    quantized, errors = (model, []) if done else quantize(model, how, batches, say=say)
     seconds, dtype = time.perf_counter() - started, stored_dtype(model)
     with staged(output) as folder:
         write_model(quantized, folder, dtype=dtype)
@@ -85,7 +90,8 @@ def quantize_model(
         compare(again, quantized, folder)
         report = {
             "base": config.model.path, "adapter": None if adapter is None else str(adapter),
-            "scheme": config.quantize.scheme, "method": how.method, "group_size": how.scheme.group_size,
+            "scheme": config.quantize.scheme, "method": "training" if done else how.method,
+            "group_size": scheme_of(quantized.params, quantized.names, activations=False).group_size,
             "smoothquant_alpha": ("auto" if how.alpha is None else how.alpha) if how.smooths else None,
             "calibration_rows": sum(len(batch["tokens"]) for batch in batches),
             "calibration_tokens": int(sum((batch["segments"] > 0).sum() for batch in batches)),
@@ -116,22 +122,38 @@ def how_of(config: RunConfig) -> How:
 
 
 def whole_model(config: RunConfig, mesh: jax.sharding.Mesh, adapter: Path | None) -> Model:
-    """The model of a config in float32, an adapter folded in.
+    """The model of a config in float32, an adapter folded in: wide, but where the adapter was trained to be rounded.
 
     Raises:
         UserError: no model is named, it cannot be loaded, or the adapter is that of another.
     """
     if config.model.path is None:
         raise ModelError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
-    named = config.model
+    named, aware = config.model, adapter is not None and config.lora is not None and config.lora.quantization_aware
     model = load(
         config.model.path, "float32", mesh, revision=named.revision, tokenizer=named.tokenizer,
-        quantization=named.quantization, attention=named.attention, **head_of(config),
+        quantization=named.quantization if aware else "none", matmul=matmul_of(config) if aware else "default",
+        attention=named.attention, **head_of(config),
     )  # fmt: skip
     if adapter is None:
         return model
     check_base(adapter, config)
     return merged(load_adapted(model, adapter))
+
+
+def _check_scheme(model: Model, how: How) -> None:
+    """What was trained rounded is of the scheme that it was rounded to."""
+    held = scheme_of(model.params, model.names, activations=model.matmul == "stored")
+    asked, there = ((one.bits, one.activations) for one in (how.scheme, held))
+    if asked != there:
+        raise ConfigError(
+            "the adapter was trained for other numbers (lora.quantization_aware)", got=_said(*asked),
+            wanted=_said(*there), fix="the scheme of its base; or --format hf, and quantize that anew",
+        )  # fmt: skip
+
+
+def _said(bits: int, activations: bool) -> str:
+    return f"w{bits}a{8 if activations else 16}"
 
 
 def compare(got: Model, wanted: Model, folder: Path) -> None:
@@ -169,11 +191,14 @@ def stored_dtype(model: Model) -> str:
 
 def _print(console: Console, report: dict[str, Any], errors: Sequence[Rounded], folder: Path) -> None:
     modules = list(dict.fromkeys(rounded.module for rounded in errors))
+    if not errors:
+        console.print("the adapter was trained rounded: its numbers are those of the base", highlight=False)
     table = Table("layer", *modules, title="relative error of each linear layer's outputs, %", title_style="bold")
     for number in sorted({rounded.layer for rounded in errors}):
         own = {rounded.module: rounded for rounded in errors if rounded.layer == number}
         table.add_row(str(number), *(_shown(own.get(module)) for module in modules))
-    console.print(table)
+    if errors:
+        console.print(table)
     for name in ("before", "after"):
         found: Evaluation | None = report[f"eval_{name}"]
         if found is not None:

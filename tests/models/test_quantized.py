@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlean import codec
-from jaxlean.models.quantized import dot
+from jaxlean.models.quantized import dot, folded, round_tokens, rounded
 
 IN, OUT = 96, 80
 FORMS = ["wide", "int8", "nf4"]
@@ -169,3 +169,60 @@ def test_under_remat_and_jit_the_gradient_is_the_same(matmul):
     loss = partial(lambda f, x: jnp.square(f(x)).sum(), lambda x: dot(x, leaves, matmul))
     want = jax.grad(loss)(x)
     np.testing.assert_allclose(jax.jit(jax.grad(jax.checkpoint(loss)))(x), want, rtol=1e-5, atol=1e-5)
+
+
+# ---- as quantized models are multiplied elsewhere
+
+
+def tokens_by_hand(x):
+    """Each token's absmax is 127.5 steps; IEEE divisions, halves to even, as torch does it."""
+    scale = np.abs(x).max(-1, keepdims=True) / np.float32(127.5)
+    return np.clip(np.round(x / np.where(scale == 0, 1, scale)), -128, 127), scale[..., 0]
+
+
+@pytest.mark.parametrize("rounds", [round_tokens, jax.jit(round_tokens)], ids=["eager", "jit"])
+def test_tokens_are_rounded_as_others_round_them(rounds):
+    x = np.random.default_rng(0).normal(size=(2000, 96)).astype(np.float32)
+    x[7] = 0
+    values, scale = rounds(jnp.asarray(x))
+    wanted, steps = tokens_by_hand(x)
+    np.testing.assert_array_equal(scale, steps)
+    # XLA makes a product of the division of all others, which may fall to the other side of a half
+    assert (np.asarray(values) != wanted).sum() <= 10
+    negative = x == -np.abs(x).max(-1, keepdims=True)
+    np.testing.assert_array_equal(np.asarray(values)[negative], wanted[negative])
+    assert {-127, -128} <= set(wanted[negative].tolist())
+
+
+def test_w8a8_is_the_product_of_whole_numbers():
+    x, leaves, grad = array(0, 5, IN), held("int8"), array(2, 5, OUT)
+    value, back = both_ways(x, leaves, grad, "w8a8")
+    values, scale = tokens_by_hand(np.asarray(x))
+    np.testing.assert_allclose(value, (values * scale[:, None]) @ exact(leaves), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(back, np.asarray(grad, np.float64) @ exact(leaves).T, rtol=1e-5, atol=1e-5)
+
+
+GRIDS = {"int8": {}, "int4": {"group_size": 16}, "int8_grouped": {"group_size": 32}}
+
+
+@pytest.mark.parametrize("form", GRIDS)
+def test_what_is_folded_is_what_is_merged(form):
+    leaves = codec.encode(0.05 * array(1, IN, OUT), form, **GRIDS[form])
+    delta = 0.01 * array(3, IN, OUT)
+    merged = codec.moved(leaves, delta)
+    assert {name: x.shape for name, x in merged.items()} == {name: x.shape for name, x in leaves.items()}
+    np.testing.assert_allclose(folded(leaves, delta), codec.decode(merged, jnp.float32), rtol=1e-6, atol=1e-9)
+    values, scales, bits = codec.grid(leaves)
+    by_hand = np.round(np.asarray(values, np.float64) + np.asarray(delta, np.float64) / np.asarray(scales))
+    by_hand = np.clip(by_hand, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    assert (np.asarray(codec.grid(merged)[0]) != by_hand).mean() < 0.001
+    np.testing.assert_array_equal(codec.moved(leaves, jnp.zeros((IN, OUT)))[f"kernel_{form}"], leaves[f"kernel_{form}"])
+    weight = array(4, IN, OUT)
+    np.testing.assert_array_equal(jax.grad(lambda d: (folded(leaves, d) * weight).sum())(delta) / weight > 0.99, True)
+
+
+def test_rounded_inputs_have_the_gradient_of_plain_ones():
+    x, weight = array(0, 4, IN), array(1, 4, IN)
+    values, scale = round_tokens(x)
+    np.testing.assert_allclose(rounded(x), np.asarray(values) * np.asarray(scale)[:, None], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(jax.grad(lambda x: (rounded(x) * weight).sum())(x), weight)

@@ -1,0 +1,238 @@
+"""What fewer bits cost in quality and give in size and speed, of a trained model on text it was not calibrated on.
+
+    python benchmarks/quantization.py --data DIR [--base FOLDER] [--group-size 128] [--work DIR] [--out DIR] [--quick]
+                                      [--rows 128] [--held-out 64] [--max-length 512] [--tokens 64] [--repeats 5]
+                                      [--torch PYTHON]
+
+`--data` holds wikitext2_valid.txt: of its first half are calibration rows, of its second half the perplexity.
+`--base` is a folder with a model (benchmarks/smollm2.py makes one of SmolLM2-135M); default: the quickstart's.
+
+    quality  perplexity of each scheme and method, and its change; bytes of the files, beside the same in bfloat16, and
+             of the quantized matrices alone
+    speed    tokens a second of greedy generation at 1 and 16 rows, the model in bfloat16, in float32, and in W8A8 over
+             both, in turn, so that a busy machine is busy for all of them; medians, and the largest less the smallest
+    torch    with --torch (a Python that has torch, transformers and compressed-tensors): on how many of 20 prompts
+             transformers gives the very tokens that jaxlean gives
+
+What is in --work is not made again.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from report import median, publish
+
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart" / "base"
+COLUMNS = {
+    "what": "", "perplexity": ".4f", "change_percent": "+.3f", "bytes": ",", "smaller": ".2f",
+    "matrices_smaller": ".2f", "seconds": ".0f", "rows": "", "tokens_s": ",.1f",
+    "spread": ".1%", "speedup": ".2f", "equal_prompts": "",
+}  # fmt: skip
+# Greedy tokens by transformers, in another Python.
+_TORCH = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM
+folder, prompts, num, out = sys.argv[1], json.load(open(sys.argv[2])), int(sys.argv[3]), sys.argv[4]
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+found = []
+for prompt in prompts:
+    ids = torch.tensor([prompt])
+    more = dict(do_sample=False, max_new_tokens=num, min_new_tokens=num, eos_token_id=None, pad_token_id=0)
+    with torch.no_grad():
+        found.append(model.generate(ids, attention_mask=torch.ones_like(ids), **more)[0, len(prompt):].tolist())
+json.dump(found, open(out, "w"))
+"""
+
+
+def hows(group_size: int) -> dict[str, Any]:
+    """Every row of the table: its name and folder -> how the model is quantized."""
+    from jaxlean.compress.quantize import SCHEMES, How, Scheme
+
+    four = Scheme(4, group_size, activations=False)
+    return {
+        "w8a8 rtn": How(SCHEMES["w8a8"]),
+        "w8a8 rtn smoothed": How(SCHEMES["w8a8"], alpha=None),
+        "w8a8 gptq smoothed": How(SCHEMES["w8a8"], "gptq", alpha=None),
+        "w8a16 rtn": How(SCHEMES["w8a16"]),
+        "w8a16 gptq": How(SCHEMES["w8a16"], "gptq"),
+        f"w4a16 g{group_size} rtn": How(four),
+        f"w4a16 g{group_size} gptq": How(four, "gptq"),
+        f"w4a16 g{group_size} awq": How(four, "awq"),
+    }
+
+
+def rows_of(text: str, tokenizer: Any, num: int, length: int) -> np.ndarray:
+    """int32 [num, length]: the text cut into rows; fewer where it is shorter."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    num = min(num, len(ids) // length)
+    return np.asarray(ids[: num * length], np.int32).reshape(num, length)
+
+
+def perplexity(model: Any, rows: np.ndarray, at_once: int = 4) -> float:
+    """Of all tokens but each row's first."""
+    import jax
+    import jax.numpy as jnp
+
+    @jax.jit
+    def losses(logits: Any, tokens: Any) -> Any:
+        found = jax.nn.log_softmax(logits[:, :-1], axis=-1)
+        return -jnp.take_along_axis(found, tokens[:, 1:, None], axis=-1).sum()
+
+    total = sum(float(losses(model(part), part)) for part in np.array_split(rows, -(-len(rows) // at_once)))
+    return math.exp(total / (rows.size - len(rows)))
+
+
+def matrix_bytes(params: Any) -> tuple[int, int]:
+    """(bytes of the quantized matrices with their scales, of the same in bfloat16)."""
+    from jaxlean import codec, tree
+
+    held = [leaves for leaves in codec.kernels(tree.flatten(params)).values() if "kernel" not in leaves]
+    return sum(x.nbytes for leaves in held for x in leaves.values()), sum(2 * math.prod(codec.shape(x)) for x in held)
+
+
+def quality(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from jaxlean import load
+    from jaxlean.compress.quantize import quantize
+    from jaxlean.hub.write import write_model
+
+    model = load(args.base, "float32")
+    text = (args.data / "wikitext2_valid.txt").read_text(encoding="utf-8")
+    first, second = text[: len(text) // 2], text[len(text) // 2 :]
+    calibration = rows_of(first, model.tokenizer, args.rows, args.max_length)
+    held_out = rows_of(second, model.tokenizer, args.held_out, args.max_length)
+    batch = 8
+    calibration = calibration[: len(calibration) // batch * batch]
+    positions = np.tile(np.arange(args.max_length, dtype=np.int32), (batch, 1))
+    more = {"segments": np.ones_like(positions), "positions": positions}
+    batches = [{"tokens": calibration[i : i + batch], **more} for i in range(0, len(calibration), batch)]
+    folder = args.work / "bfloat16"
+    if not folder.exists():
+        write_model(model, folder, dtype="bfloat16")
+    wide = size(folder)
+    before = perplexity(model, held_out)
+    half = perplexity(load(folder, "bfloat16"), held_out)
+    found: list[dict[str, Any]] = [
+        {"what": "float32", "perplexity": before},
+        {"what": "bfloat16", "perplexity": half, "change_percent": 100 * (half / before - 1), "bytes": wide},
+    ]
+    for name, how in hows(args.group_size).items():
+        folder, seconds = args.work / name.replace(" ", "_"), None
+        if not folder.exists():
+            started = time.perf_counter()
+            small, _ = quantize(model, how, batches if how.needs_data else ())
+            seconds = time.perf_counter() - started
+            write_model(small, folder, dtype="bfloat16")
+        small = load(folder, "float32")  # what others load is what is measured
+        own = perplexity(small, held_out)
+        packed, of_them = matrix_bytes(small.params)
+        found.append(
+            {
+                "what": name, "perplexity": own, "change_percent": 100 * (own / before - 1), "bytes": size(folder),
+                "smaller": wide / size(folder), "matrices_smaller": of_them / packed, "seconds": seconds,
+            }
+        )  # fmt: skip
+        print(json.dumps(found[-1]), flush=True)
+    return found
+
+
+def size(folder: Path) -> int:
+    """Bytes of the tensors."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def speed(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from jaxlean import load
+    from jaxlean.run.generate import generate
+
+    eight = args.work / "w8a8_rtn"
+    models = {
+        "bfloat16": load(args.base, "bfloat16"), "float32": load(args.base, "float32"),
+        "w8a8, else bfloat16": load(eight, "bfloat16"), "w8a8, else float32": load(eight, "float32"),
+    }  # fmt: skip
+    found = []
+    for rows in (1, 16):
+        random = np.random.default_rng(rows)
+        prompts = [random.integers(5, models["bfloat16"].config.vocab_size, 32).tolist() for _ in range(rows)]
+        seconds: dict[str, list[float]] = {name: [] for name in models}
+        for repeat in range(args.repeats + 1):
+            for name, model in models.items():
+                started = time.perf_counter()
+                new = generate(model, prompts, max_new_tokens=args.tokens, stop=[], batch_size=rows)
+                assert sum(map(len, new)) == rows * args.tokens
+                if repeat:  # the first one compiles
+                    seconds[name].append(time.perf_counter() - started)
+        base = rows * args.tokens / median(seconds["bfloat16"])
+        for name, each in seconds.items():
+            speeds = [rows * args.tokens / own for own in each]
+            middle = median(speeds)
+            found.append(
+                {
+                    "what": f"generate, {name}", "rows": rows, "tokens_s": middle, "speedup": middle / base,
+                    "spread": (max(speeds) - min(speeds)) / middle, "tokens_s_each": speeds,
+                }
+            )  # fmt: skip
+    return found
+
+
+def with_torch(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from jaxlean import load
+    from jaxlean.run.generate import generate
+
+    text = (args.data / "wikitext2_valid.txt").read_text(encoding="utf-8")
+    script, asked = args.work / "greedy.py", args.work / "prompts.json"
+    script.write_text(_TORCH, encoding="utf-8")
+    found = []
+    for name in hows(args.group_size):
+        folder = args.work / name.replace(" ", "_")
+        model = load(folder, "float32")
+        prompts = rows_of(text[len(text) // 2 :], model.tokenizer, 20, 24).tolist()
+        asked.write_text(json.dumps(prompts), encoding="utf-8")
+        answers = args.work / f"{folder.name}.answers.json"
+        command: Sequence[Any] = [args.torch, script, folder, asked, args.tokens // 2, answers]
+        subprocess.run([str(word) for word in command], check=True)
+        ours = generate(model, prompts, max_new_tokens=args.tokens // 2, stop=[], batch_size=20)
+        theirs = json.loads(answers.read_text(encoding="utf-8"))
+        same = sum(one == other for one, other in zip(ours, theirs, strict=True))
+        found.append({"what": f"as in transformers, {name}", "equal_prompts": f"{same} of {len(prompts)}"})
+        print(json.dumps(found[-1]), flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with wikitext2_valid.txt")
+    parser.add_argument("--base", type=Path, default=QUICKSTART)
+    parser.add_argument("--group-size", type=int, default=None, help="of w4a16; default: 128, the quickstart's base 64")
+    parser.add_argument("--work", type=Path, default=Path("work_quantization"), help="folder for the models")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--quick", action="store_true", help="few rows and tokens: the same path in under a minute")
+    parser.add_argument("--rows", type=int, default=128, help="calibration rows")
+    parser.add_argument("--held-out", type=int, default=64)
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--tokens", type=int, default=64, help="generated a row")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--torch", type=Path, help="a Python with torch, transformers and compressed-tensors")
+    args = parser.parse_args()
+    if args.group_size is None:
+        args.group_size = 64 if args.base == QUICKSTART else 128
+    if args.quick:
+        args.rows, args.held_out, args.max_length, args.tokens, args.repeats = 8, 4, 64, 8, 1
+    args.work.mkdir(parents=True, exist_ok=True)
+    rows = quality(args) + speed(args) + (with_torch(args) if args.torch else [])
+    config = {
+        "base": args.base.name if args.base != QUICKSTART else "quickstart", "group_size": args.group_size,
+        "rows": args.rows, "held_out": args.held_out, "max_length": args.max_length, "tokens": args.tokens,
+        "repeats": args.repeats,
+    }  # fmt: skip
+    publish("quantization", config, rows, COLUMNS, args.out)
+
+
+if __name__ == "__main__":
+    main()
