@@ -34,7 +34,7 @@ def solve(
     rows, columns = kernel.shape
     assert of is None or rows % of[1] == 0, f"{of[1]} divides the {rows} inputs"
     block = min(BLOCK if of is None else max(BLOCK // of[1], 1) * of[1], rows)
-    starts = np.arange(0, rows, block)
+    starts = range(0, rows, block)
     gone = [round(sparsity * columns * (min(start + block, rows) - start)) for start in starts]
     return _solve(kernel, gram, np.asarray(gone, np.int32), damping, of=of, block=block)
 
