@@ -90,21 +90,21 @@ def width(
         leaves = tree.flatten(visited.params)
         stay: dict[str, np.ndarray] = {}
 
-        def without(module: str, rows: np.ndarray) -> None:
+        def take_out(module: str, rows: np.ndarray) -> None:
             inputs, kernel = visited.inputs[module], leaves[f"{module}.kernel"]
-            new = _without(kernel, inputs.gram, rows, damping if compensate else None)
+            new = without(kernel, inputs.gram, rows, damping if compensate else None)
             leaves[f"{module}.kernel"] = new
             table.append(Narrowed(visited.number, module, relative_error(kernel, new, inputs.gram)))
 
         if (config.num_heads, config.num_kv_heads) != (was.num_heads, was.num_kv_heads):
             out = "attention.out"
-            energy = _energy(leaves[f"{out}.kernel"], visited.inputs[out].gram, was.head_dim)
+            energy = branch_energy(leaves[f"{out}.kernel"], visited.inputs[out].gram, was.head_dim)
             stay |= heads_that_stay(np.asarray(energy), was, config)
-            without(out, stay["queries"])
+            take_out(out, stay["queries"])
         if config.intermediate_size != was.intermediate_size:
-            energy = np.asarray(_energy(leaves["mlp.down.kernel"], visited.inputs["mlp.down"].gram, 1))
+            energy = np.asarray(branch_energy(leaves["mlp.down.kernel"], visited.inputs["mlp.down"].gram, 1))
             stay["neurons"] = best(energy, config.intermediate_size)
-            without("mlp.down", stay["neurons"])
+            take_out("mlp.down", stay["neurons"])
         kept.append(stay)
         before = _normed(visited.inputs)
         power.extend(_shares(inputs.gram) for inputs in before.values())
@@ -205,7 +205,7 @@ def most_influential(influences: Sequence[float], num: int) -> list[int]:
 
 
 @partial(jax.jit, static_argnums=2)
-def _energy(kernel: jax.Array, gram: jax.Array, each: int) -> jax.Array:
+def branch_energy(kernel: jax.Array, gram: jax.Array, each: int) -> jax.Array:
     """Of each `each` rows that follow each other: the energy of what they add to the output."""
     num = len(kernel) // each
     rows = kernel.astype(jnp.float32).reshape(num, each, -1)
@@ -213,7 +213,7 @@ def _energy(kernel: jax.Array, gram: jax.Array, each: int) -> jax.Array:
     return jnp.einsum("nij,njo,nio->n", own, rows, rows, precision="highest")
 
 
-def _without(kernel: jax.Array, gram: jax.Array, rows: np.ndarray, damping: float | None) -> jax.Array:
+def without(kernel: jax.Array, gram: jax.Array, rows: np.ndarray, damping: float | None) -> jax.Array:
     """The kernel, zero but for `rows`, which make up for the others where there is a damping."""
     gone = np.setdiff1d(np.arange(len(kernel)), rows)
     wide = kernel.astype(jnp.float32)

@@ -13,6 +13,7 @@ from jaxlean.config.curation import CurateSection
 from jaxlean.config.curriculum import CurriculumSection
 from jaxlean.config.data import DataSection
 from jaxlean.config.model import LoraSection, ModelSection
+from jaxlean.config.pruning import GradualSection, PruneSection
 from jaxlean.config.section import Fraction, Section, named
 
 
@@ -83,6 +84,12 @@ class TrainSection(Section):
     contrast: ContrastSection = Field(default_factory=ContrastSection)
     trainable: list[str] | None = Field(
         None, description="lora: null only. Regexes of the parameter paths that train; default: all."
+    )
+    keep_zeros: bool = Field(
+        False, description="lora: null only. Zeros in the layers' matrices stay zero: a pruned model stays pruned."
+    )
+    pruning: GradualSection | None = Field(
+        None, description="lora: null only. Make zeros while training, more and more of them; they stay zero."
     )
     remat: str | list[str] | dict[str, list[str]] = named(
         "none",
@@ -282,6 +289,7 @@ class RunConfig(Section):
     distributed: DistributedSection = Field(default_factory=DistributedSection)
     cost: CostSection = Field(default_factory=CostSection)
     curate: CurateSection = Field(default_factory=CurateSection)
+    prune: PruneSection = Field(default_factory=PruneSection)
     report: ReportSection = Field(default_factory=ReportSection)
 
     @field_validator("compilation_cache", mode="before")
@@ -309,6 +317,12 @@ class RunConfig(Section):
     def _sections_agree(self) -> "RunConfig":
         if self.lora is not None and self.train.trainable is not None:
             raise ValueError("train.trainable needs lora: null (with LoRA, the adapter is what trains)")
+        if self.lora is not None and (self.train.keep_zeros or self.train.pruning is not None):
+            name = "keep_zeros" if self.train.keep_zeros else "pruning"
+            raise ValueError(
+                f"train.{name} needs lora: null: an adapter fills the zeros when it is merged. (What was made smaller "
+                "instead, by prune.method: neurons, heads, layers or structured, trains with LoRA.)"
+            )
         if self.lora is not None and self.lora.use_dora and self.lora.init_lora_weights == "pissa":
             raise ValueError("lora.use_dora and lora.init_lora_weights=pissa exclude each other")
         if self.data.streaming and self.eval.shots:
