@@ -323,6 +323,8 @@ class RunConfig(Section):
                 f"train.{name} needs lora: null: an adapter fills the zeros when it is merged. (What was made smaller "
                 "instead, by prune.method: neurons, heads, layers or structured, trains with LoRA.)"
             )
+        if self.train.pruning is not None and self.train.sync == "diloco":
+            raise ValueError("train.pruning is not for train.sync: diloco: each replica would make other zeros")
         if self.lora is not None and self.lora.use_dora and self.lora.init_lora_weights == "pissa":
             raise ValueError("lora.use_dora and lora.init_lora_weights=pissa exclude each other")
         if self.data.streaming and self.eval.shots:
