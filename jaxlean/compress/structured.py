@@ -170,10 +170,7 @@ def depth(model: Model, keep: Sequence[int]) -> Model:
     """
     check_plain(model)
     was, keep = model.config, list(keep)
-    if not keep or keep != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= was.num_layers:
-        raise ConfigError(
-            "layers that stay are numbers of layers, ascending", got=keep, wanted=f"0 to {was.num_layers - 1}"
-        )
+    check_layers(keep, was)
     if was.attention_scale_by_layer:
         raise ModelError("the scale of attention depends on the layer's number", got=model.family.model_type)
     kinds = tuple(was.all_kinds[number] for number in keep) if was.kinds else ()
@@ -182,6 +179,14 @@ def depth(model: Model, keep: Sequence[int]) -> Model:
     layers = take_apart(model.params["layers"], was.all_kinds)
     params = {**model.params, "layers": put_together([layers[number] for number in keep], config.all_kinds)}
     return replace(model, config=config, hf_config=said).with_params(params)
+
+
+def check_layers(keep: Sequence[int], config: Any) -> None:
+    """Refuse what are no numbers of layers, ascending. Raises: ConfigError."""
+    if not keep or list(keep) != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= config.num_layers:
+        raise ConfigError(
+            "layers that stay are numbers of layers, ascending", got=list(keep), wanted=f"0 to {config.num_layers - 1}"
+        )
 
 
 def influences(model: Model, batches: Sequence[Batch]) -> list[float]:

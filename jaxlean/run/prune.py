@@ -179,6 +179,8 @@ def _asked(model: Model, config: RunConfig) -> dict[str, Any]:
             fix="prune.params=0.75 (a share of the parameters), or a size: prune.intermediate_size=..., "
             "prune.num_key_value_heads=..., prune.num_hidden_layers=...",
         )  # fmt: skip
+    if wanted.keep_layers is not None:
+        structured.check_layers(wanted.keep_layers, model.config)
     num = asked.get("num_layers")
     if num is not None and num > model.config.num_layers:
         raise ConfigError("prune.num_hidden_layers: there are fewer", got=num, wanted=f"1 to {model.config.num_layers}")
