@@ -28,6 +28,7 @@ from jaxlean.compress.walk import Batch, Inputs, Visited, check_plain, walk, wit
 from jaxlean.errors import ConfigError, ModelError
 from jaxlean.hub.load import Model
 from jaxlean.models.stack import stacks
+from jaxlean.ranks import smallest
 
 Masks = dict[str, jax.Array]  # path -> bool of the leaf's shape, True where a number stays
 Method = Literal["magnitude", "wanda", "sparsegpt"]
@@ -163,10 +164,9 @@ def prune_kernel(kernel: jax.Array, inputs: Inputs, choice: Choice) -> jax.Array
 @partial(jax.jit, static_argnames=("gone", "by_output"))
 def largest(scores: jax.Array, gone: int, *, by_output: bool = False) -> jax.Array:
     """Which scores [..., in, out] of a matrix stay, if the `gone` smallest go: of it all, or of each of its outputs."""
+    scores = scores.astype(jnp.float32)
     flat = jnp.swapaxes(scores, -1, -2) if by_output else scores.reshape(*scores.shape[:-2], -1)
-    order = jnp.argsort(flat, axis=-1)  # stable: of equal ones the first go
-    first = jnp.broadcast_to(jnp.arange(flat.shape[-1]) >= gone, flat.shape)
-    stays = jnp.put_along_axis(jnp.zeros(flat.shape, bool), order, first, axis=-1, inplace=False)
+    stays = ~smallest(flat, gone)
     return jnp.swapaxes(stays, -1, -2) if by_output else stays.reshape(scores.shape)
 
 

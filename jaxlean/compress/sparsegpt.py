@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlean.ranks import smallest
+
 BLOCK = 128  # inputs among which it is decided at a time
 
 
@@ -65,8 +67,7 @@ def _solved(
         size = jnp.diagonal(near)[:, None]
         if of is None:
             cost = jnp.where((start + jnp.arange(block) < rows)[:, None], jnp.square(own / size), jnp.inf)
-            first = jnp.arange(cost.size) < gone[number]
-            goes = jnp.zeros(cost.size, bool).at[jnp.argsort(cost.reshape(-1))].set(first).reshape(cost.shape)
+            goes = smallest(cost.reshape(-1), gone[number]).reshape(cost.shape)
         else:
             goes = jnp.zeros(own.shape, bool)
 

@@ -18,6 +18,7 @@ import optax
 from jaxlean import tree
 from jaxlean.config.pruning import GradualSection
 from jaxlean.errors import ConfigError
+from jaxlean.ranks import kth_smallest
 
 # As of `compress.prune`: matrices of layers.
 _MATRICES = re.compile(r"^(?!(head|classifier)\.).*\.kernel$")
@@ -137,29 +138,10 @@ def _fewer(updates: Any, params: Any, sparsity: jax.Array) -> Any:
         own = leaves[path]
         if not _MATRICES.search(path):
             return update
-        goes = smallest(jnp.abs((own + update).astype(jnp.float32)), sparsity)
-        return jnp.where(goes, -own.astype(update.dtype), update)
+        sizes = jnp.abs((own + update).astype(jnp.float32))
+        num = jnp.round(sparsity * (own.shape[-1] * own.shape[-2])).astype(jnp.int32)
+        goes = sizes <= kth_smallest(sizes, num, dims=2)[..., None, None]
+        return jnp.where(goes & (num > 0), -own.astype(update.dtype), update)
 
     leaves = tree.flatten(params)
     return tree.map_with_path(fewer, updates)
-
-
-def smallest(sizes: jax.Array, share: jax.Array) -> jax.Array:
-    """Which of the sizes (float32 [..., in, out], none negative) of each matrix are the smallest share of it.
-
-    Without sorting, which a matrix that is split over devices would have to be gathered for: the bits of a float that
-    is not negative count like a whole number, so that 31 counts find the bits of the largest that goes.
-    """
-    bits = jax.lax.bitcast_convert_type(sizes, jnp.int32)
-    wanted = jnp.round(share * (sizes.shape[-1] * sizes.shape[-2])).astype(jnp.int32)
-
-    def halve(_: int, between: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = between
-        middle = low + (high - low) // 2
-        enough = (bits <= middle[..., None, None]).sum((-2, -1), dtype=jnp.int32) >= wanted
-        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
-
-    low = jnp.zeros(sizes.shape[:-2], jnp.int32)
-    high = jnp.full(sizes.shape[:-2], jnp.iinfo(jnp.int32).max, jnp.int32)
-    limit, _ = jax.lax.fori_loop(0, 31, halve, (low, high))
-    return (bits <= limit[..., None, None]) & (wanted > 0)

@@ -5,13 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from jaxlean.config import GradualSection, TrainSection
 from jaxlean.errors import ConfigError
 from jaxlean.train.optimizer import optimizer
-from jaxlean.train.zeros import Gradual, gradual, share_of_zeros, smallest, with_zeros, zeros_to_keep
+from jaxlean.train.zeros import Gradual, gradual, share_of_zeros, with_zeros, zeros_to_keep
 
 
 def pruned_params(seed=0):
@@ -86,15 +84,6 @@ def test_zeros_become_more_step_by_step_the_smallest_first():
     assert [(layer == 0).sum() for layer in np.asarray(whole)] == [144, 144]
     assert (np.asarray(whole)[np.asarray(half["layers"]["up"]["kernel"]) == 0] == 0).all()
     assert (np.asarray(steps(rule, params, num=6)["layers"]["up"]["kernel"]) == 0).sum() == 288
-
-
-@given(st.lists(st.floats(0, 1e6, width=32), min_size=12, max_size=12), st.floats(0, 1))  # ties and zeros among them
-def test_the_smallest_are_found_without_sorting(values, share):
-    sizes = np.asarray(values, np.float32).reshape(1, 4, 3)
-    got = np.asarray(smallest(jnp.asarray(sizes), jnp.float32(share)))
-    wanted = int(np.round(np.float32(share) * np.float32(12)))
-    limit = np.sort(sizes.reshape(-1))[wanted - 1] if wanted else -1
-    np.testing.assert_array_equal(got, sizes <= limit)
 
 
 def test_a_base_without_zeros_has_none_to_keep():
