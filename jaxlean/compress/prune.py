@@ -20,7 +20,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxlean import tree
 from jaxlean.compress import sparsegpt
@@ -243,5 +242,5 @@ def _masks(params: Mapping[str, Any], where: str, stays: Callable[[jax.Array], j
     leaves = tree.flatten(params)
     rules: Sequence[tuple[str, bool]] = [(where, True)]
     chosen = tree.match(rules, leaves, what="what is pruned", default=False)
-    sizes = {path: jnp.abs(jnp.asarray(np.asarray(leaf))) for path, leaf in leaves.items() if chosen[path]}
+    sizes = {path: jnp.abs(jnp.asarray(leaf)) for path, leaf in leaves.items() if chosen[path]}
     return {path: stays(size) for path, size in sizes.items()}

@@ -23,6 +23,7 @@ from jaxlean.hub.load import Model, outline
 from jaxlean.hub.write import write_model
 from jaxlean.run.calibration import calibration
 from jaxlean.run.evaluate import evaluator_of, loaded
+from jaxlean.run.folder import check_writable
 from jaxlean.run.generate import chat_template
 from jaxlean.run.inputs import tokenizer_of
 from jaxlean.run.job import resolved
@@ -128,6 +129,7 @@ def prune(
         "settings": told(wanted),
         "calibration_rows": wanted.num_rows,
         "calibration_tokens": tokens,
+        "num_layers_before": model.config.num_layers,
         "num_params_before": _count(model),
         "num_params": _count(result.model),
         "zeros": _zeros(result.model),
@@ -153,10 +155,11 @@ def plain(model: Model) -> Model:
 
 
 def check_output(output: Path) -> None:
-    """Refuse a folder that holds something. Raises: RunError."""
+    """Refuse a folder that holds something, or cannot be written. Raises: RunError."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         what = "is not empty" if output.is_dir() else "is a file"
         raise RunError(f"the output folder {what}", where=output, fix="choose another, or remove it")
+    check_writable(output)
 
 
 def _asked(model: Model, config: RunConfig) -> dict[str, Any]:
@@ -258,7 +261,7 @@ def show(said: dict[str, Any]) -> None:
         table = Table(title="layers")
         for name in ("layer", "influence", "stays"):
             table.add_column(name, justify="right")
-        influence = said["influence"] or [None] * (max(said["kept_layers"]) + 1)
+        influence = said["influence"] or [None] * said["num_layers_before"]
         for number, found in enumerate(influence):
             stays = "yes" if number in said["kept_layers"] else ""
             table.add_row(str(number), "" if found is None else f"{found:.4f}", stays)
