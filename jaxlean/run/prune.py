@@ -20,6 +20,7 @@ from jaxlean.config import RunConfig
 from jaxlean.config.read import told
 from jaxlean.errors import ConfigError, RunError
 from jaxlean.hub.load import Model, outline
+from jaxlean.hub.shape import reshaped
 from jaxlean.hub.write import write_model
 from jaxlean.run.calibration import calibration
 from jaxlean.run.evaluate import evaluator_of, loaded
@@ -165,9 +166,7 @@ def check_output(output: Path) -> None:
 def _asked(model: Model, config: RunConfig) -> dict[str, Any]:
     """Arguments of `structured.width`, and `keep` or `num_layers`, checked against the model."""
     wanted = config.prune
-    if wanted.params is not None:
-        return dict(sizes(model, wanted.params, wanted.method, multiple=wanted.multiple))  # type: ignore[arg-type]
-    asked = {
+    asked: dict[str, Any] = {
         "hidden_size": wanted.hidden_size,
         "intermediate_size": wanted.intermediate_size,
         "num_heads": wanted.num_attention_heads,
@@ -176,6 +175,8 @@ def _asked(model: Model, config: RunConfig) -> dict[str, Any]:
         "keep": wanted.keep_layers,
     }
     asked = {name: size for name, size in asked.items() if size is not None}
+    if wanted.params is not None:
+        asked = dict(sizes(model, wanted.params, wanted.method, multiple=wanted.multiple))  # type: ignore[arg-type]
     if not asked:
         raise ConfigError(
             f"prune.method: {wanted.method} is not told how much goes", where="prune",
@@ -187,9 +188,9 @@ def _asked(model: Model, config: RunConfig) -> dict[str, Any]:
     num = asked.get("num_layers")
     if num is not None and num > model.config.num_layers:
         raise ConfigError("prune.num_hidden_layers: there are fewer", got=num, wanted=f"1 to {model.config.num_layers}")
-    widths: dict[str, Any] = {name: size for name, size in asked.items() if name not in ("num_layers", "keep")}
+    widths = {name: size for name, size in asked.items() if name not in ("num_layers", "keep")}
     if widths:
-        structured.narrowed(model, **widths)
+        reshaped(model, structured.narrowed(model, **widths))
     return asked
 
 
