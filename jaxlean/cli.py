@@ -223,6 +223,24 @@ def export(
 
 
 @app.command()
+def prune(
+    config: Config,
+    overrides: Overrides = None,
+    *,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write the pruned model to.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="PEFT adapter folder, merged into the base before.")] = None,
+    sensitivity: Annotated[
+        Path | None, typer.Option(help="Draw here what each layer would suffer from being pruned alone (.png).")
+    ] = None,
+) -> None:
+    """Make a model smaller: zeros in its matrices, or fewer neurons, heads and layers (prune: in the config)."""
+    settings = _load(config, overrides)
+    from jaxlean.run.prune import prune
+
+    prune(settings, output=output, adapter=adapter, sensitivity=sensitivity)
+
+
+@app.command()
 def inspect(
     config: Config,
     overrides: Overrides = None,

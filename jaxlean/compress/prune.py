@@ -1,48 +1,187 @@
-"""Pruning: a trained tree in, one with zeros (or without the channels) out. Pure functions; nothing here trains.
+"""Pruning of single weights: a trained model in, one with zeros out. Nothing here trains.
 
-Single weights are pruned by masks, which say what stays:
+What goes is a share of each matrix, or, as sparse tensor cores want it (arXiv 2104.08378), all but n of every m inputs
+in a row of an output:
 
-    magnitude   of each matrix the share that is smallest (arXiv 1506.02626)
-    n_of_m      of every m inputs in a row of an output the n largest, as sparse tensor cores want it: 2 of 4
-                (arXiv 2104.08378)
+    magnitude   the smallest weights of a matrix (arXiv 1506.02626); needs no data
+    wanda       the smallest products of a weight and the norm of what it is multiplied with, among those of the same
+                output (arXiv 2306.11695)
+    sparsegpt   those that cost least, while the others make up for them (`compress/sparsegpt.py`)
 
-Zeros save nothing by themselves, but for hardware that knows them. Whole channels do: the inverted residuals of a
-`models.convnet.ConvNet` are wide inside and narrow outside, and what is taken out inside is seen by nobody else. So
-`shrink` gives a smaller dense network with a `ConvNetConfig` of its own, which computes what the network with those
-channels at zero (`silence`) computes. Hugging Face's configs have one ratio for all blocks and cannot say it: the
-widths go into config.json as `hub.convnets.EXPANDED`, and only jaxlean loads such a file.
-
-Channels are ranked by how far they can move their block's output: the product of the L1 norms of the channel's filters
-(arXiv 1608.08710) on its way through the block, each times what its normalisation multiplies with (arXiv 1708.06519).
+Layer by layer, so that the next one is judged by what the pruned ones give it (`compress/walk.py`). Zeros save nothing
+by themselves, but for hardware that knows them; whole neurons, heads and layers do (`compress/structured.py`), and so
+do channels (`compress/channels.py`).
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxlean import tree
+from jaxlean.compress import sparsegpt
+from jaxlean.compress.walk import Batch, Inputs, Visited, check_plain, walk, with_layers
 from jaxlean.errors import ConfigError, ModelError
-from jaxlean.models.convnet import ConvNetConfig
+from jaxlean.hub.load import Model
+from jaxlean.models.stack import stacks
+from jaxlean.ranks import smallest
 
 Masks = dict[str, jax.Array]  # path -> bool of the leaf's shape, True where a number stays
-Kept = dict[int, np.ndarray]  # block -> the channels inside of it that stay, ascending
+Method = Literal["magnitude", "wanda", "sparsegpt"]
 
 # Matrices of layers; the embedding and the output head are few and sensitive.
 _DEFAULT = r"^(?!(head|classifier)\.).*\.kernel$"
-# Leaves of a block whose last dim is its inner channels, and those where the dim before is.
-_ALONG = (
-    *("expand.kernel", "depthwise.filters", "squeeze.expand.kernel", "squeeze.expand.bias"),
-    *(f"{norm}.{leaf}" for norm in ("expand_norm", "depthwise_norm") for leaf in ("scale", "bias", "mean", "var")),
-)
-_ACROSS = ("squeeze.reduce.kernel", "project.kernel")
+
+
+class Pruned(NamedTuple):
+    """What became of one matrix of one layer."""
+
+    layer: int
+    module: str  # `attention.query`
+    sparsity: float  # share of zeros
+    error: float  # squared change of what it gives for its inputs, relative to the square of what it gave
+
+
+class Choice(NamedTuple):
+    """How matrices are pruned.
+
+    Args:
+        method: see above.
+        sparsity: share that goes of each matrix.
+        of: (n, m): of every m inputs of an output n stay, whatever `sparsity` says.
+        rules: (regex, share) over paths like `layers.0.mlp.down.kernel`, the layers by their number; the first that
+            matches wins over `sparsity`, and one of share 0 stays as it is.
+        damping: of SparseGPT (`sparsegpt.solve`).
+    """
+
+    method: Method
+    sparsity: float = 0.5
+    of: tuple[int, int] | None = None
+    rules: Sequence[tuple[str, float]] = ()
+    damping: float = 0.01
+
+
+def prune(model: Model, batches: Sequence[Batch], choice: Choice) -> tuple[Model, list[Pruned]]:
+    """The model with zeros in the matrices of its layers.
+
+    Args:
+        model, batches: as of `walk`.
+        choice: what goes, and how that is decided.
+
+    Returns:
+        (the model, what became of each matrix).
+
+    Raises:
+        ConfigError: a share that is none, an n that is not within 1 and m, an m that does not divide a matrix' inputs,
+            or a rule that matches nothing.
+        ModelError: as of `walk`; or SparseGPT finds no inverse.
+    """
+    check_plain(model)
+    shares = shares_of(model, choice)
+    table: list[Pruned] = []
+
+    def visit(visited: Visited) -> tree.Tree:
+        leaves = tree.flatten(visited.params)
+        for module, kernel in visited.kernels().items():
+            path = f"layers.{visited.number}.{module}.kernel"
+            if not shares[path]:
+                continue
+            inputs = visited.inputs[module]
+            pruned = prune_kernel(kernel, inputs, choice._replace(sparsity=shares[path]))
+            zeros, error = map(float, jax.device_get(_measured(kernel, pruned, inputs.gram)))
+            if not math.isfinite(error):
+                raise ModelError(
+                    "SparseGPT finds no inverse of what a matrix is given", where=path,
+                    got=f"{int(inputs.tokens):,} tokens for {kernel.shape[0]:,} inputs, damping {choice.damping}",
+                    fix="more calibration rows, or more damping (prune.damping=0.1)",
+                )  # fmt: skip
+            table.append(Pruned(visited.number, module, zeros, error))
+            leaves[f"{module}.kernel"] = pruned
+        return tree.unflatten(leaves)
+
+    return with_layers(model, walk(model, batches, visit)), table
+
+
+def shares_of(model: Model, choice: Choice) -> dict[str, float]:
+    """The share that goes of each matrix, by paths with the layers' numbers. Errors: as of `prune`."""
+    check(choice)
+    if any(kind.sparse for kind in model.config.all_kinds):
+        raise ModelError(
+            "a mixture of experts is not pruned", got=model.family.model_type, wanted="layers with one MLP"
+        )
+    paths = {}
+    for number in range(model.config.num_layers):
+        # layers of several kinds may have other matrices, so each is asked for its own
+        for path, shape in _kernels(model, number).items():
+            paths[f"layers.{number}.{path}"] = shape
+    shares = tree.match(choice.rules, paths, what="prune.ignore and prune.rules", default=choice.sparsity)
+    for path, share in shares.items():
+        if share and choice.of is not None and paths[path][0] % choice.of[1]:
+            raise ConfigError(
+                "n of m: m does not divide a matrix' inputs", where=path, got=f"{paths[path][0]:,} inputs",
+                wanted=f"a multiple of {choice.of[1]}", fix="another prune.pattern, or leave it out by prune.ignore",
+            )  # fmt: skip
+    return shares
+
+
+def check(choice: Choice) -> None:
+    """Refuse shares that are none. Raises: ConfigError."""
+    for share in (choice.sparsity, *(share for _, share in choice.rules)):
+        if not 0 <= share <= 1:
+            raise ConfigError("a sparsity that is no share", got=share, wanted="0 to 1")
+    if choice.of is not None:
+        _check_of(*choice.of)
+
+
+def _kernels(model: Model, number: int) -> dict[str, tuple[int, ...]]:
+    kinds = model.config.all_kinds
+    found = stacks(kinds)
+    place = next(i for i, stack in enumerate(found) if number in stack.numbers)
+    own = model.params["layers"] if len(found) == 1 else model.params["layers"][str(place)]
+    leaves = tree.flatten(own)
+    return {path: leaf.shape[1:] for path, leaf in leaves.items() if path.endswith(".kernel") and leaf.ndim == 3}
+
+
+def prune_kernel(kernel: jax.Array, inputs: Inputs, choice: Choice) -> jax.Array:
+    """One matrix [in, out] with zeros; `choice.rules` do not count."""
+    if choice.method == "sparsegpt":
+        return sparsegpt.solve(kernel, inputs.gram, sparsity=choice.sparsity, of=choice.of, damping=choice.damping)
+    scores = jnp.abs(kernel.astype(jnp.float32))
+    if choice.method == "wanda":
+        scores = scores * inputs.norm[:, None]
+    if choice.of is not None:
+        stays = largest_of(scores, *choice.of)
+    else:
+        gone = kernel.shape[0] if choice.method == "wanda" else kernel.size
+        stays = largest(scores, round(choice.sparsity * gone), by_output=choice.method == "wanda")
+    return jnp.where(stays, kernel, jnp.zeros((), kernel.dtype))
+
+
+@partial(jax.jit, static_argnames=("gone", "by_output"))
+def largest(scores: jax.Array, gone: int, *, by_output: bool = False) -> jax.Array:
+    """Which scores [..., in, out] of a matrix stay, if the `gone` smallest go: of it all, or of each of its outputs."""
+    scores = scores.astype(jnp.float32)
+    flat = jnp.swapaxes(scores, -1, -2) if by_output else scores.reshape(*scores.shape[:-2], -1)
+    stays = ~smallest(flat, gone)
+    return jnp.swapaxes(stays, -1, -2) if by_output else stays.reshape(scores.shape)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def largest_of(scores: jax.Array, n: int, m: int) -> jax.Array:
+    """Which scores [..., in, out] stay, if of every m inputs of an output the n largest do; m divides the inputs."""
+    *stack, rows, columns = scores.shape
+    groups = scores.reshape(*stack, rows // m, m, columns)
+    rank = jnp.argsort(jnp.argsort(groups, axis=-2), axis=-2)
+    return (rank >= m - n).reshape(scores.shape)
 
 
 def magnitude(params: Mapping[str, Any], sparsity: float, *, where: str = _DEFAULT) -> Masks:
     """Of each chosen matrix (of each layer of a stack) exactly `round(sparsity * size)` numbers go, the smallest.
+
+    For any tree, also of a model that `walk` does not go through.
 
     Args:
         params: nested dict of arrays.
@@ -54,15 +193,7 @@ def magnitude(params: Mapping[str, Any], sparsity: float, *, where: str = _DEFAU
     """
     if not 0 <= sparsity <= 1:
         raise ConfigError("a sparsity that is no share", got=sparsity, wanted="0 to 1")
-
-    def mask(leaf: np.ndarray) -> np.ndarray:
-        rows = leaf.reshape(-1, math.prod(leaf.shape[-2:]))
-        gone = round(sparsity * rows.shape[1])
-        out = np.ones(rows.shape, bool)
-        np.put_along_axis(out, np.argsort(np.abs(rows), axis=1, kind="stable")[:, :gone], False, axis=1)
-        return out.reshape(leaf.shape)
-
-    return _masks(params, where, mask)
+    return _masks(params, where, lambda x: largest(x, round(sparsity * math.prod(x.shape[-2:]))))
 
 
 def n_of_m(params: Mapping[str, Any], n: int, m: int, *, where: str = _DEFAULT) -> Masks:
@@ -73,23 +204,12 @@ def n_of_m(params: Mapping[str, Any], n: int, m: int, *, where: str = _DEFAULT) 
     Raises:
         ConfigError: n is not within 1 and m, or a regex that finds nothing.
     """
-    if not 1 <= n <= m:
-        raise ConfigError("n of m: n is at least 1 and at most m", got=f"{n} of {m}")
-
-    def mask(leaf: np.ndarray) -> np.ndarray:
-        *stack, rows, columns = leaf.shape
-        if rows % m:
-            return np.ones(leaf.shape, bool)
-        groups = np.abs(leaf).reshape(*stack, rows // m, m, columns)
-        out = np.ones(groups.shape, bool)
-        np.put_along_axis(out, np.argsort(groups, axis=-2, kind="stable")[..., : m - n, :], False, axis=-2)
-        return out.reshape(leaf.shape)
-
-    return _masks(params, where, mask)
+    _check_of(n, m)
+    return _masks(params, where, lambda x: jnp.ones(x.shape, bool) if x.shape[-2] % m else largest_of(x, n, m))
 
 
 def apply(params: Mapping[str, Any], masks: Masks) -> tree.Tree:
-    """The tree with zeros where the masks say so. After a step that trained what is masked it is due again."""
+    """The tree with zeros where the masks say so (`train/zeros.py` keeps them zero in training)."""
 
     def masked(path: str, leaf: Any) -> Any:
         return jnp.where(masks[path], leaf, jnp.zeros((), leaf.dtype)) if path in masks else leaf
@@ -97,82 +217,30 @@ def apply(params: Mapping[str, Any], masks: Masks) -> tree.Tree:
     return tree.map_with_path(masked, params)
 
 
-def channels(params: Mapping[str, Any], config: ConvNetConfig, share: float, *, multiple: int = 8) -> Kept:
-    """The inner channels that stay in each block that expands.
-
-    Args:
-        params: of a `ConvNet`, its kernels not quantized.
-        config: its shape.
-        share: of each block's inner channels that goes, 0 up to but not 1.
-        multiple: what stays is rounded up to such a number, which hardware likes; never above what was there.
-
-    Raises:
-        ConfigError: a share that is none.
-        ModelError: a block that has an adapter or is quantized.
-    """
-    if not 0 <= share < 1:
-        raise ConfigError("a share of channels to prune", got=share, wanted="at least 0 and less than 1")
-    kept: Kept = {}
-    for i, block in enumerate(config.blocks):
-        if block.expanded is None:
-            continue
-        wanted = min(-(-math.ceil(block.expanded * (1 - share)) // multiple) * multiple, block.expanded)
-        scores = _scores(_block(params, config, i), config.norm_eps)
-        kept[i] = np.sort(np.argsort(-scores, kind="stable")[:wanted])
-    return kept
+def relative_error(kernel: jax.Array, changed: jax.Array, gram: jax.Array) -> float:
+    """tr(d^T G d) / tr(W^T G W), where d is the change: of the squares of what the matrix gives for its inputs."""
+    return float(_measured(kernel, changed, gram)[1])
 
 
-def silence(params: Mapping[str, Any], config: ConvNetConfig, kept: Kept) -> tree.Tree:
-    """The same tree with zeros in all that belongs to inner channels which do not stay: no shape changes."""
+@jax.jit
+def _measured(kernel: jax.Array, changed: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(share of zeros, relative error)."""
+    was, is_now = kernel.astype(jnp.float32), changed.astype(jnp.float32)
 
-    def zeros(leaf: Any, axis: int, stays: np.ndarray) -> Any:
-        there = np.isin(np.arange(leaf.shape[axis]), stays)
-        return jnp.where(there if axis == -1 else there[:, None], leaf, jnp.zeros((), leaf.dtype))
+    def square(x: jax.Array) -> jax.Array:
+        return (x * jnp.matmul(gram, x, precision="highest")).sum()
 
-    return _each(params, config, kept, zeros)
-
-
-def shrink(params: Mapping[str, Any], config: ConvNetConfig, kept: Kept) -> tuple[tree.Tree, ConvNetConfig]:
-    """The network without the inner channels that do not stay: (its parameters, its shape)."""
-    widths = [len(kept[i]) if i in kept else block.expanded for i, block in enumerate(config.blocks)]
-    small = _each(params, config, kept, lambda leaf, axis, stays: jnp.take(leaf, stays, axis=axis))
-    return small, config.narrowed(widths)
+    return (changed == 0).mean(), square(is_now - was) / jnp.maximum(square(was), jnp.finfo(jnp.float32).tiny)
 
 
-def _each(
-    params: Mapping[str, Any], config: ConvNetConfig, kept: Kept, change: Callable[[Any, int, np.ndarray], Any]
-) -> tree.Tree:
-    leaves = tree.flatten(params)
-    for i, stays in kept.items():
-        for name, leaf in _block(params, config, i).items():
-            axis = -1 if name in _ALONG else -2 if name in _ACROSS else None
-            if axis is not None:
-                leaves[f"blocks.{config.name(i)}.{name}"] = change(leaf, axis, stays)
-    return tree.unflatten(leaves)
+def _check_of(n: int, m: int) -> None:
+    if not 1 <= n <= m:
+        raise ConfigError("n of m: n is at least 1 and at most m", got=f"{n} of {m}")
 
 
-def _block(params: Mapping[str, Any], config: ConvNetConfig, i: int) -> dict[str, Any]:
-    prefix = f"blocks.{config.name(i)}."
-    found = {path.removeprefix(prefix): x for path, x in tree.flatten(params).items() if path.startswith(prefix)}
-    for name in found:
-        if ".lora_" in name or ".kernel_" in name:
-            fix = "merge the adapter first" if ".lora_" in name else "prune, then quantize"
-            raise ModelError("channels are taken out of plain kernels", where=prefix + name, fix=fix)
-    return found
-
-
-def _scores(block: Mapping[str, Any], eps: float) -> np.ndarray:
-    """float64 [inner channels]: how far each can move the block's output."""
-    wide = {name: np.asarray(leaf, np.float64) for name, leaf in block.items()}
-    score = np.abs(wide["project.kernel"]).sum(axis=1)
-    for module, leaf, axes in (("expand", "kernel", (0,)), ("depthwise", "filters", (0, 1, 2))):
-        factor = wide[f"{module}_norm.scale"] / np.sqrt(wide[f"{module}_norm.var"] + eps)
-        score = score * np.abs(factor) * np.abs(wide[f"{module}.{leaf}"]).sum(axis=axes)
-    return score
-
-
-def _masks(params: Mapping[str, Any], where: str, mask: Callable[[np.ndarray], np.ndarray]) -> Masks:
+def _masks(params: Mapping[str, Any], where: str, stays: Callable[[jax.Array], jax.Array]) -> Masks:
     leaves = tree.flatten(params)
     rules: Sequence[tuple[str, bool]] = [(where, True)]
     chosen = tree.match(rules, leaves, what="what is pruned", default=False)
-    return {path: jnp.asarray(mask(np.asarray(leaf))) for path, leaf in leaves.items() if chosen[path]}
+    sizes = {path: jnp.abs(jnp.asarray(leaf)) for path, leaf in leaves.items() if chosen[path]}
+    return {path: stays(size) for path, size in sizes.items()}

@@ -5,6 +5,7 @@ from jaxlean.config.curation import CurateSection, StepSection
 from jaxlean.config.curriculum import CurriculumSection
 from jaxlean.config.data import DataSection, SourceSection
 from jaxlean.config.model import LoraSection, ModelSection
+from jaxlean.config.pruning import GradualSection, PruneSection
 from jaxlean.config.read import build, dump, load
 from jaxlean.config.section import Section
 from jaxlean.config.sections import (
@@ -28,9 +29,11 @@ __all__ = [
     "DataSection",
     "DistributedSection",
     "EvalSection",
+    "GradualSection",
     "LoraSection",
     "MeshSection",
     "ModelSection",
+    "PruneSection",
     "QuantizeSection",
     "ReportSection",
     "RunConfig",

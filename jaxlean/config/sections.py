@@ -14,6 +14,7 @@ from jaxlean.config.curation import CurateSection
 from jaxlean.config.curriculum import CurriculumSection
 from jaxlean.config.data import DataSection
 from jaxlean.config.model import LoraSection, ModelSection
+from jaxlean.config.pruning import GradualSection, PruneSection
 from jaxlean.config.section import Fraction, Section, named
 
 
@@ -84,6 +85,12 @@ class TrainSection(Section):
     contrast: ContrastSection = Field(default_factory=ContrastSection)
     trainable: list[str] | None = Field(
         None, description="lora: null only. Regexes of the parameter paths that train; default: all."
+    )
+    keep_zeros: bool = Field(
+        False, description="lora: null only. Zeros in the layers' matrices stay zero: a pruned model stays pruned."
+    )
+    pruning: GradualSection | None = Field(
+        None, description="lora: null only. Make zeros while training, more and more of them; they stay zero."
     )
     remat: str | list[str] | dict[str, list[str]] = named(
         "none",
@@ -285,6 +292,7 @@ class RunConfig(Section):
     curate: CurateSection = Field(default_factory=CurateSection)
     calibration: CalibrationSection = Field(default_factory=CalibrationSection)
     quantize: QuantizeSection = Field(default_factory=QuantizeSection)
+    prune: PruneSection = Field(default_factory=PruneSection)
     report: ReportSection = Field(default_factory=ReportSection)
 
     @field_validator("compilation_cache", mode="before")
@@ -312,6 +320,14 @@ class RunConfig(Section):
     def _sections_agree(self) -> "RunConfig":
         if self.lora is not None and self.train.trainable is not None:
             raise ValueError("train.trainable needs lora: null (with LoRA, the adapter is what trains)")
+        if self.lora is not None and (self.train.keep_zeros or self.train.pruning is not None):
+            name = "keep_zeros" if self.train.keep_zeros else "pruning"
+            raise ValueError(
+                f"train.{name} needs lora: null: an adapter fills the zeros when it is merged. (What was made smaller "
+                "instead, by prune.method: neurons, heads, layers or structured, trains with LoRA.)"
+            )
+        if self.train.pruning is not None and self.train.sync == "diloco":
+            raise ValueError("train.pruning is not for train.sync: diloco: each replica would make other zeros")
         if self.lora is not None and self.lora.use_dora and self.lora.init_lora_weights == "pissa":
             raise ValueError("lora.use_dora and lora.init_lora_weights=pissa exclude each other")
         if self.data.streaming and self.eval.shots:

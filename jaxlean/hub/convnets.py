@@ -15,7 +15,7 @@ from jaxlean.models.convnet import ConvNetConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-# In config.json, of a network whose blocks were made narrower (`compress.prune`): the channels inside of each block,
+# In config.json, of a network whose blocks were made narrower (`compress.channels`): the channels inside of each block,
 # null where the block has no first product. transformers cannot say it, and refuses such a file for its shapes.
 EXPANDED = "expanded_channels"
 

@@ -237,7 +237,7 @@ def _described(
     """A model by its config: shapes for parameters, each with its dtype and its place on the mesh."""
     family = family_of(raw.get("model_type"), where=file, settings=raw)
     raw = with_image_head(family, raw, task=task, labels=labels)
-    hf = _transformers_config(raw, file)
+    hf = transformers_config(raw, file)
     _check_settings(family, hf, file)
     config, raw = with_head(
         family, family.config(hf), raw, task=task, labels=labels, num_labels=hf.num_labels,
@@ -412,10 +412,10 @@ def initial_outline(
         architecture, "model.architecture", dtype, mesh if mesh is not None else make_mesh(), tokenizer=tokenizer,
         trains=lambda path: True, quantization="none", matmul="default", attention=attention,
     )  # fmt: skip
-    return replace(model, hf_config=_transformers_config(architecture, "model.architecture").to_dict())
+    return replace(model, hf_config=transformers_config(architecture, "model.architecture").to_dict())
 
 
-def _transformers_config(raw: dict[str, Any], where: object) -> Any:
+def transformers_config(raw: dict[str, Any], where: object) -> Any:
     """The config with the defaults and translations of transformers."""
     from transformers import CONFIG_MAPPING
 

@@ -1,5 +1,6 @@
 """The rows that pruning and quantization learn from: the first of the training data, packed full."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -33,22 +34,25 @@ def calibration_batches(config: RunConfig, tokenizer: Any, *, vocab_size: int) -
         )
     length = min(wanted.max_length, int(getattr(tokenizer, "model_max_length", wanted.max_length)))
     data = config.data.model_copy(update={"packing": True, "max_length": length, "curriculum": None})
-    train = config.train.model_copy(update={"num_train_epochs": 1.0, "max_steps": None})
     rows = min(wanted.batch_size, wanted.num_rows)
+    num = math.ceil(wanted.num_rows / rows)
+    steps = num if config.data.streaming else None
+    train = config.train.model_copy(update={"num_train_epochs": 1.0, "max_steps": steps})
     settings = config.model_copy(update={"data": data, "train": train})
-    found: list[dict[str, np.ndarray]] = []
-    with_rows = 0
     batches = train_batches(settings, tokenizer, rows_per_step=rows, vocab_size=vocab_size)
     try:
-        for batch in batches:
-            with_rows += int((batch["segments"] > 0).any(axis=-1).sum())
-            found.append({name: np.asarray(batch[name]) for name in _INPUTS if name in batch})
-            if with_rows >= wanted.num_rows:
-                return found
+        if not config.data.streaming and batches.stats.sequences < wanted.num_rows:
+            raise DataError(
+                "the data make too few calibration rows", where="data.train",
+                got=f"{batches.stats.sequences:,} of {batches.length:,} tokens",
+                wanted=f"{wanted.num_rows:,}, as calibration.num_rows says",
+                fix=f"more data, a smaller calibration.max_length, or calibration.num_rows={batches.stats.sequences}",
+            )  # fmt: skip
+        found = []
+        for number in range(num):
+            batch = {name: np.array(x) for name, x in next(batches).items() if name in _INPUTS}
+            batch["segments"][wanted.num_rows - number * rows :] = 0  # of the last batch; which is padding
+            found.append(batch)
+        return found
     finally:
         batches.close()
-    raise DataError(
-        "the data make too few calibration rows", where="data.train",
-        got=f"{with_rows} of {length} tokens", wanted=f"{wanted.num_rows}, as calibration.num_rows says",
-        fix=f"more data, or calibration.num_rows={max(with_rows, 1)}",
-    )  # fmt: skip

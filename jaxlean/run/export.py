@@ -91,7 +91,7 @@ def _result(run: Path, overrides: list[str] | None) -> tuple[RunConfig, Path | N
 
 def _write(config: RunConfig, adapter: Path | None, folder: Path, form: str, finish: Callable[[Path], None]) -> None:
     config = resolved(with_labels_of(adapter, config), trains=False)
-    mesh = make_mesh(config.mesh.model_copy(update={"auto": False}))
+    mesh = make_mesh(devices=jax.devices()[:1])
     if form == "peft":
         if adapter is None:
             raise RunError("the run trained a whole model, and no adapter", fix="--format hf")
@@ -109,9 +109,7 @@ def _write(config: RunConfig, adapter: Path | None, folder: Path, form: str, fin
     else:
         folder.mkdir()
         length = min(_LENGTH, model.config.max_position_embeddings)
-        # copies of the model on all devices would have to be compared as one
-        alone = model.with_params(jax.device_put(model.params, mesh.devices.flat[0]))
-        write_stablehlo(alone, folder, length=length)
+        write_stablehlo(model, folder, length=length)
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(folder)
     finish(folder)

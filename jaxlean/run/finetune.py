@@ -58,6 +58,7 @@ from jaxlean.run.rows import OwnRows
 from jaxlean.run.summary import final_table, write_summary
 from jaxlean.run.vocabulary import with_new_tokens
 from jaxlean.train.optimizer import optimizer, schedule
+from jaxlean.train.zeros import share_of_zeros, zeros_to_keep
 from jaxlean.xla.compile import Compilations, use_cache
 from jaxlean.xla.mesh import check_axes, make_mesh, place, split_host
 from jaxlean.xla.remat import check
@@ -141,6 +142,8 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
     held = _held(config, model)
     say(f"model: {model.family.model_type}, {num_params:,} parameters in {held}, {num_trainable:,} train")
     say(f"attention: {model.attention}")
+    if config.train.keep_zeros:
+        say(f"zeros: {zeros_to_keep(trainable):.1%} of the matrices that train, which stay zero")
 
     # ---- step
     transform = optimizer(config.train, num_steps, trainable, ratio=lora.learning_rate_ratios(config.lora))
@@ -275,6 +278,8 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
             metrics.log(done, {f"eval_{k}": v for k, v in meter.eval_after.items()})
 
         # ---- write
+        if config.train.keep_zeros or config.train.pruning is not None:
+            say(f"zeros: {share_of_zeros(state.result):.1%} of the matrices that trained")
         checkpoints.close()
         result = _write(config, model, output_dir, state.result, frozen, start_adapter, peers)
     except BaseException as error:

@@ -28,7 +28,7 @@ from jaxlean.run.staging import check_output, staged
 from jaxlean.run.summary import Evaluation
 from jaxlean.run.units import show_bytes
 from jaxlean.xla.compile import use_cache
-from jaxlean.xla.mesh import make_mesh, split_host
+from jaxlean.xla.mesh import make_mesh
 
 REPORT = "quantization.json"
 
@@ -57,9 +57,8 @@ def quantize_model(
     console = Console()
     how = how_of(config)
     check_output(output)
-    split_host(config.mesh.host_devices)
     use_cache(config.compilation_cache)
-    mesh = make_mesh(config.mesh.model_copy(update={"auto": False}))
+    mesh = make_mesh(devices=jax.devices()[:1])  # layer by layer, on one device
     config = resolved(with_labels_of(adapter, config), trains=False)
     # float32 to calibrate in, whatever is written: what smoothing moves must not be rounded on its way
     model = whole_model(config, mesh, adapter)

@@ -6,13 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jaxlean.errors import RunError
+from jaxlean.run.folder import check_writable
 
 
 def check_output(folder: Path) -> None:
-    """Refuse a folder that holds something. Raises: RunError."""
+    """Refuse a folder that holds something, or cannot be written. Raises: RunError."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "is not empty" if folder.is_dir() else "is a file"
         raise RunError(f"the output folder {what}", where=folder, fix="choose another, or remove it")
+    check_writable(folder)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from jaxlean import tree
 from jaxlean.adapt import vocabulary
 from jaxlean.config import TrainSection
 from jaxlean.train.adam8bit import scale_by_adam_8bit
+from jaxlean.train.zeros import gradual, with_zeros
 
 
 def schedule(config: TrainSection, num_steps: int) -> optax.Schedule:
@@ -83,6 +84,8 @@ def optimizer(
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=tree.map_with_path(_decays, params)))
     chain.append(_scale_each(ratios))
     chain.append(optax.scale_by_learning_rate(rate))
+    if config.keep_zeros or config.pruning is not None:
+        return with_zeros(optax.chain(*chain), gradual(config.pruning, num_steps))
     return optax.chain(*chain)
 
 

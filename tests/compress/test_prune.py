@@ -1,15 +1,14 @@
-"""Pruning by masks and by whole channels."""
+"""Pruning by masks."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from jaxlean import tree
-from jaxlean.adapt import quantize
+from jaxlean import load, tree
 from jaxlean.compress import prune
-from jaxlean.errors import ConfigError, ModelError
+from jaxlean.compress.walk import Inputs, walk
+from jaxlean.errors import ConfigError
 from jaxlean.models.convnet import BlockConfig, ConvNetConfig
 
 CONFIG = ConvNetConfig(
@@ -25,6 +24,16 @@ CONFIG = ConvNetConfig(
 )
 
 
+def batches(*, num=2, rows=2, length=48, seed=0):
+    """Rows of one text each."""
+    random, ones = np.random.default_rng(seed), np.ones((rows, length), np.int32)
+    positions = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
+    return [
+        {"tokens": random.integers(5, 2000, (rows, length), np.int32), "segments": ones, "positions": positions}
+        for _ in range(num)
+    ]
+
+
 @pytest.fixture(scope="module")
 def params():
     declared = nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: CONFIG.build(rngs=nnx.Rngs(0))))[1])
@@ -38,15 +47,6 @@ def params():
         return jnp.asarray(values, leaf.dtype)
 
     return tree.map_with_path(draw, declared)
-
-
-def run(params, config, pixels):
-    graph, _ = nnx.split(nnx.eval_shape(lambda: config.build(rngs=nnx.Rngs(0))))
-    forward = jax.jit(
-        lambda params, pixels: nnx.merge(graph, params)(pixels),
-        compiler_options={"xla_backend_optimization_level": 0},  # half the time of compilation
-    )
-    return np.asarray(forward(params, pixels))
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 1.0])
@@ -88,45 +88,6 @@ def test_two_of_four_run_along_the_inputs():
     assert np.asarray(masks["odd.kernel"]).all()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.45])
-def test_a_shrunken_network_is_the_silenced_one(params, share):
-    kept = prune.channels(params, CONFIG, share, multiple=1)
-    assert {i: len(stays) for i, stays in kept.items()} == {
-        i: int(np.ceil(n * (1 - share))) for i, n in ((1, 16), (2, 24))
-    }
-    small, config = prune.shrink(params, CONFIG, kept)
-    declared = nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: config.build(rngs=nnx.Rngs(0))))[1])
-    tree.check(small, declared)
-    pixels = jnp.asarray(np.random.default_rng(1).normal(size=(64, 9, 8, 3)), jnp.float32)
-    silent = run(prune.silence(params, CONFIG, kept), CONFIG, pixels)
-    got, whole = run(small, config, pixels), run(params, CONFIG, pixels)
-    np.testing.assert_allclose(got, silent, rtol=0, atol=2e-6 * np.abs(whole).max())
-    np.testing.assert_array_equal(got.argmax(axis=1), silent.argmax(axis=1))
-    assert (np.abs(got - whole).max() > 1e-3) == (share > 0)
-
-
-def test_channels_that_cannot_be_heard_go_first_and_change_nothing(params):
-    quiet = {1: [0, 3, 7, 15], 2: [1, 2, 20]}
-    leaves = tree.flatten(params)
-    for i, gone in quiet.items():
-        for name in ("project.kernel", "squeeze.reduce.kernel"):
-            leaf = leaves[f"blocks.{i}.{name}"]
-            leaves[f"blocks.{i}.{name}"] = leaf.at[jnp.asarray(gone)].set(0)
-    deaf = tree.unflatten(leaves)
-    kept = prune.channels(deaf, CONFIG, 0.125, multiple=1)
-    assert all(set(quiet[i]) - set(map(int, stays)) for i, stays in kept.items())
-    whole = {i: np.setdiff1d(np.arange(CONFIG.blocks[i].expanded), gone) for i, gone in quiet.items()}
-    small, config = prune.shrink(deaf, CONFIG, whole)
-    pixels = jnp.asarray(np.random.default_rng(1).normal(size=(4, 9, 8, 3)), jnp.float32)
-    want = run(deaf, CONFIG, pixels)
-    np.testing.assert_allclose(run(small, config, pixels), want, rtol=0, atol=2e-6 * np.abs(want).max())
-
-
-def test_what_stays_is_a_round_number(params):
-    kept = prune.channels(params, CONFIG, 0.4)
-    assert {i: len(stays) for i, stays in kept.items()} == {1: 16, 2: 16}
-
-
 def test_what_cannot_be_pruned_is_refused(params):
     with pytest.raises(ConfigError, match="no share"):
         prune.magnitude(params, 1.5)
@@ -134,7 +95,68 @@ def test_what_cannot_be_pruned_is_refused(params):
         prune.magnitude(params, 0.5, where="kernels$")
     with pytest.raises(ConfigError, match="5 of 4"):
         prune.n_of_m(params, 5, 4)
-    with pytest.raises(ConfigError, match="less than 1"):
-        prune.channels(params, CONFIG, 1.0)
-    with pytest.raises(ModelError, match="prune, then quantize"):
-        prune.channels(quantize.quantize(params, "int8"), CONFIG, 0.5)
+
+
+def gram_of(features, *, tokens=200, seed=0):
+    """Inputs that go together, as those of a layer do, some loud and some soft."""
+    random = np.random.default_rng(seed)
+    x = (
+        random.normal(size=(tokens, features))
+        @ random.normal(size=(features, features))
+        * random.uniform(0.1, 3, features)
+    )
+    return x, Inputs(
+        jnp.asarray(x.T @ x, jnp.float32), jnp.abs(jnp.asarray(x)).sum(0), jnp.abs(x).max(0), jnp.float32(tokens)
+    )
+
+
+def test_wanda_compares_products_within_each_output():
+    x, inputs = gram_of(24)
+    kernel = np.random.default_rng(1).normal(size=(24, 10)).astype(np.float32)
+    pruned = np.asarray(prune.prune_kernel(jnp.asarray(kernel), inputs, prune.Choice("wanda", 0.25)))
+    scores = np.abs(kernel) * np.linalg.norm(x, axis=0)[:, None]
+    for output in range(10):
+        gone = np.argsort(scores[:, output])[:6]
+        want = kernel[:, output].copy()
+        want[gone] = 0
+        np.testing.assert_array_equal(pruned[:, output], want)
+    of = np.asarray(prune.prune_kernel(jnp.asarray(kernel), inputs, prune.Choice("wanda", of=(1, 4))))
+    groups = scores.reshape(6, 4, 10)
+    np.testing.assert_array_equal(of.reshape(6, 4, 10) != 0, groups == groups.max(1, keepdims=True))
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+def test_a_model_is_pruned_layer_by_layer(tiny_base, method):
+    model, given = load(tiny_base, "float32"), batches()
+    choice = prune.Choice(method, 0.5, rules=[(r"^layers\.0\.attention\.(query|key)", 0.0), ("mlp.down", 0.25)])
+    pruned, table = prune.prune(model, given, choice)
+    names = {f"attention.{name}" for name in ("query", "key", "value", "out")} | {"mlp.gate", "mlp.up", "mlp.down"}
+    assert {(row.layer, row.module) for row in table} == {(n, name) for n in (0, 1) for name in names} - {
+        (0, "attention.query"), (0, "attention.key")
+    }  # fmt: skip
+    before, after = tree.flatten(model.params), tree.flatten(pruned.params)
+    for row in table:
+        kernel = after[f"layers.{row.module}.kernel"][row.layer]
+        assert row.sparsity == pytest.approx(float((kernel == 0).mean()), abs=1e-6)
+        assert row.sparsity == pytest.approx(0.25 if row.module == "mlp.down" else 0.5, abs=0.01)
+        assert 0 < row.error < 1
+    np.testing.assert_array_equal(after["layers.attention.query.kernel"][0], before["layers.attention.query.kernel"][0])
+    np.testing.assert_array_equal(after["embed.embedding"], before["embed.embedding"])
+    # the error of a layer is that of the inputs which the pruned layers before it give
+    seen = {}
+    walk(pruned, given, lambda visited: seen.update({visited.number: visited}))
+    row = next(row for row in table if (row.layer, row.module) == (1, "attention.query"))
+    gram = np.asarray(seen[1].inputs["attention.query"].gram, np.float64)
+    was = np.asarray(before["layers.attention.query.kernel"][1], np.float64)
+    change = np.asarray(after["layers.attention.query.kernel"][1], np.float64) - was
+    assert row.error == pytest.approx(np.trace(change.T @ gram @ change) / np.trace(was.T @ gram @ was), rel=1e-3)
+
+
+def test_rules_that_fit_nothing(tiny_base):
+    model = load(tiny_base, "float32")
+    with pytest.raises(ConfigError, match="matched no parameter"):
+        prune.prune(model, batches(), prune.Choice("wanda", rules=[("layers.7", 0.0)]))
+    with pytest.raises(ConfigError, match="m does not divide"):
+        prune.prune(model, batches(), prune.Choice("wanda", of=(2, 5)))
+    with pytest.raises(ConfigError, match="no share"):
+        prune.prune(model, batches(), prune.Choice("wanda", rules=[("mlp", 1.5)]))

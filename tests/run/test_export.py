@@ -1,8 +1,6 @@
 """`jaxlean export`: every form of one run, read back; what has no result, another base, or no such form is refused."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ import yaml
 from safetensors.numpy import load_file
 
 from jaxlean import load
-from jaxlean.run.card import card, cuts
 from jaxlean.run.merge import load_adapted
 
 TOKENS = np.random.default_rng(4).integers(0, 2048, (2, 24))
@@ -71,23 +68,6 @@ def test_fewer_bits_are_calibrated_on_the_runs_own_data(cli, run, trained, tmp_p
     assert 0 < np.linalg.norm(got - want) / np.linalg.norm(want) < 0.1
 
 
-@pytest.mark.slow
-def test_stablehlo_runs_with_jax_alone(cli, run, trained, tmp_path):
-    assert cli("export", run, tmp_path / "out", "--format", "stablehlo")[0] == 0
-    script = tmp_path / "out" / "run.py"
-    assert len([line for line in script.read_text().splitlines() if line.strip()]) <= 20
-    # -I: nothing of ours is on the path
-    prompt = ["12", "45", "7"]
-    found = subprocess.run(
-        [sys.executable, "-I", script, *prompt], capture_output=True, text=True, check=True, timeout=300
-    )
-    tokens = [int(number) for number in found.stdout.split()]
-    assert len(tokens) == 128
-    assert tokens[:3] == [12, 45, 7]
-    logits = np.asarray(trained(np.asarray([tokens[:-1]])))[0]
-    np.testing.assert_array_equal(logits[2:].argmax(-1), tokens[3:])
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -118,15 +98,3 @@ def test_a_run_without_a_result_and_one_of_another_base(cli, run, tmp_path):
         assert "the adapter was trained on another base" in err
         assert "model.path=" in err
     assert not (tmp_path / "out").exists()
-
-
-def test_the_card_of_a_run_that_measured_nothing(tiny_run):
-    config = tiny_run("lora=null", "data.eval=null", "train.remat=full", "train.gradient_accumulation_steps=4")
-    text = card(config, {}, name="x", form="hf", num_bytes=2048, bytes_before=None)
-    for words in ("# x", "Its quality was not measured", "2.0 KiB", "| trained | - steps", "cost | unknown"):
-        assert words in text
-    found = cuts(config, {}, None)
-    assert found == [
-        "fine-tuned from open weights", "gradient checkpointing (full)", "sequences packed",
-        "gradients of 4 microbatches added up",
-    ]  # fmt: skip

@@ -1,0 +1,40 @@
+"""What of the settings of pruning goes together."""
+
+import pytest
+
+from jaxlean.config import build
+from jaxlean.errors import ConfigError
+
+
+def test_patterns():
+    assert build({"prune": {"pattern": "2:4"}}).prune.of == (2, 4)
+    assert build({"prune": {"pattern": 2 * 60 + 4}}).prune.of == (2, 4)  # as YAML 1.1 reads 2:4
+    assert build({}).prune.of is None
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"prune": {"pattern": "4:2"}}, "at least 1 and at most m"),
+        ({"prune": {"pattern": "half"}}, "n:m, as 2:4"),
+        ({"prune": {"sparsity": 1.5}}, "prune.sparsity"),
+        ({"prune": {"ignore": ["("]}}, "not a regular expression"),
+        ({"prune": {"method": "wanda", "params": 0.5}}, "prune.params is not for prune.method: wanda"),
+        ({"prune": {"method": "neurons", "pattern": "2:4"}}, "prune.pattern is not for prune.method: neurons"),
+        ({"prune": {"method": "layers", "intermediate_size": 8}}, "prune.intermediate_size is not for"),
+        ({"prune": {"method": "neurons", "params": 0.5, "intermediate_size": 8}}, "the same thing twice"),
+        ({"prune": {"method": "layers", "num_hidden_layers": 1, "keep_layers": [0]}}, "the same thing twice"),
+        ({"prune": {"metod": "wanda"}}, "unknown key: prune.metod"),
+        ({"train": {"keep_zeros": True}}, "train.keep_zeros needs lora: null"),
+        ({"train": {"pruning": {}}}, "train.pruning needs lora: null"),
+        ({"lora": None, "train": {"pruning": {"initial_sparsity": 0.9}}}, "zeros only become more"),
+        ({"lora": None, "train": {"pruning": {"begin_step": 9, "end_step": 9}}}, "end_step comes after begin_step"),
+        (
+            {"lora": None, "train": {"pruning": {}, "sync": "diloco"}, "mesh": {"data": 2}},
+            "each replica would make other zeros",
+        ),
+    ],
+)
+def test_what_does_not_go_together(values, words):
+    with pytest.raises(ConfigError, match=words):
+        build(values)
