@@ -93,15 +93,18 @@ _LARGE = 2**20
 def enough_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[..., in], as [rows, in] with rows of zeros added where a product with that kernel is faster so."""
     rows = math.prod(x.shape[:-1])
-    if not on_cpu() or rows >= _FEW_ROWS or kernel.size < _LARGE or x.dtype not in (jnp.bfloat16, jnp.int8):
+    if not on_cpu() or kernel.size < _LARGE or x.dtype not in (jnp.bfloat16, jnp.int8):
+        return x
+    if not isinstance(rows, int) or rows >= _FEW_ROWS:  # of an exported program their number may be any
         return x
     return from_bits(jnp.pad(to_bits(x).reshape(rows, -1), ((0, _FEW_ROWS - rows), (0, 0))))
 
 
 def own_rows(y: jax.Array, x: jax.Array) -> jax.Array:
     """The rows of a product [.., out] that are those of x [..., in]: the inverse of `enough_rows`."""
-    rows = math.prod(x.shape[:-1])
-    return y.reshape(-1, y.shape[-1])[:rows].reshape(*x.shape[:-1], -1)
+    if y.shape[:-1] == x.shape[:-1]:
+        return y
+    return y[: math.prod(x.shape[:-1])].reshape(*x.shape[:-1], -1)
 
 
 def heads_first(x: jax.Array) -> jax.Array:
