@@ -28,6 +28,7 @@ from jaxlean.run.few_shot import few_shot_of
 from jaxlean.run.fit import fit
 from jaxlean.run.folder import check_shared, check_space, claim
 from jaxlean.run.generate import chat_template
+from jaxlean.run.image import image_of
 from jaxlean.run.inputs import batches_of, tokenizer_of
 from jaxlean.run.job import (
     ANY_ACTIVATION,
@@ -39,7 +40,6 @@ from jaxlean.run.job import (
     compile_step,
     copies,
     first_state,
-    image_of,
     is_pissa,
     outer_step,
     resolved,

@@ -19,7 +19,6 @@ from jaxlean.adapt import lora, vocabulary
 from jaxlean.adapt.quantize import quantize
 from jaxlean.config import RunConfig
 from jaxlean.data import columns
-from jaxlean.data.images import read_preprocess
 from jaxlean.errors import ConfigError
 from jaxlean.hub import load as hub
 from jaxlean.hub.families import sees
@@ -30,10 +29,9 @@ from jaxlean.models.config import ACTIVATIONS
 from jaxlean.models.convnet import ACTIVATIONS as OF_CONVNETS
 from jaxlean.models.convolution import is_statistic
 from jaxlean.models.cpu import hold
-from jaxlean.models.layout import layout_on, layout_within
+from jaxlean.run.image import image_of
+from jaxlean.run.losses import loss_of
 from jaxlean.run.vocabulary import grown, with_new_tokens
-from jaxlean.train.classify import Judge, image_logits, judge_labels, label_logits, label_objective
-from jaxlean.train.contrast import contrast_objective, judge_vectors, text_vectors
 from jaxlean.train.diloco import (
     DilocoState,
     init_replicas,
@@ -42,12 +40,10 @@ from jaxlean.train.diloco import (
     outer_optimizer,
     replica_shardings,
 )
-from jaxlean.train.loss import CROSS_ENTROPY, Terms, chunk_budget
-from jaxlean.train.objective import Loss, objective
 from jaxlean.train.optimizer import optimizer
 from jaxlean.train.step import TrainState, init_state, make_step
 from jaxlean.xla.mesh import batch_sharding, num_batch_shards, place, replicated
-from jaxlean.xla.remat import Policy, scan_layers
+from jaxlean.xla.remat import Policy
 
 Build = Callable[[Policy], jax.stages.Wrapped]
 # What `train.remat` may name, before it is known what kind of model there is.
@@ -249,81 +245,6 @@ def trains_of(config: RunConfig, model: Model) -> Callable[[str], bool]:
     return lambda path: vocabulary.is_row(path) or (chosen[path] and path != vocabulary.IDS)
 
 
-def loss_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Policy | None = None) -> Loss:
-    """The model's summed loss as a function of its parameters and a batch.
-
-    With no policy it is the cross entropy alone, of rows on the whole mesh; with one it is what is trained on, of rows
-    of one replica where replicas train by themselves.
-    """
-    if config.task != "generate":
-        return _task_loss(config, model, mesh, remat)
-    if remat is None:
-        budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size)
-        return objective(model.graph, model.config, logits_bytes=budget, layout=layout_on(mesh))
-    alone = config.train.sync == "diloco"
-    devices = mesh.size // mesh.shape["data"] if alone else mesh.size
-    return objective(
-        model.graph,
-        model.config,
-        logits_bytes=chunk_budget(config.train.loss_chunk_bytes, devices),
-        terms=Terms(config.train.z_loss, config.train.label_smoothing_factor),
-        dropout_rate=config.lora.lora_dropout if config.lora is not None else 0.0,
-        scan=scan_layers(remat, model.config.activations),
-        layout=layout_within(mesh, "data") if alone else layout_on(mesh),
-        balance=_balance(config, model),
-    )
-
-
-def _balance(config: RunConfig, model: Model) -> float:
-    """Weight of the loss that balances experts: where the config says none, as transformers would train the model."""
-    wanted, experts = config.train.router_aux_loss_coef, getattr(model.config, "experts", None)
-    if experts is None:
-        if wanted is not None:
-            raise ConfigError(
-                f"{model.family.model_type} has no experts to balance", where="train.router_aux_loss_coef", got=wanted,
-                fix="leave it out",
-            )  # fmt: skip
-        return 0.0
-    if wanted is not None:
-        return wanted
-    return experts.aux_coef if model.hf_config.get("output_router_logits") else 0.0
-
-
-def _task_loss(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Policy | None) -> Loss:
-    """`loss_of` an encoder with a head."""
-    train, trains = config.train, remat is not None
-    layout = layout_within(mesh, "data") if trains and train.sync == "diloco" else layout_on(mesh)
-    scan = scan_layers(remat, model.config.activations) if remat is not None else jax.lax.scan
-    rate = config.lora.lora_dropout if config.lora is not None and trains else 0.0
-    if config.task == "embed":
-        vectors, contrast = text_vectors(model.graph, scan=scan, layout=layout), train.contrast
-        return contrast_objective(vectors, scale=contrast.scale, symmetric=contrast.symmetric, dropout_rate=rate)
-    image = image_of(model)
-    if image is not None:
-        logits = image_logits(model.graph, image, scan=scan, layout=layout)
-    else:
-        logits = label_logits(model.graph, config.task, scan=scan, layout=layout)
-    terms = Terms(train.z_loss, train.label_smoothing_factor) if trains else CROSS_ENTROPY
-    return label_objective(logits, terms=terms, dropout_rate=rate)
-
-
-def judge_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh) -> Judge:
-    """The evaluation's loss of an encoder with a head, and what it says of each row."""
-    layout = layout_on(mesh)
-    if config.task == "embed":
-        contrast = config.train.contrast
-        vectors = text_vectors(model.graph, layout=layout)
-        return judge_vectors(vectors, scale=contrast.scale, symmetric=contrast.symmetric)
-    image = image_of(model)
-    if image is not None:
-        return judge_labels(image_logits(model.graph, image, layout=layout))
-    return judge_labels(label_logits(model.graph, config.task, layout=layout))
-
-
-def _of_images(model: Model) -> bool:
-    return model.config.inputs == ("pixels",)
-
-
 def builder(
     config: RunConfig,
     model: Model,
@@ -450,17 +371,6 @@ def copies(state: State, mesh: jax.sharding.Mesh) -> float:
 def tokens_at_a_time(config: RunConfig, rows: int, length: int, mesh: jax.sharding.Mesh) -> int:
     """Positions of one microbatch on one device, of a step of so many rows."""
     return rows * length // config.train.gradient_accumulation_steps // num_batch_shards(mesh) // mesh.shape["context"]
-
-
-def image_of(model: Model) -> tuple[int, int, int] | None:
-    """The shape of a model's images, by its config or else by what is beside it; None where it has none."""
-    if not _of_images(model):
-        return None
-    if hasattr(model.config, "image_shape"):
-        return model.config.image_shape
-    assert model.folder is not None, "a model of images is read from files"
-    height, width = read_preprocess(model.folder).shape
-    return height, width, model.config.num_channels
 
 
 def batch_shapes(

@@ -12,7 +12,7 @@ from jaxlean.data.batches import Stats
 from jaxlean.errors import DataError
 from jaxlean.hub.load import Model
 from jaxlean.run.inputs import held_out
-from jaxlean.run.job import judge_of
+from jaxlean.run.losses import judge_of
 from jaxlean.run.rows import OwnRows
 from jaxlean.run.scores import label_scores, retrieval_scores, span_scores
 from jaxlean.run.summary import Evaluation
