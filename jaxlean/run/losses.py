@@ -31,7 +31,7 @@ def loss_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Pol
         model.graph,
         model.config,
         logits_bytes=chunk_budget(config.train.loss_chunk_bytes, devices),
-        terms=Terms(config.train.z_loss, config.train.label_smoothing_factor),
+        criterion=Terms(config.train.z_loss, config.train.label_smoothing_factor),
         dropout_rate=config.lora.lora_dropout if config.lora is not None else 0.0,
         scan=scan_layers(remat, model.config.activations),
         layout=layout_within(mesh, "data") if alone else layout_on(mesh),

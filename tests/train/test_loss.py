@@ -110,7 +110,7 @@ def plain(params, hidden, tokens, mask, *, head=linear_head, chunk=None, terms=C
 
 
 def in_chunks(params, hidden, tokens, mask, *, chunk, terms=CROSS_ENTROPY):
-    return chunked_loss(linear_head, params, hidden, *shifted(tokens, mask), chunk=chunk, terms=terms)
+    return chunked_loss(linear_head, params, hidden, *shifted(tokens, mask), chunk=chunk, criterion=terms)
 
 
 STATIC = {"static_argnames": ("chunk", "terms")}
