@@ -69,7 +69,7 @@ def _task_loss(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: 
     else:
         logits = label_logits(model.graph, config.task, scan=scan, layout=layout)
     terms = Terms(train.z_loss, train.label_smoothing_factor) if trains else CROSS_ENTROPY
-    return label_objective(logits, terms=terms, dropout_rate=rate)
+    return label_objective(logits, criterion=terms, dropout_rate=rate)
 
 
 def judge_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh) -> Judge:

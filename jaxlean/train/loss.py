@@ -90,11 +90,6 @@ def next_token_loss(
     return jnp.where(mask, terms.losses(logits, targets), 0.0).sum()
 
 
-def token_losses(logits: jax.Array, targets: jax.Array, terms: Terms = CROSS_ENTROPY) -> jax.Array:
-    """float32 [...]: what each position costs, of float32 logits [..., vocab] and int32 targets [...]."""
-    return terms.losses(logits, targets)
-
-
 def shifted(tokens: jax.Array, loss_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(what each position is to predict, whether that counts) of int32 and bool [batch, length]."""
     # position t predicts token t + 1; the last one has nothing to predict
@@ -154,7 +149,7 @@ def chunked_tokens(
         measure: (float32 logits [..., vocab], int32 targets [...]) -> a tree of arrays [..., k].
     """
     chunk = min(chunk, targets.shape[1])
-    order, num = _loss_first(mask, chunk)
+    order, num = _lossfirst_of(mask, chunk)
 
     def of_chunk(number: jax.Array) -> Any:
         x, wanted, counts = _take(order, number, chunk, hidden, targets, mask)
@@ -227,7 +222,7 @@ def _losses(
     return losses, total, powers / sums
 
 
-def _first(part: int, axis: str | None) -> jax.Array | int:
+def first_of(part: int, axis: str | None) -> jax.Array | int:
     """The first id of this device's part of the vocabulary."""
     return 0 if axis is None else jax.lax.axis_index(axis) * part
 
@@ -243,7 +238,7 @@ def _of_target(logits: jax.Array, targets: jax.Array, axis: str | None) -> jax.A
     if mesh.manual_axes and any(mesh.shape[name] > 1 for name in mesh.auto_axes):
         # inside of a shard_map over another axis XLA's partitioner (jaxlib 0.10 to 0.12) aborts over the gather
         return jnp.where(_is_target(logits, targets, axis), logits, 0.0).sum(axis=-1)
-    own = targets - _first(logits.shape[-1], axis)
+    own = targets - first_of(logits.shape[-1], axis)
     found = jnp.take_along_axis(logits, own[..., None], axis=-1, mode="clip")[..., 0]
     return found if axis is None else jnp.where((own >= 0) & (own < logits.shape[-1]), found, 0.0)
 
@@ -251,7 +246,7 @@ def _of_target(logits: jax.Array, targets: jax.Array, axis: str | None) -> jax.A
 def _is_target(x: jax.Array, targets: jax.Array, axis: str | None) -> jax.Array:
     """bool, the shape of x [..., vocab]: where each token's target is."""
     place = jax.lax.broadcasted_iota(targets.dtype, x.shape, x.ndim - 1)
-    return place == (targets - _first(x.shape[-1], axis))[..., None]
+    return place == (targets - first_of(x.shape[-1], axis))[..., None]
 
 
 def _gradient(
@@ -275,7 +270,7 @@ def _gradient(
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _chunked(how: How, params: Any, hidden: jax.Array, wanted: Wanted, mask: jax.Array) -> jax.Array:
     head, chunk, criterion, axis = how
-    order, num = _loss_first(mask, chunk)
+    order, num = _lossfirst_of(mask, chunk)
 
     def add(number: jax.Array, loss: jax.Array) -> jax.Array:
         x, here, counts = _take(order, number, chunk, hidden, wanted, mask)
@@ -293,7 +288,7 @@ def _chunked_forward(how: How, params: Any, hidden: Any, wanted: Any, mask: Any)
     values = [leaf.value for leaf in leaves]
     hidden, mask = hidden.value, mask.value
     wanted = jax.tree.map(lambda leaf: leaf.value, wanted)
-    order, num = _loss_first(mask, chunk)
+    order, num = _lossfirst_of(mask, chunk)
     slot = (hidden.shape[0], chunk, hidden.shape[-1])
 
     def add(number: jax.Array, found: Any) -> Any:
@@ -345,7 +340,7 @@ def _chunked_backward(how: How, found: Any, share: Any) -> tuple[Any, ...]:
 _chunked.defvjp(_chunked_forward, _chunked_backward, symbolic_zeros=True)
 
 
-def _loss_first(mask: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+def _lossfirst_of(mask: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
     """(int32 [batch, padded length], the positions of each row with those that carry loss first; chunks they fill)."""
     order = jnp.argsort(~mask, axis=1, stable=True).astype(jnp.int32)
     # the padding points at a position without loss, or at one already counted; `_take` lets it count for nothing
