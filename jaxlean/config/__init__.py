@@ -3,6 +3,7 @@
 from jaxlean.config.curation import CurateSection, StepSection
 from jaxlean.config.curriculum import CurriculumSection
 from jaxlean.config.data import DataSection, SourceSection
+from jaxlean.config.distill import DistillSection, StudentSection, TeacherSection
 from jaxlean.config.model import LoraSection, ModelSection
 from jaxlean.config.read import build, dump, load
 from jaxlean.config.section import Section
@@ -24,6 +25,7 @@ __all__ = [
     "CurateSection",
     "CurriculumSection",
     "DataSection",
+    "DistillSection",
     "DistributedSection",
     "EvalSection",
     "LoraSection",
@@ -34,5 +36,7 @@ __all__ = [
     "Section",
     "SourceSection",
     "StepSection",
+    "StudentSection",
+    "TeacherSection",
     "TrainSection",
 ]

@@ -77,6 +77,11 @@ class Evaluator:
         return self._batches.length
 
     @property
+    def examples(self) -> Ragged | None:
+        """The held-out rows as tokens; None where they are none."""
+        return self._batches.examples
+
+    @property
     def stats(self) -> Stats:
         """What the held-out rows became."""
         return self._batches.stats

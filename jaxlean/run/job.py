@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -30,7 +31,9 @@ from jaxlean.models.convnet import ACTIVATIONS as OF_CONVNETS
 from jaxlean.models.convolution import is_statistic
 from jaxlean.models.cpu import hold
 from jaxlean.run.image import image_of
-from jaxlean.run.losses import loss_of
+from jaxlean.run.losses import loss_of, said_by_teacher
+from jaxlean.run.merge import labels_of
+from jaxlean.run.student import from_teacher
 from jaxlean.run.vocabulary import grown, with_new_tokens
 from jaxlean.train.diloco import (
     DilocoState,
@@ -131,7 +134,7 @@ def resolved(config: RunConfig, *, labelled: bool = True, trains: bool = True) -
     Raises:
         UserError: the data do not tell them.
     """
-    if config.task in ("generate", "embed") or config.model.path is None:
+    if config.task in ("generate", "embed") or _path(config) is None:
         config = columns.resolve(config, labelled=labelled)
     else:
         config = columns.resolve(config, head_labels(config), labelled=labelled, images=sees(_settings(config)))
@@ -140,14 +143,22 @@ def resolved(config: RunConfig, *, labelled: bool = True, trains: bool = True) -
 
 def head_labels(config: RunConfig) -> list[str] | None:
     """The labels of the head that the model has for the task; None where it has none, or they have no names."""
-    if config.task in ("generate", "embed") or config.model.path is None:
+    if config.task in ("generate", "embed") or _path(config) is None:
         return None
+    if config.distill is not None and config.distill.teacher.adapter is not None:
+        return labels_of(Path(config.distill.teacher.adapter))
     return known_labels(_settings(config), config.task)
 
 
+def _path(config: RunConfig) -> str | None:
+    """Of the model whose head says what the labels are: the teacher knows them, where there is one."""
+    return config.model.path if config.distill is None else config.distill.teacher.path
+
+
 def _settings(config: RunConfig) -> dict[str, Any]:
-    assert config.model.path is not None
-    return read_json(locate(config.model.path, revision=config.model.revision, weights=False) / "config.json")
+    path, named = _path(config), config.model if config.distill is None else config.distill.teacher
+    assert path is not None
+    return read_json(locate(path, revision=named.revision, weights=False) / "config.json")
 
 
 def base(
@@ -161,6 +172,7 @@ def base(
         say: prints a line.
     """
     wanted = config.model
+    _check_student(config)
     if wanted.architecture is not None:
         if config.task != "generate":
             raise ConfigError(f"task: {config.task} starts from a trained encoder", fix="model.path instead")
@@ -181,14 +193,16 @@ def base(
         for key in {"bos_token_id", "eos_token_id", "pad_token_id"} - wanted.architecture.keys():
             model.hf_config[key] = getattr(model.tokenizer, key)
         return model
-    if wanted.path is None:
-        raise ConfigError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
 
     def trains(path: str) -> bool:
         if config.lora is not None:
             return is_head(path)
         return config.train.trainable is None or any(re.search(rule, path) for rule in config.train.trainable)
 
+    if config.distill is not None and config.distill.student is not None:
+        return from_teacher(config, mesh, trains=trains, shapes=shapes, say=say, **head_of(config))
+    if wanted.path is None:
+        raise ConfigError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
     # PiSSA takes its start out of the full kernels: `adapt` quantizes what is left
     quantization = "none" if is_pissa(config) else wanted.quantization
     model = (hub.outline if shapes else hub.load)(
@@ -196,6 +210,22 @@ def base(
         quantization=quantization, matmul=wanted.matmul, attention=wanted.attention, **head_of(config),
     )  # fmt: skip
     return grown(config, model, shapes=shapes, say=say)
+
+
+def _check_student(config: RunConfig) -> None:
+    """Refuse a config that distils and names no student, or two."""
+    if config.distill is None:
+        return
+    named = {
+        "model.path": config.model.path, "model.architecture": config.model.architecture,
+        "distill.student": config.distill.student,
+    }  # fmt: skip
+    found = [name for name, value in named.items() if value is not None]
+    if len(found) != 1:
+        raise ConfigError(
+            "there are two students" if found else "there is no student", got=" and ".join(found) or None,
+            wanted="model.path (a checkpoint), or distill.student (a part of the teacher), or model.architecture",
+        )  # fmt: skip
 
 
 def head_of(config: RunConfig) -> dict[str, Any]:
@@ -395,4 +425,7 @@ def batch_shapes(
         if config.task == "classify" and isinstance(config.data.text_column, list):
             dtypes["token_types"] = jnp.int32
     shape = (parts, rows // parts, length)
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in dtypes.items()}
+    shapes = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in dtypes.items()}
+    for name, (classes, dtype) in said_by_teacher(config).items():
+        shapes[name] = jax.ShapeDtypeStruct((*shape, classes), dtype, sharding=where)
+    return shapes

@@ -1,6 +1,9 @@
 """What a job minimises, and what its evaluation says: the loss of a task, by the config and the model."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 
 from jaxlean.config import RunConfig
 from jaxlean.errors import ConfigError
@@ -9,7 +12,8 @@ from jaxlean.models.layout import layout_on, layout_within
 from jaxlean.run.image import image_of
 from jaxlean.train.classify import Judge, image_logits, judge_labels, label_logits, label_objective
 from jaxlean.train.contrast import contrast_objective, judge_vectors, text_vectors
-from jaxlean.train.loss import CROSS_ENTROPY, Terms, chunk_budget
+from jaxlean.train.distill import IDS, LOGS, Distilled
+from jaxlean.train.loss import CROSS_ENTROPY, Criterion, Terms, chunk_budget
 from jaxlean.train.objective import Loss, objective
 from jaxlean.xla.remat import Policy, scan_layers
 
@@ -31,12 +35,31 @@ def loss_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Pol
         model.graph,
         model.config,
         logits_bytes=chunk_budget(config.train.loss_chunk_bytes, devices),
-        criterion=Terms(config.train.z_loss, config.train.label_smoothing_factor),
+        criterion=criterion_of(config),
+        beside=list(said_by_teacher(config)),
         dropout_rate=config.lora.lora_dropout if config.lora is not None else 0.0,
         scan=scan_layers(remat, model.config.activations),
         layout=layout_within(mesh, "data") if alone else layout_on(mesh),
         balance=_balance(config, model),
     )
+
+
+def criterion_of(config: RunConfig) -> Criterion:
+    """What a position costs while it is trained on: by the task alone, or by what a teacher says of it as well."""
+    terms, distill = Terms(config.train.z_loss, config.train.label_smoothing_factor), config.distill
+    if distill is None:
+        return terms
+    return Distilled(distill.divergence, distill.alpha, distill.temperature, distill.beta, terms)
+
+
+def said_by_teacher(config: RunConfig) -> dict[str, tuple[int, Any]]:
+    """What a batch has of the teacher: name -> (numbers of each position, dtype); nothing where there is none."""
+    if config.distill is None:
+        return {}
+    held = jnp.dtype(config.distill.precision)
+    if config.task != "generate":
+        return {LOGS: (len(config.data.labels or ()), held)}
+    return {IDS: (config.distill.top_k, jnp.dtype(jnp.int32)), LOGS: (config.distill.top_k + 1, held)}
 
 
 def _balance(config: RunConfig, model: Model) -> float:
@@ -68,8 +91,8 @@ def _task_loss(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: 
         logits = image_logits(model.graph, image, scan=scan, layout=layout)
     else:
         logits = label_logits(model.graph, config.task, scan=scan, layout=layout)
-    terms = Terms(train.z_loss, train.label_smoothing_factor) if trains else CROSS_ENTROPY
-    return label_objective(logits, criterion=terms, dropout_rate=rate)
+    criterion, beside = (criterion_of(config), list(said_by_teacher(config))) if trains else (CROSS_ENTROPY, [])
+    return label_objective(logits, criterion=criterion, beside=beside, dropout_rate=rate)
 
 
 def judge_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh) -> Judge:

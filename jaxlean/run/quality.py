@@ -9,6 +9,7 @@ import numpy as np
 from jaxlean import tree
 from jaxlean.config import RunConfig
 from jaxlean.data.batches import Stats
+from jaxlean.data.tokenize import Ragged
 from jaxlean.errors import DataError
 from jaxlean.hub.load import Model
 from jaxlean.run.inputs import held_out
@@ -49,6 +50,11 @@ class TaskEvaluator:
     def length(self) -> int:
         """Tokens of a sequence."""
         return self._batches.length
+
+    @property
+    def examples(self) -> Ragged | None:
+        """The held-out rows as tokens; None where they are none."""
+        return self._batches.examples
 
     @property
     def stats(self) -> Stats:

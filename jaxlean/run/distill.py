@@ -1,0 +1,186 @@
+"""What a run that distils does beside training: it asks the teacher, or reads what the teacher said before.
+
+The student's step is the same either way: its batch holds, beside the tokens, what the teacher expects at each place.
+Asked while it trains, the teacher is a second program, which a batch goes through first. With `distill.cache` it is
+asked about each row once, before the first step, and then let go of (`run/teacher_cache.py`).
+"""
+
+import json
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxlean.config import RunConfig
+from jaxlean.data.batches import Batches, sequence_length
+from jaxlean.data.epochs import Batch, Mix, Steps
+from jaxlean.data.tokenize import Ragged
+from jaxlean.errors import ConfigError
+from jaxlean.hub.load import Model
+from jaxlean.run.evaluate import Evaluator, evaluator_of
+from jaxlean.run.peers import Peers
+from jaxlean.run.quality import TaskEvaluator
+from jaxlean.run.rows import OwnRows
+from jaxlean.run.summary import Evaluation
+from jaxlean.run.teacher import Teacher
+from jaxlean.run.teacher_cache import Said, TeacherCache, checksum, places, shards
+from jaxlean.train.distill import IDS, LOGS
+from jaxlean.xla.mesh import batch_sharding, num_batch_shards
+
+
+class Lessons:
+    """The teacher's part in a run.
+
+    Args:
+        config: resolved, with a `distill` section.
+        student: the model that trains; its tokenizer cuts the texts.
+        mesh: the student's.
+        own: puts batches onto it.
+        peers: of the run.
+        say: prints a line.
+
+    Raises:
+        UserError: as of `Teacher` and `TeacherCache`; several processes. Nothing has been written.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        student: Model,
+        mesh: jax.sharding.Mesh,
+        own: OwnRows,
+        peers: Peers,
+        *,
+        say: Callable[[str], None],
+    ):
+        assert config.distill is not None
+        self._config, self._distill, self._tokenizer = config, config.distill, student.tokenizer
+        self._mesh, self._own, self._say = mesh, own, say
+        if peers.num > 1:
+            raise ConfigError("distill runs in one process", got=f"{peers.num}", fix="distributed.enabled=false")
+        self.teacher = Teacher(config, student, mesh)
+        self.cache = self._cache() if self._distill.cache is not None else None
+        own_mesh = "" if self.teacher.mesh is mesh else f" on {self.teacher.mesh.size} devices of its own"
+        how = f", kept in {self._distill.cache}" if self.cache is not None else ", asked at every step"
+        told = "all labels" if config.task != "generate" else f"the {self.teacher.teaching.k} likeliest tokens"
+        say(f"teacher: {self._distill.teacher.path}{own_mesh}; {told} of each place{how}")
+
+    def _cache(self) -> TeacherCache:
+        assert self._distill.cache is not None
+        section, teaching = self._distill.teacher, self.teacher.teaching
+        labels = self._config.data.labels if self._config.task != "generate" else None
+        whose = {
+            "teacher": checksum(self.teacher.folder),
+            "adapter": None if section.adapter is None else checksum(Path(section.adapter)),
+            "dtype": np.dtype(self.teacher.dtype).name,
+            "quantization": section.quantization,
+            "tokens": teaching.vocab_size,
+            "task": self._config.task,
+            "labels": labels,
+            "temperature": teaching.temperature,
+            "top_k": None if labels is not None else teaching.k,
+            "precision": self._distill.precision,
+        }
+        ids, logs = (0, teaching.k) if labels is not None else (teaching.k, teaching.k + 1)
+        folder = Path(self._distill.cache)
+        return TeacherCache(
+            folder, whose, num_ids=ids, num_logs=logs, vocab_size=teaching.vocab_size, dtype=teaching.dtype
+        )
+
+    def prepare(self, batches: Batches, evaluator: Evaluator | TaskEvaluator | None) -> Evaluation | None:
+        """Have the teacher say what is to be kept, and how good it is itself.
+
+        Args:
+            batches: of the run; from now on they hold what the cache has.
+            evaluator: of the run, if it has held-out rows.
+
+        Returns:
+            the teacher's quality on them.
+        """
+        if self.cache is not None:
+            steps = batches.steps
+            assert steps is not None, "the config has no stream beside a cache"
+            self._fill(self.cache, steps.examples)
+            cache, length = self.cache, steps.length
+            steps.beside = lambda rows: cache.beside(rows, length)
+        found = self._quality(evaluator) if evaluator is not None else None
+        if self.cache is not None:
+            self.teacher.forget()
+        return found
+
+    def on_devices(self, batch: Batch) -> dict[str, jax.Array]:
+        """A step's batch where the student has it, with what the teacher says of it."""
+        placed = self._own.on_devices(batch)
+        if self.cache is not None:
+            return placed
+        parts = self._config.train.gradient_accumulation_steps
+        said = self.teacher.says({name: x.reshape(parts, -1, x.shape[-1]) for name, x in batch.items()})
+        where = batch_sharding(self._mesh, leading=1)
+        return placed | {name: jax.device_put(x, where) for name, x in said.items()}
+
+    # ---- once a row
+
+    def _fill(self, cache: TeacherCache, examples: Ragged) -> None:
+        missing = cache.of(examples)
+        if not len(missing):
+            self._say(f"teacher: all {len(examples):,} rows are in {cache.folder}")
+            return
+        needed = cache.missing_bytes(missing)
+        self._say(
+            f"teacher: to be asked about {len(missing):,} of {len(examples):,} rows; {needed / 1e6:,.1f} MB on disk, "
+            f"{cache.place_bytes} bytes a place"
+        )
+        cache.check_space(needed)
+        start = time.perf_counter()
+        for rows in shards(missing, self._distill.cache_shard):
+            cache.add(rows, self._asked(examples, rows))
+        self._say(f"teacher: asked in {time.perf_counter() - start:.1f} s")
+
+    def _asked(self, examples: Ragged, chosen: np.ndarray) -> Iterator[Said]:
+        """What the teacher says of each of these rows, in order."""
+        part = Ragged.join([_one(examples, int(i)) for i in chosen])
+        mesh, data = self.teacher.mesh, self._config.data
+        rows = self._config.train.per_device_train_batch_size * num_batch_shards(mesh)
+        length = sequence_length(examples, data.packing, max(data.max_length, int(examples.lengths.max())))
+        mix = Mix([len(part)], None, 0, shuffle=False)
+        steps = Steps(part, mix, rows=rows, length=length, packing=data.packing)
+        waiting: dict[int, Said] = {}
+        at = 0
+        for number in range(len(steps)):
+            said = self.teacher.says({name: x[None] for name, x in steps[number].items()})
+            found = {name: np.asarray(x)[0] for name, x in said.items()}
+            for row in range(rows):
+                start = 0
+                for i in steps.row(number * rows + row):
+                    here = start + places(part, int(i))
+                    waiting[int(i)] = {name: found[name][row, here] for name in (IDS, LOGS) if name in found}
+                    start += int(part.lengths[int(i)])
+            while at in waiting:  # packing keeps the order only nearly
+                yield waiting.pop(at)
+                at += 1
+
+    # ---- how good it is
+
+    def _quality(self, evaluator: Evaluator | TaskEvaluator) -> Evaluation:
+        examples = evaluator.examples
+        key = json.dumps(self._config.eval.model_dump(mode="json"), sort_keys=True).encode()
+        if examples is not None:
+            key += np.asarray([zlib.crc32(x.tobytes()) for x in (examples.input_ids, examples.loss_mask)]).tobytes()
+            key += b"".join(value.tobytes() for value in examples.more.values())
+        name = f"{zlib.crc32(key):08x}"
+        if self.cache is not None and (known := self.cache.quality(name)) is not None:
+            return known
+        model = self.teacher.model
+        whole = evaluator_of(self._config, model, self._tokenizer, self.teacher.mesh)
+        found = whole(model, {}, model.params)
+        if self.cache is not None:
+            self.cache.keep_quality(name, found)
+        return found
+
+
+def _one(examples: Ragged, i: int) -> Ragged:
+    tokens, mask = examples[i]
+    return Ragged(tokens, mask, np.asarray([0, len(tokens)], np.int64), examples.more_of(i))
