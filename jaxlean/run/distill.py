@@ -103,7 +103,7 @@ class Lessons:
         if self.cache is not None:
             steps = batches.steps
             assert steps is not None, "the config has no stream beside a cache"
-            self._fill(self.cache, steps.examples)
+            self._fill(self.cache, steps)
             cache, length = self.cache, steps.length
             steps.beside = lambda rows: cache.beside(rows, length)
         found = self._quality(evaluator) if evaluator is not None else None
@@ -123,14 +123,17 @@ class Lessons:
 
     # ---- once a row
 
-    def _fill(self, cache: TeacherCache, examples: Ragged) -> None:
-        missing = cache.of(examples)
+    def _fill(self, cache: TeacherCache, steps: Steps) -> None:
+        examples = steps.examples
+        # a run of few steps does not come to all rows
+        used = np.unique(np.concatenate([steps.row(i) for i in range(len(steps) * steps.rows)]))
+        missing = cache.of(examples, used)
         if not len(missing):
-            self._say(f"teacher: all {len(examples):,} rows are in {cache.folder}")
+            self._say(f"teacher: all {len(used):,} rows are in {cache.folder}")
             return
         needed = cache.missing_bytes(missing)
         self._say(
-            f"teacher: to be asked about {len(missing):,} of {len(examples):,} rows; {needed / 1e6:,.1f} MB on disk, "
+            f"teacher: to be asked about {len(missing):,} of {len(used):,} rows; {needed / 1e6:,.1f} MB on disk, "
             f"{cache.place_bytes} bytes a place"
         )
         cache.check_space(needed)

@@ -76,11 +76,20 @@ class TeacherCache:
 
     # ---- reading
 
-    def of(self, examples: Ragged) -> np.ndarray:
-        """Serve these rows from now on; the numbers of those that nothing is known of yet, each content once."""
+    def of(self, examples: Ragged, used: np.ndarray) -> np.ndarray:
+        """Serve these rows from now on.
+
+        Args:
+            examples: all rows.
+            used: numbers of those that will be asked for.
+
+        Returns:
+            the numbers of those among them of which nothing is known yet, each content once.
+        """
         self._examples, self._keys = examples, keys(examples)
-        _, first = np.unique(self._keys, return_index=True)
-        return np.sort([i for i in first if int(self._keys[i]) not in self._found]).astype(np.int64)
+        own, first = np.unique(self._keys[used], return_index=True)
+        new = [used[at] for key, at in zip(own, first, strict=True) if int(key) not in self._found]
+        return np.sort(np.asarray(new, np.int64))
 
     def said(self, i: int) -> dict[str, np.ndarray]:
         """What the teacher says of the places of row i. It must be known."""
