@@ -33,9 +33,9 @@ class StudentSection(Section):
     @model_validator(mode="after")
     def _one_of_two(self) -> "StudentSection":
         if (self.num_layers is None) == (self.layers is None):
-            raise ValueError("distill.student: num_layers or layers says which of the teacher's layers it gets")
+            raise ValueError("num_layers or layers, one of them, says which of the teacher's layers it gets")
         if self.layers is not None and self.layers != sorted(set(self.layers)):
-            raise ValueError("distill.student.layers are numbers in ascending order, none twice")
+            raise ValueError("layers are numbers in ascending order, none twice")
         return self
 
 

@@ -138,6 +138,7 @@ def load_teacher(
     if teacher.adapter is None:
         return model
     adapted = load_adapted(model, Path(teacher.adapter))
+    adapted.drawn = frozenset()  # of a head it brings what it learned
     if how.get("quantization", "none") != "none":
         return adapted  # it stays beside kernels that cannot take it in
     where = place(mesh)

@@ -13,7 +13,11 @@ from jaxlean import tree
 from jaxlean.config import MeshSection, RunConfig
 from jaxlean.data.epochs import Batch
 from jaxlean.errors import ConfigError, ModelError
+from jaxlean.hub.files import read_json
 from jaxlean.hub.load import Model, load_tokenizer
+from jaxlean.hub.names import Names
+from jaxlean.hub.read import is_bare, stored_tensors
+from jaxlean.hub.task import not_in_files
 from jaxlean.models.layout import layout_on
 from jaxlean.run.image import image_of
 from jaxlean.run.job import head_of
@@ -100,7 +104,7 @@ class Teacher:
                 "the teacher is asked for more tokens than there are", where="distill.top_k", got=k,
                 wanted=f"at most {known:,}",
             )  # fmt: skip
-        if outline.drawn and self._adapter is None:
+        if self._adapter is None and has_untrained_head(outline, config.data.labels):
             raise ModelError(
                 f"the teacher has no head for task: {config.task}, so it has nothing to teach",
                 where=self.section.path, fix="train it first: jaxlean finetune; its adapter is distill.teacher.adapter",
@@ -168,6 +172,15 @@ class Teacher:
             return make_teach_labels(label_logits(model.graph, self._config.task, layout=layout), self.teaching)
         budget = chunk_budget(self._config.train.loss_chunk_bytes, self.mesh.size)
         return make_teach(model.graph, model.config, self.teaching, logits_bytes=budget, layout=layout)
+
+
+def has_untrained_head(outline: Model, labels: list[str] | None) -> bool:
+    """Whether the files of a model lack the head of its task: `hub.load.load` would draw one."""
+    assert outline.folder is not None
+    stored = stored_tensors(outline.folder, outline.family)
+    names = Names(outline.family, outline.config, bare=is_bare(stored, outline.family))
+    raw = read_json(outline.folder / "config.json")
+    return bool(not_in_files(tree.flatten(outline.params), names, stored, raw=raw, labels=labels))
 
 
 def check_same_tokens(teacher: Any, student: Any) -> None:

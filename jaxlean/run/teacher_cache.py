@@ -214,10 +214,13 @@ class TeacherCache:
     # ---- opening
 
     def _open(self) -> None:
+        absolute = self.folder.absolute()
+        above = next(p for p in (absolute, *absolute.parents) if os.path.lexists(p))
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            what = "is a file" if above == absolute else "cannot be made or written"
+            raise RunError(f"distill.cache {what}", where=self.folder, wanted="a folder, or a place for one")
         if not self.folder.exists():
             return
-        if not self.folder.is_dir():
-            raise RunError("distill.cache is a file", where=self.folder, wanted="a folder, or a place for one")
         file = self.folder / _TEACHER
         if not file.exists():
             if any(not entry.name.endswith(_PART) for entry in self.folder.iterdir()):

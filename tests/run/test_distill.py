@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from jaxlean.config import build
 from jaxlean.config import load as load_config
-from jaxlean.errors import ConfigError, RunError
+from jaxlean.errors import ConfigError, ModelError, RunError
 from jaxlean.hub.load import load
 from jaxlean.hub.write import write_model
 from jaxlean.run import distill as module
@@ -150,6 +151,33 @@ def test_a_pruned_model_is_healed_with_an_adapter_and_its_original(distil, tiny_
     assert summary["num_trainable"] < summary["num_params"] / 4
     found = evaluate(config, adapter=tmp_path / "run" / "adapter")
     assert found["loss"] == pytest.approx(summary["eval_after"]["loss"], rel=1e-5)
+
+
+def test_a_classifier_s_student_learns_how_likely_each_label_is(encoder, tmp_path):
+    rows = [{"text": f"{thing} {n} {thing}", "label": thing} for thing in ("order", "street", "price") for n in "abcd"]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "task": "classify", "data": {"train": str(file), "eval": str(file), "max_length": 32},
+        "train": {"max_steps": 16, "learning_rate": 0.01, "per_device_train_batch_size": 2, "logging_steps": 8},
+        "eval": {"before": False}, "report": {"tensorboard": False},
+    }  # fmt: skip
+    dtype = {"dtype": "float32"}
+    finetune(build(values | {"model": {"path": str(encoder), **dtype}, "output_dir": str(tmp_path / "teacher")}))
+    untaught = {"distill": {"teacher": str(encoder), "student": {"layers": [0]}}, "model": dtype}
+    with pytest.raises(ModelError, match="the teacher has no head for task: classify"):
+        finetune(build(values | untaught | {"output_dir": str(tmp_path / "none")}))
+    teacher = {"path": str(encoder), "adapter": str(tmp_path / "teacher" / "adapter")}
+    section = {"teacher": teacher, "student": {"layers": [0]}, "temperature": 2.0}
+    found = []
+    for name, more in (("asked", {}), ("kept", {"cache": str(tmp_path / "said")})):
+        run = values | {"distill": section | more, "model": dtype, "output_dir": str(tmp_path / name)}
+        found.append(finetune(build(run)))
+    assert found[0]["train_loss"] == pytest.approx(found[1]["train_loss"], rel=1e-4)
+    assert found[0]["eval_teacher"]["accuracy"] == found[0]["eval_after"]["accuracy"] == 1.0
+    student = load(tmp_path / "kept" / "model", "float32")
+    assert student.hf_config["id2label"] == {"0": "order", "1": "price", "2": "street"}
+    assert student.config.num_layers == 1
 
 
 def test_there_is_one_student(distil, tiny_base, tmp_path):

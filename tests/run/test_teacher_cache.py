@@ -145,6 +145,8 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path):
         cache(tmp_path)
     with pytest.raises(RunError, match="is a file"):
         cache(tmp_path / "thesis.txt")
+    with pytest.raises(RunError, match="cannot be made or written"):
+        cache(tmp_path / "thesis.txt" / "cache")
 
 
 def test_a_full_disk_is_said_before_it_is_full(tmp_path, monkeypatch):
