@@ -3,7 +3,7 @@
 from jaxlean.config.curation import CurateSection, StepSection
 from jaxlean.config.curriculum import CurriculumSection
 from jaxlean.config.data import DataSection, SourceSection
-from jaxlean.config.distill import DistillSection, StudentSection, TeacherSection
+from jaxlean.config.distill import DistillSection, MatchSection, StudentSection, TeacherSection
 from jaxlean.config.model import LoraSection, ModelSection
 from jaxlean.config.read import build, dump, load
 from jaxlean.config.section import Section
@@ -29,6 +29,7 @@ __all__ = [
     "DistributedSection",
     "EvalSection",
     "LoraSection",
+    "MatchSection",
     "MeshSection",
     "ModelSection",
     "ReportSection",

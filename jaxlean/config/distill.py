@@ -39,6 +39,29 @@ class StudentSection(Section):
         return self
 
 
+class MatchSection(Section):
+    """What stands inside of the teacher, learned as well; it is asked at every step then, and cannot be cached."""
+
+    hidden: float = Field(1.0, ge=0, description="Weight of the hidden states' loss; 0: none.")
+    hidden_loss: Literal["cosine", "mse"] = Field(
+        "cosine", description="1 - cosine, or the squared difference relative to the teacher's size."
+    )
+    attention: float = Field(
+        0.0, ge=0, description="Weight of the loss of how queries, keys and values relate tokens; 0: none."
+    )
+    layers: dict[NonNegativeInt, NonNegativeInt] | None = Field(
+        None,
+        description="Student's layer: the teacher's that it is to be like. Default: those that it was made of, or else "
+        "spread evenly.",
+    )
+
+    @model_validator(mode="after")
+    def _something_is_matched(self) -> "MatchSection":
+        if not self.hidden and not self.attention:
+            raise ValueError("hidden and attention are both 0: nothing would be matched; leave out the section")
+        return self
+
+
 class DistillSection(Section):
     """What a student learns from. The student is `model`, or else is made of its teacher (`student`)."""
 
@@ -66,6 +89,7 @@ class DistillSection(Section):
     precision: Literal["float16", "float32"] = Field(
         "float16", description="What the teacher's log-probabilities are held in."
     )
+    match: MatchSection | None = Field(None, description="Learn hidden states and attention as well.")
     cache: str | None = Field(
         None,
         description="Folder that keeps what the teacher says of each training row: written once, read by every later "

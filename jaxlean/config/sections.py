@@ -369,6 +369,8 @@ class RunConfig(Section):
             raise ValueError("distill and train.sync: diloco do not go together; train.sync: step")
         if self.data.streaming and distill.cache is not None:
             raise ValueError("distill.cache keeps what is said of each row by its number, which a stream does not tell")
+        if distill.match is not None and distill.cache is not None:
+            raise ValueError("distill.match needs the running teacher: a cache of hidden states would be too large")
         if self.mesh.auto and distill.devices is not None:
             raise ValueError("distill.devices and mesh: auto: name the axes of the student's mesh")
 

@@ -33,7 +33,7 @@ from jaxlean.models.cpu import hold
 from jaxlean.run.image import image_of
 from jaxlean.run.losses import loss_of, said_by_teacher
 from jaxlean.run.merge import labels_of
-from jaxlean.run.student import from_teacher
+from jaxlean.run.student import from_teacher, inside_of_teacher
 from jaxlean.run.vocabulary import grown, with_new_tokens
 from jaxlean.train.diloco import (
     DilocoState,
@@ -43,6 +43,7 @@ from jaxlean.train.diloco import (
     outer_optimizer,
     replica_shardings,
 )
+from jaxlean.train.distill import INSIDE
 from jaxlean.train.optimizer import optimizer
 from jaxlean.train.step import TrainState, init_state, make_step
 from jaxlean.xla.mesh import batch_sharding, num_batch_shards, place, replicated
@@ -428,4 +429,6 @@ def batch_shapes(
     shapes = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in dtypes.items()}
     for name, (classes, dtype) in said_by_teacher(config).items():
         shapes[name] = jax.ShapeDtypeStruct((*shape, classes), dtype, sharding=where)
+    for name, inside in inside_of_teacher(config).items():
+        shapes[name] = jax.ShapeDtypeStruct((*shape, *inside), INSIDE, sharding=where)
     return shapes

@@ -10,10 +10,12 @@ from jaxlean.errors import ConfigError
 from jaxlean.hub.load import Model
 from jaxlean.models.layout import layout_on, layout_within
 from jaxlean.run.image import image_of
+from jaxlean.run.student import match_of
 from jaxlean.train.classify import Judge, image_logits, judge_labels, label_logits, label_objective
 from jaxlean.train.contrast import contrast_objective, judge_vectors, text_vectors
 from jaxlean.train.distill import IDS, LOGS, Distilled
 from jaxlean.train.loss import CROSS_ENTROPY, Criterion, Terms, chunk_budget
+from jaxlean.train.match import matched_labels
 from jaxlean.train.objective import Loss, objective
 from jaxlean.xla.remat import Policy, scan_layers
 
@@ -41,6 +43,7 @@ def loss_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Pol
         scan=scan_layers(remat, model.config.activations),
         layout=layout_within(mesh, "data") if alone else layout_on(mesh),
         balance=_balance(config, model),
+        match=match_of(config, model),
     )
 
 
@@ -91,6 +94,12 @@ def _task_loss(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: 
         logits = image_logits(model.graph, image, scan=scan, layout=layout)
     else:
         logits = label_logits(model.graph, config.task, scan=scan, layout=layout)
+    match = match_of(config, model) if trains else None
+    if match is not None:
+        return matched_labels(
+            model.graph, config.task, match, criterion=criterion_of(config), beside=list(said_by_teacher(config)),
+            dropout_rate=rate, scan=scan, layout=layout,
+        )  # fmt: skip
     criterion, beside = (criterion_of(config), list(said_by_teacher(config))) if trains else (CROSS_ENTROPY, [])
     return label_objective(logits, criterion=criterion, beside=beside, dropout_rate=rate)
 

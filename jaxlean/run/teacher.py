@@ -21,8 +21,7 @@ from jaxlean.hub.task import not_in_files
 from jaxlean.models.layout import layout_on
 from jaxlean.run.image import image_of
 from jaxlean.run.job import head_of
-from jaxlean.run.student import load_teacher
-from jaxlean.train.classify import label_logits
+from jaxlean.run.student import load_teacher, match_of
 from jaxlean.train.distill import Teach, Teaching, make_teach, make_teach_labels
 from jaxlean.train.loss import chunk_budget
 from jaxlean.xla.mesh import batch_sharding, make_mesh, num_batch_shards, replicated
@@ -110,6 +109,7 @@ class Teacher:
                 where=self.section.path, fix="train it first: jaxlean finetune; its adapter is distill.teacher.adapter",
             )  # fmt: skip
         self.teaching = Teaching(k, config.distill.temperature, known, jnp.dtype(config.distill.precision))
+        self._match = match_of(config, student)
         self.dtype = outline.dtype
         self._model: Model | None = None
         self._teach: Any = None
@@ -169,9 +169,11 @@ class Teacher:
     def _of_one(self) -> Teach:
         model, layout = self.model, layout_on(self.mesh)
         if self._config.task != "generate":
-            return make_teach_labels(label_logits(model.graph, self._config.task, layout=layout), self.teaching)
+            return make_teach_labels(model.graph, self._config.task, self.teaching, layout=layout, match=self._match)
         budget = chunk_budget(self._config.train.loss_chunk_bytes, self.mesh.size)
-        return make_teach(model.graph, model.config, self.teaching, logits_bytes=budget, layout=layout)
+        return make_teach(
+            model.graph, model.config, self.teaching, logits_bytes=budget, layout=layout, match=self._match
+        )
 
 
 def has_untrained_head(outline: Model, labels: list[str] | None) -> bool:

@@ -25,8 +25,9 @@ from flax import nnx
 from jaxlean import tree
 from jaxlean.models.decoder import DecoderConfig
 from jaxlean.models.layout import ALONE, Layout
-from jaxlean.train.classify import Logits
+from jaxlean.train.classify import encode
 from jaxlean.train.loss import CROSS_ENTROPY, Terms, Wanted, chunk_length, chunked_tokens, first_of, shifted
+from jaxlean.train.match import Match, collect
 from jaxlean.train.objective import Batch
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
@@ -35,6 +36,7 @@ Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 IDS, LOGS = "teacher_ids", "teacher_logs"
 # (all parameters, one batch) -> what the teacher says of it, by the names above
 Teach = Callable[[tree.Tree, Batch], dict[str, jax.Array]]
+INSIDE = jnp.bfloat16  # what a batch holds hidden states and the like in
 LEAST = -80.0
 _TINY = 1e-37
 
@@ -223,6 +225,7 @@ def make_teach(
     *,
     logits_bytes: int | None,
     layout: Layout = ALONE,
+    match: Match | None = None,
 ) -> Teach:
     """(parameters, batch) -> what a decoder says of each place that predicts a token with loss; zeros elsewhere.
 
@@ -232,14 +235,15 @@ def make_teach(
         teaching: what it is asked for.
         logits_bytes: the most that float32 logits may take at a time; None: those of the whole batch.
         layout: over several devices, whose axes must divide the batch.
+        match: what of its inside is wanted as well.
 
     Returns:
-        a function that gives `IDS` int32 [rows, length, k] and `LOGS` [rows, length, k + 1].
+        a function that gives `IDS` int32 [rows, length, k] and `LOGS` [rows, length, k + 1], and what `match` asks for.
     """
 
     def teach(params: tree.Tree, batch: Batch) -> dict[str, jax.Array]:
         model = nnx.merge(graph, params).lay_out(layout)
-        hidden = model.hidden(batch["tokens"], positions=batch["positions"], segments=batch["segments"])
+        hidden, inside = _inside(model, batch, match)
         targets, counts = shifted(layout.whole(batch["tokens"]), layout.whole(batch["loss_mask"]))
         hidden, targets, mask = map(layout.fold, (hidden, targets, counts))
         rows, length = targets.shape
@@ -253,22 +257,37 @@ def make_teach(
             return likeliest(logits, teaching)
 
         found = chunked_tokens(head, None, hidden, targets, mask, measure, chunk=chunk)
-        return {name: layout.unfold(x) for name, x in found.items()}
+        return {name: layout.unfold(x) for name, x in found.items()} | inside
 
     return teach
 
 
-def make_teach_labels(logits: Logits, teaching: Teaching) -> Teach:
-    """(parameters, batch) -> `LOGS` [rows, length, labels] of an encoder with a head.
+def _inside(model: Any, batch: Batch, match: Match | None) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(the hidden states, what is wanted of the teacher's inside, in bfloat16: they may be large)."""
+    if match is None:
+        return encode(model, batch, None, jax.lax.scan), {}
+    layers = [teacher for _, teacher in match.layers]
+    hidden, kept = collect(model, batch, layers, hidden=match.hidden > 0, attention=match.attention > 0)
+    return hidden, {name: x.astype(INSIDE) for name, x in kept.items()}
+
+
+def make_teach_labels(
+    graph: nnx.GraphDef, task: str, teaching: Teaching, *, layout: Layout = ALONE, match: Match | None = None
+) -> Teach:
+    """(parameters, batch) -> `LOGS` [rows, length, labels] of an encoder with a head, and what `match` asks for.
 
     Args:
-        logits: as `classify.label_logits` makes them.
+        graph, task, layout: as of `classify.label_logits`.
         teaching: its `k` is the number of labels.
+        match: what of its inside is wanted as well.
     """
 
     def teach(params: tree.Tree, batch: Batch) -> dict[str, jax.Array]:
-        logs = jax.nn.log_softmax(logits(params, batch, None) / teaching.temperature, axis=-1)
+        model = nnx.merge(graph, params).lay_out(layout)
+        hidden, inside = _inside(model, batch, match)
+        logits = model.classify(hidden, batch["segments"]) if task == "classify" else model.tag(hidden)
+        logs = jax.nn.log_softmax(logits / teaching.temperature, axis=-1)
         there = (batch["labels"] >= 0)[..., None]
-        return {LOGS: jnp.where(there, jnp.maximum(logs, LEAST), 0.0).astype(teaching.dtype)}
+        return {LOGS: jnp.where(there, jnp.maximum(logs, LEAST), 0.0).astype(teaching.dtype)} | inside
 
     return teach

@@ -15,6 +15,7 @@ from jaxlean.models.layout import ALONE, FOLDED, Layout
 from jaxlean.models.linear import Dropout
 from jaxlean.models.new_tokens import own_ids
 from jaxlean.train.loss import CROSS_ENTROPY, Criterion, chunk_length, chunked_loss, shifted
+from jaxlean.train.match import Match, collect, match_loss, widths
 from jaxlean.xla.mesh import place
 
 Batch = Mapping[str, jax.Array]
@@ -46,6 +47,7 @@ def objective(
     scan: Scan = jax.lax.scan,
     layout: Layout = ALONE,
     balance: float = 0.0,
+    match: Match | None = None,
 ) -> Loss:
     """The summed loss of a decoder's predictions, as `make_step` and `make_eval_step` take it.
 
@@ -63,6 +65,7 @@ def objective(
         scan: runs the layers (a remat policy).
         layout: over several devices, whose axes must divide the batch.
         balance: weight of the loss that balances the load of a mixture's experts, of each token that carries loss.
+        match: what of a teacher's inside is learned as well (`train.match`); not of a mixture.
     """
     part = "embed" if config.tie_embeddings else "head"
     # what of the parameters the logits are made of
@@ -75,6 +78,13 @@ def objective(
         how: dict[str, Any] = {
             "positions": batch["positions"], "segments": batch["segments"], "dropout": dropout, "scan": scan
         }  # fmt: skip
+        if match is not None:
+            layers = [student for student, _ in match.layers]
+            asked = {"hidden": match.hidden > 0, "attention": match.attention > 0}
+            hidden, kept = collect(model, batch, layers, **asked, dropout=dropout, scan=scan)
+            far = match_loss(kept, batch, match, widths(config), causal=config.causal)
+            own = of_tokens(params, model, hidden, batch, dropout, key)
+            return own + far * mask[:, 1:].sum(dtype=jnp.float32)
         if not balance:
             return of_tokens(params, model, model.hidden(tokens, **how), batch, dropout, key)
         hidden, uneven = model.hidden_and_balance(tokens, **how)

@@ -186,3 +186,22 @@ def test_there_is_one_student(distil, tiny_base, tmp_path):
     with pytest.raises(ConfigError, match="there is no student"):
         finetune(distil("distill.student=null"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("match", ["distill.match.attention=1", "distill.match.hidden_loss=mse"])
+def test_hidden_states_and_attention_are_learned_too(distil, tmp_path, match):
+    # the student's only layer is the teacher's first; it is to become like its last
+    summary = finetune(distil(match, "distill.match.layers={0: 1}", "train.logging_steps=1", "train.remat=full"))
+    said = losses(tmp_path / "run")
+    assert said[-1] < said[0]
+    assert summary["status"] == "completed"
+
+
+def test_layers_to_match_that_are_not_there_are_refused(distil, tmp_path):
+    with pytest.raises(ConfigError, match=r"the teacher has no such layer(?s:.)*got: +2"):
+        finetune(distil("distill.match.layers={0: 2}"))
+    with pytest.raises(ConfigError, match=r"the student has no such layer(?s:.)*got: +1"):
+        finetune(distil("distill.match.layers={1: 1}"))
+    with pytest.raises(ConfigError, match="needs the running teacher"):
+        distil("distill.match.hidden=1", "distill.cache=x")
+    assert not (tmp_path / "run").exists()

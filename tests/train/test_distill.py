@@ -23,7 +23,6 @@ from jaxlean.train.distill import (
     Teaching,
     likeliest,
     make_teach,
-    make_teach_labels,
 )
 from jaxlean.train.loss import Terms, shifted
 from jaxlean.train.objective import objective
@@ -270,13 +269,3 @@ def test_on_meshes_it_is_what_it_is_on_one_device(axes):
     got = learned(put(student), there, budget=budget, mesh=mesh)
     np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got[1], want[1])
-
-
-def test_a_teacher_of_labels_says_how_likely_each_is():
-    logits = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
-    batch = {"labels": np.asarray([[1, -100, -100], [-100, 2, 0]])}
-    teach = make_teach_labels(lambda params, batch, dropout: jnp.asarray(logits), Teaching(4, 2.0, 4, jnp.float32))
-    logs = np.asarray(teach({}, batch)[LOGS])
-    there = batch["labels"] >= 0
-    np.testing.assert_allclose(logs[there], np.log(softmax(logits / 2.0))[there], rtol=1e-5)
-    assert not logs[~there].any()
