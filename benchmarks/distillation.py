@@ -121,11 +121,10 @@ def stepper(config: Any) -> Callable[[int], float]:
     rows = job.rows_of_step(config, mesh)
     own = OwnRows(mesh, rows, 1)
     batches = batches_of(config, model, tokenizer_of(model), rows=rows)
-    on_devices = own.on_devices
+    lessons = None
     if config.distill is not None:
-        lessons = Lessons(config, model, mesh, own, Peers(), say=lambda line: None)
-        lessons.prepare(batches, None)
-        on_devices = lessons.on_devices
+        lessons = Lessons(config, model, mesh, own, Peers(), batches, say=lambda line: None)
+        lessons.prepare(None)
     trainable, frozen = tree.split(model.params, job.trains_of(config, model))
     transform = optimizer(config.train, batches.num_steps, trainable)
     state = job.first_state(config, trainable, transform, mesh)
@@ -140,7 +139,9 @@ def stepper(config: Any) -> Callable[[int], float]:
         nonlocal state
         start = time.perf_counter()
         for _ in range(num):
-            state, measured = step(state, frozen, on_devices(next(batches)))
+            batch = next(batches)
+            placed = own.on_devices(batch) if lessons is None else lessons.on_devices(batch, 0, state.result, frozen)
+            state, measured = step(state, frozen, placed)
         jax.block_until_ready(measured)
         return time.perf_counter() - start
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from jaxlean.config.section import Section, named
+from jaxlean.config.section import Fraction, Section, named
 
 
 class TeacherSection(Section):
@@ -96,6 +96,13 @@ class DistillSection(Section):
         "epoch, run and student.",
     )
     cache_shard: PositiveInt = Field(4096, description="Rows of one file of the cache; what a killed pass may lose.")
+    on_policy: Fraction = Field(
+        0.0,
+        description="Share of the steps in which the student completes the prompts of the rows itself, and learns what "
+        "the teacher expects of that instead (alpha: 1).",
+    )
+    on_policy_temperature: float = Field(1.0, gt=0, description="Of the student's sampling.")
+    on_policy_max_new_tokens: PositiveInt = Field(128, description="Of each completion that it samples.")
     devices: PositiveInt | None = Field(
         None, description="The last so many devices hold the teacher, and the student has the others; default: both "
         "have all."

@@ -371,6 +371,11 @@ class RunConfig(Section):
             raise ValueError("distill.cache keeps what is said of each row by its number, which a stream does not tell")
         if distill.match is not None and distill.cache is not None:
             raise ValueError("distill.match needs the running teacher: a cache of hidden states would be too large")
+        if distill.on_policy and (distill.alpha < 1 or self.task != "generate" or self.data.streaming):
+            raise ValueError(
+                "distill.on_policy needs task: generate, alpha: 1 (what the student wrote is no task to learn) and "
+                "rows that are not streamed"
+            )
         if self.mesh.auto and distill.devices is not None:
             raise ValueError("distill.devices and mesh: auto: name the axes of the student's mesh")
 

@@ -8,19 +8,21 @@ asked about each row once, before the first step, and then let go of (`run/teach
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from jaxlean import tree
 from jaxlean.config import RunConfig
 from jaxlean.data.batches import Batches, sequence_length
-from jaxlean.data.epochs import Batch, Mix, Steps
-from jaxlean.data.tokenize import Ragged
-from jaxlean.errors import ConfigError
+from jaxlean.data.epochs import Batch, Mix, Steps, assemble
+from jaxlean.data.tokenize import Ragged, Tokens
+from jaxlean.errors import ConfigError, DataError
 from jaxlean.hub.load import Model
 from jaxlean.run.evaluate import Evaluator, evaluator_of
+from jaxlean.run.generate import Sampling, generate, stop_ids
 from jaxlean.run.peers import Peers
 from jaxlean.run.quality import TaskEvaluator
 from jaxlean.run.rows import OwnRows
@@ -40,6 +42,7 @@ class Lessons:
         mesh: the student's.
         own: puts batches onto it.
         peers: of the run.
+        batches: of the run.
         say: prints a line.
 
     Raises:
@@ -53,6 +56,7 @@ class Lessons:
         mesh: jax.sharding.Mesh,
         own: OwnRows,
         peers: Peers,
+        batches: Batches,
         *,
         say: Callable[[str], None],
     ):
@@ -61,6 +65,9 @@ class Lessons:
         self._mesh, self._own, self._say = mesh, own, say
         if peers.num > 1:
             raise ConfigError("distill runs in one process", got=f"{peers.num}", fix="distributed.enabled=false")
+        self._batches, self._student = batches, student
+        if self._distill.on_policy:
+            check_prompts(batches)
         self.teacher = Teacher(config, student, mesh)
         self.cache = self._cache() if self._distill.cache is not None else None
         own_mesh = "" if self.teacher.mesh is mesh else f" on {self.teacher.mesh.size} devices of its own"
@@ -90,36 +97,61 @@ class Lessons:
             folder, whose, num_ids=ids, num_logs=logs, vocab_size=teaching.vocab_size, dtype=teaching.dtype
         )
 
-    def prepare(self, batches: Batches, evaluator: Evaluator | TaskEvaluator | None) -> Evaluation | None:
-        """Have the teacher say what is to be kept, and how good it is itself.
+    def prepare(self, evaluator: Evaluator | TaskEvaluator | None) -> Evaluation | None:
+        """Have the teacher say what is to be kept, which batches hold from now on, and how good it is itself.
 
         Args:
-            batches: of the run; from now on they hold what the cache has.
             evaluator: of the run, if it has held-out rows.
 
         Returns:
             the teacher's quality on them.
         """
         if self.cache is not None:
-            steps = batches.steps
+            steps = self._batches.steps
             assert steps is not None, "the config has no stream beside a cache"
             self._fill(self.cache, steps)
             cache, length = self.cache, steps.length
             steps.beside = lambda rows: cache.beside(rows, length)
         found = self._quality(evaluator) if evaluator is not None else None
-        if self.cache is not None:
+        if self.cache is not None and not self._distill.on_policy:
             self.teacher.forget()
         return found
 
-    def on_devices(self, batch: Batch) -> dict[str, jax.Array]:
-        """A step's batch where the student has it, with what the teacher says of it."""
+    def on_devices(self, batch: Batch, step: int, trainable: tree.Tree, frozen: tree.Tree) -> dict[str, jax.Array]:
+        """A step's batch where the student has it, with what the teacher says of it.
+
+        Args:
+            batch: as the run's batches are.
+            step: how many are done, which decides whether the student writes this one itself, and what it draws.
+            trainable, frozen: the student as it is now.
+        """
+        draw = np.random.default_rng([self._config.seed, step, 0x0E])
+        if draw.random() < self._distill.on_policy:
+            batch = self._written(batch, int(draw.integers(2**31)), tree.merge(trainable, frozen))
+        elif self.cache is not None:
+            return self._own.on_devices(batch)
         placed = self._own.on_devices(batch)
-        if self.cache is not None:
-            return placed
         parts = self._config.train.gradient_accumulation_steps
         said = self.teacher.says({name: x.reshape(parts, -1, x.shape[-1]) for name, x in batch.items()})
         where = batch_sharding(self._mesh, leading=1)
         return placed | {name: jax.device_put(x, where) for name, x in said.items()}
+
+    def _written(self, batch: Batch, seed: int, params: tree.Tree) -> Batch:
+        """The first prompt of each row, with what the student makes of it (GKD, arXiv 2306.13649)."""
+        prompts, ends = prompts_of(batch)
+        model = self._student.with_params(params)
+        most = self._distill.on_policy_max_new_tokens
+        new = generate(
+            model, [prompt for prompt in prompts if len(prompt)], max_new_tokens=most,
+            stop=stop_ids(model, self._tokenizer), batch_size=len(prompts),
+            sampling=Sampling(self._distill.on_policy_temperature, seed=seed),
+        )  # fmt: skip
+        every = iter(new)
+        said = [next(every) if len(prompt) else [] for prompt in prompts]
+        # what was ended is learned to end, as in the rows
+        completions = [c if len(c) == most or not len(p) else [*c, end]
+                       for p, c, end in zip(prompts, said, ends, strict=True)]  # fmt: skip
+        return laid_out(prompts, completions, batch["tokens"].shape[1])
 
     # ---- once a row
 
@@ -182,6 +214,42 @@ class Lessons:
         if self.cache is not None:
             self.cache.keep_quality(name, found)
         return found
+
+
+def prompts_of(batch: Batch) -> tuple[list[list[int]], list[int]]:
+    """(what stands before the first learned token of each row's first example, the token that ends that example)."""
+    prompts, ends = [], []
+    for tokens, mask, segments in zip(batch["tokens"], batch["loss_mask"], batch["segments"], strict=True):
+        learned = np.flatnonzero(mask & (segments == 1))
+        prompts.append(tokens[: learned[0]].tolist() if len(learned) else [])
+        ends.append(int(tokens[learned[-1]]) if len(learned) else 0)
+    return prompts, ends
+
+
+def laid_out(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], length: int) -> Batch:
+    """A batch of one example a row, as of `data.epochs.assemble`; what is longer than a row is cut off."""
+    made = [
+        Tokens(np.asarray([*p, *c], np.int32)[:length], (np.arange(len(p) + len(c)) >= len(p))[:length])
+        for p, c in zip(prompts, completions, strict=True)
+    ]
+    return assemble(Ragged.of(made), [np.asarray([i] if len(one.input_ids) else [], int) for i, one in enumerate(made)],
+                    length)  # fmt: skip
+
+
+def check_prompts(batches: Batches) -> None:
+    """Refuse rows that the student could not complete.
+
+    Raises:
+        DataError: a row's first learned token has nothing, or a single token, before it.
+    """
+    assert batches.steps is not None, "the config has no stream beside this"
+    examples = batches.steps.examples
+    for i in range(len(examples)):
+        if np.flatnonzero(examples[i][1])[0] < 2:
+            raise DataError(
+                "distill.on_policy completes prompts, and a row has none", where=f"row {i + 1} of those that train",
+                wanted="rows of prompt and completion, or conversations", fix="distill.on_policy=0",
+            )  # fmt: skip
 
 
 def _one(examples: Ragged, i: int) -> Ragged:

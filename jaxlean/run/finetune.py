@@ -117,10 +117,9 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
     # ---- data
     rows = rows_of_step(config, mesh)
     own = OwnRows(mesh, rows, config.train.gradient_accumulation_steps)
-    lessons = Lessons(config, model, mesh, own, peers, say=say) if config.distill is not None else None
-    on_devices = own.on_devices if lessons is None else lessons.on_devices
     losses = BaseLosses(config, mesh, peers, resume=resume, say=say)
     batches = batches_of(config, model, tokenizer, rows=rows, held=own.held, losses=partial(losses, model))
+    lessons = Lessons(config, model, mesh, own, peers, batches, say=say) if config.distill is not None else None
     num_steps = batches.num_steps
     check_rounds(config, mesh, num_steps)
     if config.data.labels is not None:
@@ -222,7 +221,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
     try:
         # ---- teacher
         if lessons is not None:
-            meter.eval_teacher = lessons.prepare(batches, evaluator)
+            meter.eval_teacher = lessons.prepare(evaluator)
 
         # ---- evaluate before
         if evaluator is not None and config.eval.before and meter.eval_before is None:
@@ -262,7 +261,12 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
                     metrics.log(done, {f"eval_{k}": v for k, v in found.items()})
                     progress.message(f"step {done}: held-out loss {found['loss']:.4f}")
                 with preemption.deferred():  # the state, the place in the data and `done` move together
-                    batch = on_devices(next(batches))
+                    rows_of_data = next(batches)
+                    batch = (
+                        own.on_devices(rows_of_data)
+                        if lessons is None
+                        else lessons.on_devices(rows_of_data, done, state.result, frozen)
+                    )
                     state, measured = compiled(state, frozen, batch)
                     done += 1
                     state = rounds(state, done)

@@ -7,7 +7,7 @@ import pytest
 
 from jaxlean.config import build
 from jaxlean.config import load as load_config
-from jaxlean.errors import ConfigError, ModelError, RunError
+from jaxlean.errors import ConfigError, DataError, ModelError, RunError
 from jaxlean.hub.load import load
 from jaxlean.hub.write import write_model
 from jaxlean.run import distill as module
@@ -124,11 +124,11 @@ def test_a_resumed_run_is_the_same_run(distil, tmp_path, monkeypatch):
 
     ask, calls = module.Lessons.on_devices, []
 
-    def cut(self, batch):
+    def cut(self, *arguments):
         calls.append(1)
         if len(calls) == 5:
             raise Cut
-        return ask(self, batch)
+        return ask(self, *arguments)
 
     with monkeypatch.context() as patched:
         patched.setattr(module.Lessons, "on_devices", cut)
@@ -204,4 +204,42 @@ def test_layers_to_match_that_are_not_there_are_refused(distil, tmp_path):
         finetune(distil("distill.match.layers={1: 1}"))
     with pytest.raises(ConfigError, match="needs the running teacher"):
         distil("distill.match.hidden=1", "distill.cache=x")
+    assert not (tmp_path / "run").exists()
+
+
+def test_on_policy_the_student_writes_and_the_teacher_judges(distil, tmp_path, monkeypatch):
+    how = ("distill.on_policy=0.5", "distill.alpha=1", "distill.on_policy_max_new_tokens=6", "data.eval=null")
+    batches, ask = [], Teacher.says
+
+    def noted(self, batch):
+        batches.append(batch)
+        return ask(self, batch)
+
+    monkeypatch.setattr(Teacher, "says", noted)
+    cached = (*how, f"distill.cache={tmp_path / 'said'}")
+    finetune(distil(*cached))
+    written = [batch for batch in batches if batch["segments"].max() == 1]
+    assert 0 < len(written) < 6, "some steps, not all"
+    tokenizer = load(distil().distill.teacher.path, "float32").tokenizer
+    for tokens, mask in zip(written[0]["tokens"][0], written[0]["loss_mask"][0], strict=True):
+        start = int(np.flatnonzero(mask)[0])
+        assert tokenizer.decode(tokens[:start]).endswith("<|im_start|>assistant\n"), "a prompt of the rows"
+        assert 1 <= mask.sum() <= 7
+    # the same again, and on from the middle
+    whole = losses(tmp_path / "run")
+    first = [batch["tokens"] for batch in written]
+    batches.clear()
+    finetune(distil(*cached, f"output_dir={tmp_path / 'again'}"))
+    assert losses(tmp_path / "again") == whole
+    second = [batch["tokens"] for batch in batches if batch["segments"].max() == 1]
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_on_policy_needs_prompts(distil, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"some text {i}"}) + "\n" for i in range(4)))
+    with pytest.raises(DataError, match=r"completes prompts, and a row has none(?s:.)*row 1"):
+        finetune(distil("distill.on_policy=1", "distill.alpha=1", f"data.train={texts}", "data.eval=null"))
+    with pytest.raises(ConfigError, match="needs task: generate, alpha: 1"):
+        distil("distill.on_policy=1")
     assert not (tmp_path / "run").exists()
