@@ -3,10 +3,10 @@
     python benchmarks/distillation.py [--base FOLDER] [--epochs 3] [--seeds 3] [--quick] [--out DIR]
 
 The teacher is the base, fine-tuned on the quickstart task (configs/quickstart) with the adapter of quickstart.yaml. The
-student is made of the teacher's layers, as many as make at most half of its parameters, spread evenly; every arm starts
-from the same weights, sees the same batches and takes the same steps. `task alone` is `jaxlean finetune`; `online` and
-`cached` are `jaxlean distill`, which differ in when the teacher is asked. `of_teacher` is an arm's exact match on the
-held-out rows as a share of the teacher's.
+student is made of half of its layers, spread evenly, with as many neurons in their MLPs (those of the largest weights)
+as make at most half of its parameters. Every arm starts from the same weights, sees the same batches and takes the same
+steps. `task alone` is `jaxlean finetune`; `online` and `cached` are `jaxlean distill`, which differ in when the teacher
+is asked. `of_teacher` is an arm's exact match on the held-out rows as a share of the teacher's.
 
 What a cached step costs is measured apart: both steps with their batches, as a run takes them, in turns of ten, so that
 whatever else the machine does meets both; `step_cost` is the median over the turns of cached over plain.
@@ -78,8 +78,29 @@ def run(given: argparse.Namespace, folder: Path, **sections: Any) -> dict[str, A
         return finetune(build(config), overwrite=folder.exists())
 
 
-def student_of(base: Path, adapter: Path, work: Path) -> tuple[Path, list[int], tuple[int, int]]:
-    """(the folder of the student as it starts, its layers, parameters of teacher and student)."""
+def narrower(model: Any, num: int) -> Any:
+    """The model with so many neurons in the MLP of each layer: those whose weights multiply to the most."""
+    from dataclasses import replace
+
+    import jax.numpy as jnp
+    import numpy as np
+
+    mlp = model.params["layers"]["mlp"]
+    kernels = {name: np.asarray(mlp[name]["kernel"]) for name in ("gate", "up", "down")}
+    size = np.linalg.norm(kernels["down"], axis=2)
+    size *= np.linalg.norm(kernels["gate"], axis=1) * np.linalg.norm(kernels["up"], axis=1)
+    chosen = np.sort(np.argsort(-size, axis=1)[:, :num], axis=1)
+    cut = {}
+    for name, kernel in kernels.items():
+        at = chosen[:, :, None] if name == "down" else chosen[:, None, :]
+        cut[name] = {"kernel": jnp.asarray(np.take_along_axis(kernel, at, axis=1 if name == "down" else 2))}
+    params = {**model.params, "layers": {**model.params["layers"], "mlp": cut}}
+    config = replace(model.config, intermediate_size=num)
+    return replace(model, config=config, hf_config=model.hf_config | {"intermediate_size": num}).with_params(params)
+
+
+def student_of(base: Path, adapter: Path, work: Path) -> tuple[Path, dict[str, Any], tuple[int, int]]:
+    """(the folder of the student as it starts, what it is made of, parameters of teacher and student)."""
     import jax
 
     from jaxlean.config import StudentSection, TeacherSection
@@ -91,15 +112,15 @@ def student_of(base: Path, adapter: Path, work: Path) -> tuple[Path, list[int], 
         return sum(x.size for x in jax.tree.leaves(model.params))
 
     teacher = load_teacher(TeacherSection(path=str(base), adapter=str(adapter)), make_mesh(), dtype="float32")
-    num = teacher.config.num_layers
-    for count in range(num - 1, 0, -1):
-        layers = chosen_layers(StudentSection(num_layers=count), num)
-        student = shallower(teacher, layers)
-        if 2 * size(student) <= size(teacher):
-            break
+    num, most = teacher.config.num_layers, teacher.config.intermediate_size
+    layers = chosen_layers(StudentSection(num_layers=-(-num // 2)), num)
+    whole = shallower(teacher, layers)
+    neuron = 3 * len(layers) * teacher.config.hidden_size
+    neurons = min(most, (size(teacher) // 2 - size(whole) + most * neuron) // neuron // 32 * 32)
+    student = narrower(whole, neurons)
     if not (work / "student").exists():
         write_model(student, work / "student", dtype="float32")
-    return work / "student", layers, (size(teacher), size(student))
+    return work / "student", {"layers": layers, "neurons": neurons}, (size(teacher), size(student))
 
 
 def stepper(config: Any) -> Callable[[int], float]:
@@ -197,8 +218,8 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         lora = {"r": 32, "lora_alpha": 64}
         taught = run(given, work / "teacher", model={"path": str(base)}, lora=lora, train={"num_train_epochs": 1})
-        student, layers, sizes = student_of(base, work / "teacher" / "adapter", work)
-        config |= {"layers": layers, "size": sizes[1] / sizes[0]}
+        student, made_of, sizes = student_of(base, work / "teacher" / "adapter", work)
+        config |= {"student": made_of, "size": sizes[1] / sizes[0]}
         teacher = taught["eval_after"]
         rows: list[dict[str, Any]] = [
             {
