@@ -13,7 +13,8 @@ from jaxlean.run.summary import Summary, final_table, write_summary
 KEYS = """
     status steps tokens total_tokens seconds train_seconds compile_seconds compiled_from_cache tokens_per_second
     predicted_memory_bytes measured_memory_bytes predicted_step_seconds measured_step_seconds peak_memory_bytes
-    num_params num_trainable train_loss eval_before eval_few_shot eval_after eval_teacher usd device_kind num_devices versions
+    num_params num_trainable train_loss eval_before eval_few_shot eval_after eval_teacher usd device_kind
+    num_devices versions
 """.split()
 
 FULL = {
