@@ -77,6 +77,7 @@ class Classes(NamedTuple):
     rest: jax.Array  # [..., vocab], exp(logit / T - top) of the tokens that are not among the k, 0 of those
     rest_sum: jax.Array  # [...]
     total: jax.Array  # [...], of all tokens
+    log_total: jax.Array  # [..., 1], of exp(logit / T)
     places: jax.Array | None  # int32 [..., k], of the k in this device's part of the vocabulary; beyond it: not here
 
 
@@ -112,6 +113,13 @@ class Distilled(NamedTuple):
         """As of `Criterion`."""
         found = classes(logits / self.temperature, wanted.get(IDS), axis)
         losses, slope = self._far(found, wanted[LOGS])
+        own = 1.0 - self.alpha
+        if own and self.temperature == 1 and self.terms == CROSS_ENTROPY and axis is None:
+            # both from the same softmax: two gradients of all logits, one after the other, take half as long again
+            target = wanted["targets"][..., None]
+            task = (found.log_total - jnp.take_along_axis(logits, target, axis=-1))[..., 0]
+            gradient = _set(_gradient(found, self._weight * slope, own), target, -own, add=True)
+            return self._weight * losses + own * task, gradient
         gradient = _gradient(found, slope) * (self._weight / self.temperature)
         losses = self._weight * losses
         if self.alpha < 1:
@@ -149,7 +157,7 @@ def classes(logits: jax.Array, ids: jax.Array | None, axis: str | None = None) -
     total = over_all(powers.sum(axis=-1))
     log_total = jnp.log(total)[..., None] + top
     if ids is None:
-        return Classes(logits - log_total, powers, total, total, None)
+        return Classes(logits - log_total, powers, total, total, log_total, None)
     part = logits.shape[-1]
     own = ids - first_of(part, axis)
     here = (own >= 0) & (own < part)
@@ -157,17 +165,21 @@ def classes(logits: jax.Array, ids: jax.Array | None, axis: str | None = None) -
     log_q = over_all(jnp.where(here, chosen, 0.0)) - log_total
     places = jnp.where(here, own, part)
     if axis is None and ids.shape[-1] == part:  # there are no others
-        return Classes(log_q, jnp.zeros_like(powers), jnp.zeros_like(total), total, places)
+        return Classes(log_q, jnp.zeros_like(powers), jnp.zeros_like(total), total, log_total, places)
     # not 1 minus the mass of the k, of which nothing would be left where they have nearly all
     rest = _set(powers, places, jnp.zeros_like(log_q))
     rest_sum = over_all(rest.sum(axis=-1))
     others = jnp.log(jnp.maximum(rest_sum, _TINY))[..., None] + top - log_total
-    return Classes(jnp.concatenate([log_q, others], axis=-1), rest, rest_sum, total, places)
+    return Classes(jnp.concatenate([log_q, others], axis=-1), rest, rest_sum, total, log_total, places)
 
 
-def _gradient(found: Classes, slope: jax.Array) -> jax.Array:
-    """[..., vocab], with respect to the logits at the temperature, of a loss with that slope along each log q."""
-    all_slopes = slope.sum(axis=-1)
+def _gradient(found: Classes, slope: jax.Array, softmax: float = 0.0) -> jax.Array:
+    """[..., vocab], with respect to the logits at the temperature, of a loss with that slope along each log q.
+
+    Args:
+        softmax: so much of the student's whole distribution is added: of a cross entropy, all but its target.
+    """
+    all_slopes = slope.sum(axis=-1) - softmax
     if found.places is None:
         return slope - found.rest * (all_slopes / found.total)[..., None]
     k = found.places.shape[-1]
@@ -178,12 +190,12 @@ def _gradient(found: Classes, slope: jax.Array) -> jax.Array:
     return _set(found.rest * share[..., None], found.places, of_k)
 
 
-def _set(x: jax.Array, places: jax.Array, values: jax.Array) -> jax.Array:
-    """x [..., vocab] with values [..., k] at these places; those beyond its end are left out."""
+def _set(x: jax.Array, places: jax.Array, values: jax.Array | float, *, add: bool = False) -> jax.Array:
+    """x [..., vocab] with values [..., k] (added) at these places; those beyond its end are left out."""
     flat, k = x.reshape(-1, x.shape[-1]), places.shape[-1]
     rows = jnp.arange(flat.shape[0], dtype=places.dtype)[:, None]
-    changed = flat.at[rows, places.reshape(-1, k)].set(values.reshape(-1, k), mode="drop")
-    return changed.reshape(x.shape)
+    at, values = flat.at[rows, places.reshape(-1, k)], jnp.broadcast_to(values, places.shape).reshape(-1, k)
+    return (at.add(values, mode="drop") if add else at.set(values, mode="drop")).reshape(x.shape)
 
 
 # ---- the teacher's side
