@@ -118,8 +118,7 @@ class Distilled(NamedTuple):
             # both from the same softmax: two gradients of all logits, one after the other, take half as long again
             target = wanted["targets"][..., None]
             task = (found.log_total - jnp.take_along_axis(logits, target, axis=-1))[..., 0]
-            gradient = _set(_gradient(found, self._weight * slope, own), target, -own, add=True)
-            return self._weight * losses + own * task, gradient
+            return self._weight * losses + own * task, _gradient(found, self._weight * slope, own, target)
         gradient = _gradient(found, slope) * (self._weight / self.temperature)
         losses = self._weight * losses
         if self.alpha < 1:
@@ -173,29 +172,35 @@ def classes(logits: jax.Array, ids: jax.Array | None, axis: str | None = None) -
     return Classes(jnp.concatenate([log_q, others], axis=-1), rest, rest_sum, total, log_total, places)
 
 
-def _gradient(found: Classes, slope: jax.Array, softmax: float = 0.0) -> jax.Array:
+def _gradient(found: Classes, slope: jax.Array, task: float = 0.0, target: jax.Array | None = None) -> jax.Array:
     """[..., vocab], with respect to the logits at the temperature, of a loss with that slope along each log q.
 
     Args:
-        softmax: so much of the student's whole distribution is added: of a cross entropy, all but its target.
+        task: so much of the gradient of the cross entropy of `target`, int32 [..., 1], is added.
     """
-    all_slopes = slope.sum(axis=-1) - softmax
+    all_slopes = slope.sum(axis=-1) - task
+
+    def less_target(x: jax.Array, tokens: jax.Array) -> jax.Array:
+        return x if target is None else x - jnp.where(tokens == target, task, 0.0)
+
+    vocab = jax.lax.broadcasted_iota(jnp.int32, found.rest.shape, found.rest.ndim - 1)
     if found.places is None:
-        return slope - found.rest * (all_slopes / found.total)[..., None]
+        return less_target(slope - found.rest * (all_slopes / found.total)[..., None], vocab)
     k = found.places.shape[-1]
     of_k = slope[..., :k] - all_slopes[..., None] * jnp.exp(found.log_q[..., :k])
+    of_k = less_target(of_k, found.places)
     if slope.shape[-1] == k:
         return _set(found.rest, found.places, of_k)
     share = slope[..., k] / jnp.maximum(found.rest_sum, _TINY) - all_slopes / found.total
-    return _set(found.rest * share[..., None], found.places, of_k)
+    return _set(less_target(found.rest * share[..., None], vocab), found.places, of_k)
 
 
-def _set(x: jax.Array, places: jax.Array, values: jax.Array | float, *, add: bool = False) -> jax.Array:
-    """x [..., vocab] with values [..., k] (added) at these places; those beyond its end are left out."""
+def _set(x: jax.Array, places: jax.Array, values: jax.Array) -> jax.Array:
+    """x [..., vocab] with values [..., k] at these places; those beyond its end are left out."""
     flat, k = x.reshape(-1, x.shape[-1]), places.shape[-1]
     rows = jnp.arange(flat.shape[0], dtype=places.dtype)[:, None]
-    at, values = flat.at[rows, places.reshape(-1, k)], jnp.broadcast_to(values, places.shape).reshape(-1, k)
-    return (at.add(values, mode="drop") if add else at.set(values, mode="drop")).reshape(x.shape)
+    changed = flat.at[rows, places.reshape(-1, k)].set(values.reshape(-1, k), mode="drop")
+    return changed.reshape(x.shape)
 
 
 # ---- the teacher's side
