@@ -113,12 +113,12 @@ class Distilled(NamedTuple):
         """As of `Criterion`."""
         found = classes(logits / self.temperature, wanted.get(IDS), axis)
         losses, slope = self._far(found, wanted[LOGS])
-        own = 1.0 - self.alpha
-        if own and self.temperature == 1 and self.terms == CROSS_ENTROPY and axis is None:
+        share = 1.0 - self.alpha
+        if share and self.temperature == 1 and self.terms == CROSS_ENTROPY and axis is None:
             # both from the same softmax: two gradients of all logits, one after the other, take half as long again
             target = wanted["targets"][..., None]
             task = (found.log_total - jnp.take_along_axis(logits, target, axis=-1, mode="clip"))[..., 0]
-            return self._weight * losses + own * task, _gradient(found, self._weight * slope, own, target)
+            return self._weight * losses + share * task, _gradient(found, self._weight * slope, share, target)
         gradient = _gradient(found, slope) * (self._weight / self.temperature)
         losses = self._weight * losses
         if self.alpha < 1:
