@@ -74,6 +74,15 @@ def pretrain(config: Config, overrides: Overrides = None, resume: Resume = False
 
 
 @app.command()
+def distill(config: Config, overrides: Overrides = None, resume: Resume = False, overwrite: Overwrite = False) -> None:
+    """Train a student on what a teacher expects: distill.teacher, and a student in model.path or distill.student."""
+    settings = _load(config, overrides)
+    if settings.distill is None:
+        raise ConfigError("distill.teacher is not set", where=config, fix="configs/quickstart_distill.yaml shows one")
+    _finetune(settings, resume, overwrite)
+
+
+@app.command()
 def evaluate(
     config: Config,
     overrides: Overrides = None,

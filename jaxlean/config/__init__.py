@@ -4,6 +4,7 @@ from jaxlean.config.compression import CalibrationSection, QuantizeSection
 from jaxlean.config.curation import CurateSection, StepSection
 from jaxlean.config.curriculum import CurriculumSection
 from jaxlean.config.data import DataSection, SourceSection
+from jaxlean.config.distill import DistillSection, MatchSection, StudentSection, TeacherSection
 from jaxlean.config.model import LoraSection, ModelSection
 from jaxlean.config.pruning import GradualSection, PruneSection
 from jaxlean.config.read import build, dump, load
@@ -27,10 +28,12 @@ __all__ = [
     "CurateSection",
     "CurriculumSection",
     "DataSection",
+    "DistillSection",
     "DistributedSection",
     "EvalSection",
     "GradualSection",
     "LoraSection",
+    "MatchSection",
     "MeshSection",
     "ModelSection",
     "PruneSection",
@@ -40,5 +43,7 @@ __all__ = [
     "Section",
     "SourceSection",
     "StepSection",
+    "StudentSection",
+    "TeacherSection",
     "TrainSection",
 ]

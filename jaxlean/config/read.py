@@ -277,4 +277,7 @@ def _find_paths(config: RunConfig, folder: Path) -> None:
             setattr(section, name, found(getattr(section, name)))
         if step.keep is not None and step.keep.mix is not None:  # names sources as they were named
             step.keep.mix = {moved.get(path, path): weight for path, weight in step.keep.mix.items()}
+    if config.distill is not None:
+        teacher = config.distill.teacher
+        teacher.path, teacher.adapter = found(teacher.path) or teacher.path, found(teacher.adapter)
     config.cost.hardware = found(config.cost.hardware)

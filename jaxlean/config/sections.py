@@ -13,6 +13,7 @@ from jaxlean.config.compression import CalibrationSection, QuantizeSection
 from jaxlean.config.curation import CurateSection
 from jaxlean.config.curriculum import CurriculumSection
 from jaxlean.config.data import DataSection
+from jaxlean.config.distill import DistillSection
 from jaxlean.config.model import LoraSection, ModelSection
 from jaxlean.config.pruning import GradualSection, PruneSection
 from jaxlean.config.section import Fraction, Section, named
@@ -284,6 +285,7 @@ class RunConfig(Section):
     model: ModelSection = Field(default_factory=ModelSection)
     data: DataSection = Field(default_factory=DataSection)
     lora: LoraSection | None = Field(default_factory=LoraSection)
+    distill: DistillSection | None = Field(None, description="Learn from a teacher; lora is then null if not set.")
     train: TrainSection = Field(default_factory=TrainSection)
     eval: EvalSection = Field(default_factory=EvalSection)
     mesh: MeshSection = Field(default_factory=MeshSection)
@@ -316,6 +318,13 @@ class RunConfig(Section):
                 raise ValueError(f"train.trainable: not a regular expression: {rule!r} ({error})") from error
         return train
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_student_trains_whole(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("distill") is not None and "lora" not in values:
+            return values | {"lora": None}
+        return values
+
     @model_validator(mode="after")
     def _sections_agree(self) -> "RunConfig":
         if self.lora is not None and self.train.trainable is not None:
@@ -338,6 +347,8 @@ class RunConfig(Section):
             self._check_task()
         if self.data.curriculum is not None:
             self._check_curriculum(self.data.curriculum)
+        if self.distill is not None:
+            self._check_distill(self.distill)
         if self.train.sync == "diloco" and (self.mesh.auto or self.mesh.data in (0, 1)):
             got = "mesh: auto" if self.mesh.auto else f"mesh.data={self.mesh.data}"
             raise ValueError(f"train.sync: diloco needs replicas, not {got}; mesh.data says how many, 2 or more")
@@ -360,6 +371,32 @@ class RunConfig(Section):
                 "data.curriculum.difficulty: loss is that of a base which has learned something, and "
                 "model.architecture starts from zero; take length, rarity, or a column (another model's losses)"
             )
+
+    def _check_distill(self, distill: DistillSection) -> None:
+        model = self.model
+        if self.task == "embed":
+            raise ValueError("distill is for task: generate, classify and tag; vectors have no distribution to learn")
+        if model.new_tokens is not None:
+            raise ValueError("distill and model.new_tokens: the teacher would not know the new tokens")
+        if distill.student is not None and model.quantization != "none":
+            raise ValueError("distill.student and model.quantization: quantize the student when it is written")
+        if distill.student is not None and self.lora is not None:
+            raise ValueError(
+                "distill.student trains whole (lora: null): an adapter needs a base in a folder, model.path"
+            )
+        if self.train.sync != "step":
+            raise ValueError("distill and train.sync: diloco do not go together; train.sync: step")
+        if self.data.streaming and distill.cache is not None:
+            raise ValueError("distill.cache keeps what is said of each row by its number, which a stream does not tell")
+        if distill.match is not None and distill.cache is not None:
+            raise ValueError("distill.match needs the running teacher: a cache of hidden states would be too large")
+        if distill.on_policy and (distill.alpha < 1 or self.task != "generate" or self.data.streaming):
+            raise ValueError(
+                "distill.on_policy needs task: generate, alpha: 1 (what the student wrote is no task to learn) and "
+                "rows that are not streamed"
+            )
+        if self.mesh.auto and distill.devices is not None:
+            raise ValueError("distill.devices and mesh: auto: name the axes of the student's mesh")
 
     def _check_task(self) -> None:
         data, train, task = self.data, self.train, self.task

@@ -10,7 +10,7 @@ one, and takes up in the next epoch where it stopped in this one.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -110,6 +110,9 @@ class Steps(Sequence[Batch]):
         held: the rows of each batch that are laid out, ascending; default: all. What they hold does not depend on it.
         group: examples that are drawn together and lie in rows one after the other, unpacked (the two texts of a pair):
             `mix` draws groups, of which number g is the examples `g * group ...`. Must divide `rows`.
+
+    Attributes:
+        beside: (the examples of each sequence) -> what else a batch holds of them, [len(held), length, ...] each.
     """
 
     def __init__(
@@ -127,6 +130,7 @@ class Steps(Sequence[Batch]):
     ):
         assert group == 1 or (rows % group == 0 and not packing), "a group lies in whole rows of one batch"
         self.held, self.group = held if held is not None else range(rows), group
+        self.beside: Callable[[Sequence[np.ndarray]], Batch] | None = None
         self.examples, self.mix, self.rows, self.length, self.packing = examples, mix, rows, length, packing
         self.num_epochs = math.inf if max_steps is not None else num_epochs
         self.bins = functools.lru_cache(maxsize=2)(self._bins)
@@ -147,7 +151,9 @@ class Steps(Sequence[Batch]):
         """The batch of one step, as of `assemble`: each array [len(held), length]."""
         if not 0 <= step < self.num_steps:
             raise IndexError(step)
-        return assemble(self.examples, [self.row(step * self.rows + int(r)) for r in self.held], self.length)
+        rows = [self.row(step * self.rows + int(r)) for r in self.held]
+        batch = assemble(self.examples, rows, self.length)
+        return batch if self.beside is None else batch | self.beside(rows)
 
     def row(self, i: int) -> np.ndarray:
         """The examples in sequence i, counted from the start of the run; none after its end."""

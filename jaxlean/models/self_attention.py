@@ -1,6 +1,6 @@
 """A layer's attention: projections, norms of queries and keys, rotary positions, attention, output projection."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,8 @@ class Attention(nnx.Module):
         self.sinks = nnx.Param(jnp.zeros((heads,), jnp.float32)) if config.attention_sinks else None
         self.config = config
         self.kind = kind
+        # told queries, keys and values [batch, length, heads, head_dim] before they are multiplied
+        self.observe: Callable[[jax.Array, jax.Array, jax.Array], None] | None = None
         self.backend: Backend = "plain"
         self.layout: Layout = ALONE
 
@@ -101,6 +103,8 @@ class Attention(nnx.Module):
         if config.attention_scale_by_layer:
             query = query / (number + 1).astype(query.dtype)
         query, key, value = map(layout.unfold, (query, key, value))
+        if self.observe is not None:
+            self.observe(query, key, value)
         context = attention(
             query, key, value, slots, window=self.kind.window, causal=config.causal,
             softcap=config.attention_softcap, scale=config.attention_scale,

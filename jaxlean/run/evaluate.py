@@ -19,7 +19,8 @@ from jaxlean.errors import ConfigError, DataError, RunError
 from jaxlean.hub.load import Model, load
 from jaxlean.run.generate import chat_template, generate, stop_ids
 from jaxlean.run.inputs import tokenizer_of
-from jaxlean.run.job import head_of, loss_of, matmul_of, resolved
+from jaxlean.run.job import head_of, matmul_of, resolved
+from jaxlean.run.losses import loss_of
 from jaxlean.run.merge import load_adapted, with_labels_of
 from jaxlean.run.quality import TaskEvaluator
 from jaxlean.run.rows import OwnRows
@@ -74,6 +75,11 @@ class Evaluator:
     def length(self) -> int:
         """Tokens of a sequence."""
         return self._batches.length
+
+    @property
+    def examples(self) -> Ragged | None:
+        """The held-out rows as tokens; None where they are none."""
+        return self._batches.examples
 
     @property
     def stats(self) -> Stats:

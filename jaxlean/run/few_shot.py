@@ -22,7 +22,8 @@ from jaxlean.data.tokenize import Counts, Ragged
 from jaxlean.errors import ConfigError, DataError
 from jaxlean.hub.load import Model
 from jaxlean.run.evaluate import Evaluator, compare, prepared, print_evaluation
-from jaxlean.run.job import image_of, loss_of
+from jaxlean.run.image import image_of
+from jaxlean.run.losses import loss_of
 from jaxlean.run.scores import label_scores
 from jaxlean.run.summary import Evaluation
 from jaxlean.run.texts import embedder, vectors_of

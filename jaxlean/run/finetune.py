@@ -22,12 +22,14 @@ from jaxlean.hub.write import write_model
 from jaxlean.models.cpu import hold, release
 from jaxlean.run.base_losses import BaseLosses
 from jaxlean.run.checkpoint import Checkpoints
+from jaxlean.run.distill import Lessons
 from jaxlean.run.environment import versions
 from jaxlean.run.evaluate import evaluator_of
 from jaxlean.run.few_shot import few_shot_of
 from jaxlean.run.fit import fit
 from jaxlean.run.folder import check_shared, check_space, claim
 from jaxlean.run.generate import chat_template
+from jaxlean.run.image import image_of
 from jaxlean.run.inputs import batches_of, tokenizer_of
 from jaxlean.run.job import (
     ANY_ACTIVATION,
@@ -39,7 +41,6 @@ from jaxlean.run.job import (
     compile_step,
     copies,
     first_state,
-    image_of,
     is_pissa,
     outer_step,
     resolved,
@@ -56,6 +57,7 @@ from jaxlean.run.progress import Progress
 from jaxlean.run.rounds import Rounds, fixed
 from jaxlean.run.rows import OwnRows
 from jaxlean.run.summary import final_table, write_summary
+from jaxlean.run.teacher import student_devices
 from jaxlean.run.vocabulary import with_new_tokens
 from jaxlean.train.optimizer import optimizer, schedule
 from jaxlean.train.zeros import share_of_zeros, zeros_to_keep
@@ -103,7 +105,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
     use_cache(config.compilation_cache)
 
     # ---- mesh
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, student_devices(config))
     price = lookup(mesh.devices.flat[0].device_kind, mesh.size, config.cost, num_hosts=peers.num_hosts)
     machine = here(list(mesh.devices.flat), config.cost.hardware)
 
@@ -118,6 +120,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
     own = OwnRows(mesh, rows, config.train.gradient_accumulation_steps)
     losses = BaseLosses(config, mesh, peers, resume=resume, say=say)
     batches = batches_of(config, model, tokenizer, rows=rows, held=own.held, losses=partial(losses, model))
+    lessons = Lessons(config, model, mesh, own, peers, batches, say=say) if config.distill is not None else None
     num_steps = batches.num_steps
     check_rounds(config, mesh, num_steps)
     if config.data.labels is not None:
@@ -219,6 +222,10 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
         checkpoints.save(done, state._asdict(), rest, wait=wait)
 
     try:
+        # ---- teacher
+        if lessons is not None:
+            meter.eval_teacher = lessons.prepare(evaluator)
+
         # ---- evaluate before
         if evaluator is not None and config.eval.before and meter.eval_before is None:
             meter.eval_before = evaluator(model, state.result, frozen)
@@ -257,7 +264,12 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
                     metrics.log(done, {f"eval_{k}": v for k, v in found.items()})
                     progress.message(f"step {done}: held-out loss {found['loss']:.4f}")
                 with preemption.deferred():  # the state, the place in the data and `done` move together
-                    batch = own.on_devices(next(batches))
+                    rows_of_data = next(batches)
+                    batch = (
+                        own.on_devices(rows_of_data)
+                        if lessons is None
+                        else lessons.on_devices(rows_of_data, done, state.result, frozen)
+                    )
                     state, measured = compiled(state, frozen, batch)
                     done += 1
                     state = rounds(state, done)

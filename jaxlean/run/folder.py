@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from jaxlean import config as settings
-from jaxlean.config import DistributedSection, RunConfig
+from jaxlean.config import DistillSection, DistributedSection, RunConfig
 from jaxlean.errors import RunError
 from jaxlean.run.peers import Peers
 
@@ -158,6 +158,7 @@ def _check_spares_inputs(folder: Path, config: RunConfig) -> None:
         ("model.chat_template", model.chat_template),
         ("model.new_tokens_vectors", model.new_tokens_vectors),
         ("cost.hardware", config.cost.hardware),
+        *(() if config.distill is None else _of_teacher(config.distill)),
         *(("data.train", source.path) for source in data.train or []),
         *(("data.eval", source.path) for source in data.eval or []),
     ]
@@ -167,6 +168,14 @@ def _check_spares_inputs(folder: Path, config: RunConfig) -> None:
             raise RunError(
                 f"--overwrite would remove what {key} names", where=path, fix="output_dir=... names another folder"
             )
+
+
+def _of_teacher(distill: DistillSection) -> tuple[tuple[str, str | None], ...]:
+    teacher = distill.teacher
+    return (
+        ("distill.teacher.path", teacher.path), ("distill.teacher.adapter", teacher.adapter),
+        ("distill.cache", distill.cache),
+    )  # fmt: skip
 
 
 def _check_same_run(folder: Path, config: RunConfig) -> None:

@@ -11,7 +11,7 @@ from jaxlean.data.images import Preprocess, read_preprocess
 from jaxlean.data.loader import eval_batches, train_batches
 from jaxlean.errors import ModelError
 from jaxlean.hub.load import Model
-from jaxlean.run.job import image_of
+from jaxlean.run.image import image_of
 
 
 def tokenizer_of(model: Model) -> Any:

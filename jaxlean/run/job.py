@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -19,7 +20,6 @@ from jaxlean.adapt import lora, vocabulary
 from jaxlean.adapt.quantize import quantize
 from jaxlean.config import RunConfig
 from jaxlean.data import columns
-from jaxlean.data.images import read_preprocess
 from jaxlean.errors import ConfigError
 from jaxlean.hub import load as hub
 from jaxlean.hub.families import sees
@@ -30,11 +30,12 @@ from jaxlean.models.config import ACTIVATIONS
 from jaxlean.models.convnet import ACTIVATIONS as OF_CONVNETS
 from jaxlean.models.convolution import is_statistic
 from jaxlean.models.cpu import hold
-from jaxlean.models.layout import layout_on, layout_within
 from jaxlean.models.quantized import Matmuls
+from jaxlean.run.image import image_of
+from jaxlean.run.losses import loss_of, said_by_teacher
+from jaxlean.run.merge import labels_of
+from jaxlean.run.student import from_teacher, inside_of_teacher
 from jaxlean.run.vocabulary import grown, with_new_tokens
-from jaxlean.train.classify import Judge, image_logits, judge_labels, label_logits, label_objective
-from jaxlean.train.contrast import contrast_objective, judge_vectors, text_vectors
 from jaxlean.train.diloco import (
     DilocoState,
     init_replicas,
@@ -43,12 +44,11 @@ from jaxlean.train.diloco import (
     outer_optimizer,
     replica_shardings,
 )
-from jaxlean.train.loss import CROSS_ENTROPY, Terms, chunk_budget
-from jaxlean.train.objective import Loss, objective
+from jaxlean.train.distill import INSIDE
 from jaxlean.train.optimizer import optimizer
 from jaxlean.train.step import TrainState, init_state, make_step
 from jaxlean.xla.mesh import batch_sharding, num_batch_shards, place, replicated
-from jaxlean.xla.remat import Policy, scan_layers
+from jaxlean.xla.remat import Policy
 
 Build = Callable[[Policy], jax.stages.Wrapped]
 # What `train.remat` may name, before it is known what kind of model there is.
@@ -136,7 +136,7 @@ def resolved(config: RunConfig, *, labelled: bool = True, trains: bool = True) -
     Raises:
         UserError: the data do not tell them.
     """
-    if config.task in ("generate", "embed") or config.model.path is None:
+    if config.task in ("generate", "embed") or _path(config) is None:
         config = columns.resolve(config, labelled=labelled)
     else:
         config = columns.resolve(config, head_labels(config), labelled=labelled, images=sees(_settings(config)))
@@ -145,14 +145,22 @@ def resolved(config: RunConfig, *, labelled: bool = True, trains: bool = True) -
 
 def head_labels(config: RunConfig) -> list[str] | None:
     """The labels of the head that the model has for the task; None where it has none, or they have no names."""
-    if config.task in ("generate", "embed") or config.model.path is None:
+    if config.task in ("generate", "embed") or _path(config) is None:
         return None
+    if config.distill is not None and config.distill.teacher.adapter is not None:
+        return labels_of(Path(config.distill.teacher.adapter))
     return known_labels(_settings(config), config.task)
 
 
+def _path(config: RunConfig) -> str | None:
+    """Of the model whose head says what the labels are: the teacher knows them, where there is one."""
+    return config.model.path if config.distill is None else config.distill.teacher.path
+
+
 def _settings(config: RunConfig) -> dict[str, Any]:
-    assert config.model.path is not None
-    return read_json(locate(config.model.path, revision=config.model.revision, weights=False) / "config.json")
+    path, named = _path(config), config.model if config.distill is None else config.distill.teacher
+    assert path is not None
+    return read_json(locate(path, revision=named.revision, weights=False) / "config.json")
 
 
 def base(
@@ -166,6 +174,7 @@ def base(
         say: prints a line.
     """
     wanted = config.model
+    _check_student(config)
     if wanted.architecture is not None:
         if config.task != "generate":
             raise ConfigError(f"task: {config.task} starts from a trained encoder", fix="model.path instead")
@@ -186,14 +195,16 @@ def base(
         for key in {"bos_token_id", "eos_token_id", "pad_token_id"} - wanted.architecture.keys():
             model.hf_config[key] = getattr(model.tokenizer, key)
         return model
-    if wanted.path is None:
-        raise ConfigError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
 
     def trains(path: str) -> bool:
         if config.lora is not None:
             return is_head(path)
         return config.train.trainable is None or any(re.search(rule, path) for rule in config.train.trainable)
 
+    if config.distill is not None and config.distill.student is not None:
+        return from_teacher(config, mesh, trains=trains, shapes=shapes, say=say, **head_of(config))
+    if wanted.path is None:
+        raise ConfigError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
     # PiSSA takes its start out of the full kernels: `adapt` quantizes what is left
     quantization = "none" if is_pissa(config) else wanted.quantization
     model = (hub.outline if shapes else hub.load)(
@@ -201,6 +212,22 @@ def base(
         quantization=quantization, matmul=matmul_of(config), attention=wanted.attention, **head_of(config),
     )  # fmt: skip
     return grown(config, model, shapes=shapes, say=say)
+
+
+def _check_student(config: RunConfig) -> None:
+    """Refuse a config that distils and names no student, or two."""
+    if config.distill is None:
+        return
+    named = {
+        "model.path": config.model.path, "model.architecture": config.model.architecture,
+        "distill.student": config.distill.student,
+    }  # fmt: skip
+    found = [name for name, value in named.items() if value is not None]
+    if len(found) != 1:
+        raise ConfigError(
+            "there are two students" if found else "there is no student", got=" and ".join(found) or None,
+            wanted="model.path (a checkpoint), or distill.student (a part of the teacher), or model.architecture",
+        )  # fmt: skip
 
 
 def head_of(config: RunConfig) -> dict[str, Any]:
@@ -261,81 +288,6 @@ def trains_of(config: RunConfig, model: Model) -> Callable[[str], bool]:
     chosen = tree.match(rules, tree.flatten(model.params), what="train.trainable", default=False)
     # new tokens are asked for apart, and would be noise if they stayed as they are
     return lambda path: vocabulary.is_row(path) or (chosen[path] and path != vocabulary.IDS)
-
-
-def loss_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Policy | None = None) -> Loss:
-    """The model's summed loss as a function of its parameters and a batch.
-
-    With no policy it is the cross entropy alone, of rows on the whole mesh; with one it is what is trained on, of rows
-    of one replica where replicas train by themselves.
-    """
-    if config.task != "generate":
-        return _task_loss(config, model, mesh, remat)
-    if remat is None:
-        budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size)
-        return objective(model.graph, model.config, logits_bytes=budget, layout=layout_on(mesh))
-    alone = config.train.sync == "diloco"
-    devices = mesh.size // mesh.shape["data"] if alone else mesh.size
-    return objective(
-        model.graph,
-        model.config,
-        logits_bytes=chunk_budget(config.train.loss_chunk_bytes, devices),
-        terms=Terms(config.train.z_loss, config.train.label_smoothing_factor),
-        dropout_rate=config.lora.lora_dropout if config.lora is not None else 0.0,
-        scan=scan_layers(remat, model.config.activations),
-        layout=layout_within(mesh, "data") if alone else layout_on(mesh),
-        balance=_balance(config, model),
-    )
-
-
-def _balance(config: RunConfig, model: Model) -> float:
-    """Weight of the loss that balances experts: where the config says none, as transformers would train the model."""
-    wanted, experts = config.train.router_aux_loss_coef, getattr(model.config, "experts", None)
-    if experts is None:
-        if wanted is not None:
-            raise ConfigError(
-                f"{model.family.model_type} has no experts to balance", where="train.router_aux_loss_coef", got=wanted,
-                fix="leave it out",
-            )  # fmt: skip
-        return 0.0
-    if wanted is not None:
-        return wanted
-    return experts.aux_coef if model.hf_config.get("output_router_logits") else 0.0
-
-
-def _task_loss(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Policy | None) -> Loss:
-    """`loss_of` an encoder with a head."""
-    train, trains = config.train, remat is not None
-    layout = layout_within(mesh, "data") if trains and train.sync == "diloco" else layout_on(mesh)
-    scan = scan_layers(remat, model.config.activations) if remat is not None else jax.lax.scan
-    rate = config.lora.lora_dropout if config.lora is not None and trains else 0.0
-    if config.task == "embed":
-        vectors, contrast = text_vectors(model.graph, scan=scan, layout=layout), train.contrast
-        return contrast_objective(vectors, scale=contrast.scale, symmetric=contrast.symmetric, dropout_rate=rate)
-    image = image_of(model)
-    if image is not None:
-        logits = image_logits(model.graph, image, scan=scan, layout=layout)
-    else:
-        logits = label_logits(model.graph, config.task, scan=scan, layout=layout)
-    terms = Terms(train.z_loss, train.label_smoothing_factor) if trains else CROSS_ENTROPY
-    return label_objective(logits, terms=terms, dropout_rate=rate)
-
-
-def judge_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh) -> Judge:
-    """The evaluation's loss of an encoder with a head, and what it says of each row."""
-    layout = layout_on(mesh)
-    if config.task == "embed":
-        contrast = config.train.contrast
-        vectors = text_vectors(model.graph, layout=layout)
-        return judge_vectors(vectors, scale=contrast.scale, symmetric=contrast.symmetric)
-    image = image_of(model)
-    if image is not None:
-        return judge_labels(image_logits(model.graph, image, layout=layout))
-    return judge_labels(label_logits(model.graph, config.task, layout=layout))
-
-
-def _of_images(model: Model) -> bool:
-    return model.config.inputs == ("pixels",)
 
 
 def builder(
@@ -466,17 +418,6 @@ def tokens_at_a_time(config: RunConfig, rows: int, length: int, mesh: jax.shardi
     return rows * length // config.train.gradient_accumulation_steps // num_batch_shards(mesh) // mesh.shape["context"]
 
 
-def image_of(model: Model) -> tuple[int, int, int] | None:
-    """The shape of a model's images, by its config or else by what is beside it; None where it has none."""
-    if not _of_images(model):
-        return None
-    if hasattr(model.config, "image_shape"):
-        return model.config.image_shape
-    assert model.folder is not None, "a model of images is read from files"
-    height, width = read_preprocess(model.folder).shape
-    return height, width, model.config.num_channels
-
-
 def batch_shapes(
     config: RunConfig, rows: int, length: int, mesh: jax.sharding.Mesh, image: tuple[int, ...] | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
@@ -499,4 +440,9 @@ def batch_shapes(
         if config.task == "classify" and isinstance(config.data.text_column, list):
             dtypes["token_types"] = jnp.int32
     shape = (parts, rows // parts, length)
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in dtypes.items()}
+    shapes = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in dtypes.items()}
+    for name, (classes, dtype) in said_by_teacher(config).items():
+        shapes[name] = jax.ShapeDtypeStruct((*shape, classes), dtype, sharding=where)
+    for name, inside in inside_of_teacher(config).items():
+        shapes[name] = jax.ShapeDtypeStruct((*shape, *inside), INSIDE, sharding=where)
+    return shapes

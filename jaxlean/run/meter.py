@@ -55,6 +55,7 @@ class Meter:
         self.eval_before: Evaluation | None = None
         self.eval_few_shot: Evaluation | None = None
         self.eval_after: Evaluation | None = None
+        self.eval_teacher: Evaluation | None = None
         self._waiting: list[tuple[int, StepMetrics]] = []
         self._marks: list[int] = []
         self._last_line = (0.0, 0)  # training seconds and total tokens at the last line
@@ -209,6 +210,7 @@ class Meter:
             "train_loss": self.train_loss,
             "eval_before": self.eval_before,
             "eval_few_shot": self.eval_few_shot,
+            "eval_teacher": self.eval_teacher,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -216,7 +218,8 @@ class Meter:
         self._before, self._train_seconds = state["seconds"], state["train_seconds"]
         self.compile_seconds = state["compile_seconds"]
         self.train_loss, self.eval_before = state["train_loss"], state["eval_before"]
-        self.eval_few_shot = state.get("eval_few_shot")  # a checkpoint of an earlier version has none
+        # a checkpoint of an earlier version has none
+        self.eval_few_shot, self.eval_teacher = state.get("eval_few_shot"), state.get("eval_teacher")
         self._last_line = (self._train_seconds, self.total_tokens)
 
     def totals(self) -> dict[str, Any]:
@@ -240,6 +243,7 @@ class Meter:
             "eval_before": self.eval_before,
             "eval_few_shot": self.eval_few_shot,
             "eval_after": self.eval_after,
+            "eval_teacher": self.eval_teacher,
             "usd": self._price.usd(seconds),
         }
 

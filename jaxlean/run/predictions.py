@@ -13,7 +13,9 @@ from jaxlean.data.source import open_rows
 from jaxlean.data.tokenize import Counts, Ragged, Tokens
 from jaxlean.errors import ConfigError, DataError, ModelError, RunError
 from jaxlean.run.evaluate import loaded
-from jaxlean.run.job import head_labels, image_of, judge_of, resolved
+from jaxlean.run.image import image_of
+from jaxlean.run.job import head_labels, resolved
+from jaxlean.run.losses import judge_of
 from jaxlean.run.merge import with_labels_of
 from jaxlean.run.quality import make_judge_step
 from jaxlean.run.texts import Said, judged

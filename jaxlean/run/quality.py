@@ -9,10 +9,11 @@ import numpy as np
 from jaxlean import tree
 from jaxlean.config import RunConfig
 from jaxlean.data.batches import Stats
+from jaxlean.data.tokenize import Ragged
 from jaxlean.errors import DataError
 from jaxlean.hub.load import Model
 from jaxlean.run.inputs import held_out
-from jaxlean.run.job import judge_of
+from jaxlean.run.losses import judge_of
 from jaxlean.run.rows import OwnRows
 from jaxlean.run.scores import label_scores, retrieval_scores, span_scores
 from jaxlean.run.summary import Evaluation
@@ -49,6 +50,11 @@ class TaskEvaluator:
     def length(self) -> int:
         """Tokens of a sequence."""
         return self._batches.length
+
+    @property
+    def examples(self) -> Ragged | None:
+        """The held-out rows as tokens; None where they are none."""
+        return self._batches.examples
 
     @property
     def stats(self) -> Stats:

@@ -28,8 +28,8 @@ class OwnRows:
         self.held = None if whole else [m * self._rows + row for m in range(num) for row in self._own]
 
     def on_devices(self, batch: Batch) -> dict[str, jax.Array]:
-        """The rows held, [len(held), length] on the host -> the whole batch, of which each process puts its part."""
-        return {name: self._put(value.reshape(*self._lead, -1, value.shape[-1])) for name, value in batch.items()}
+        """The rows held, [len(held), length, ...] on the host -> the batch on devices: each process puts its part."""
+        return {name: self._put(value.reshape(*self._lead, -1, *value.shape[1:])) for name, value in batch.items()}
 
     def whole_on_devices(self, batch: Batch) -> dict[str, jax.Array]:
         """As `on_devices`, of a batch of [rows, length] that every process has laid out whole."""
@@ -46,7 +46,7 @@ class OwnRows:
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
             wanted = self._range(index)
             at = int(np.searchsorted(self._own, wanted.start))
-            return value[..., at : at + len(wanted), :]
+            return value[(*[slice(None)] * len(self._lead), slice(at, at + len(wanted)))]
 
-        shape = (*self._lead, self._rows, value.shape[-1])
+        shape = (*self._lead, self._rows, *value.shape[len(self._lead) + 1 :])
         return jax.make_array_from_callback(shape, self._sharding, part)

@@ -56,6 +56,7 @@ class Summary(TypedDict, total=False):
     eval_before: Evaluation | None  # of the base, before training
     eval_few_shot: Evaluation | None  # of the base, with `eval.shots` examples
     eval_after: Evaluation | None  # of the result
+    eval_teacher: Evaluation | None  # of the teacher, in a run that distils
     usd: float | None  # null where the price of the device is not known
     device_kind: str  # as jax says it
     num_devices: int
@@ -103,6 +104,8 @@ def final_table(
     if few_shot:  # beside what training has to beat anyway
         measured[f"{few_shot['shots']:.3g}-shot"] = few_shot
     measured["after"] = summary.get("eval_after") or {}
+    if summary.get("eval_teacher"):
+        measured["teacher"] = summary["eval_teacher"]
     quality = Table(show_header=True, header_style="bold")
     quality.add_column("held-out")
     for name in measured:

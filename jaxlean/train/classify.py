@@ -4,7 +4,8 @@ Of `task: classify` that is one position a text, its first, where the encoder's 
 `task: tag` the first token of each word. A row may hold several texts as segments; nothing here need know of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -15,13 +16,15 @@ from jaxlean import tree
 from jaxlean.models.decoder import Scan
 from jaxlean.models.layout import ALONE, Layout
 from jaxlean.models.linear import Dropout
-from jaxlean.train.loss import CROSS_ENTROPY, Terms, token_losses
+from jaxlean.train.loss import CROSS_ENTROPY, Criterion
 from jaxlean.train.objective import Batch, Loss
 
 # (all parameters, one batch, dropout of adapters) -> float32 [batch, length, labels]
 Logits = Callable[[tree.Tree, Batch, Dropout | None], jax.Array]
 # (all parameters, one batch) -> (the loss, as of `Loss`; what a model says of the batch)
 Judge = Callable[[tree.Tree, Batch], tuple[jax.Array, Any]]
+
+_NOTHING: Mapping[str, jax.Array] = MappingProxyType({})
 
 
 def label_logits(graph: nnx.GraphDef, task: str, *, scan: Scan = jax.lax.scan, layout: Layout = ALONE) -> Logits:
@@ -69,35 +72,45 @@ def encode(model: Any, batch: Batch, dropout: Dropout | None, scan: Scan) -> jax
     )
 
 
-def label_objective(logits: Logits, *, terms: Terms = CROSS_ENTROPY, dropout_rate: float = 0.0) -> Loss:
+def label_objective(
+    logits: Logits, *, criterion: Criterion = CROSS_ENTROPY, beside: Sequence[str] = (), dropout_rate: float = 0.0
+) -> Loss:
     """The summed loss of labels, as `make_step` and `make_eval_step` take it.
 
     Args:
         logits: as `label_logits` makes them.
-        terms: z-loss and label smoothing; the evaluation leaves them out.
+        criterion, beside: as of `objective`, a label taking the place of a token; the evaluation leaves them out.
         dropout_rate: of the adapters.
     """
 
     def loss(params: tree.Tree, batch: Batch, key: jax.Array) -> jax.Array:
         dropout = Dropout(dropout_rate, key) if dropout_rate else None
-        return label_loss(logits(params, batch, dropout), batch["labels"], terms)
+        more = {name: batch[name] for name in beside}
+        return label_loss(logits(params, batch, dropout), batch["labels"], criterion, more)
 
     return loss
 
 
-def label_loss(logits: jax.Array, labels: jax.Array, terms: Terms = CROSS_ENTROPY) -> jax.Array:
+def label_loss(
+    logits: jax.Array,
+    labels: jax.Array,
+    criterion: Criterion = CROSS_ENTROPY,
+    beside: Mapping[str, jax.Array] = _NOTHING,
+) -> jax.Array:
     """Sum of the losses of the positions that have a label.
 
     Args:
         logits: float32 [batch, length, labels].
         labels: int32 [batch, length], negative where there is none.
-        terms: as in `train.loss`, a label taking the place of a token.
+        criterion: as in `train.loss`, a label taking the place of a token.
+        beside: what else is wanted of each position, by name.
 
     Returns:
         float32 [].
     """
     there = labels >= 0
-    losses = token_losses(logits, jnp.where(there, labels, 0), terms)
+    targets = jnp.where(there, labels, 0)
+    losses = criterion.losses(logits, {**beside, "targets": targets} if beside else targets)
     return jnp.where(there, losses, 0.0).sum()
 
 

@@ -1,7 +1,8 @@
 """Next-token cross entropy, summed over the tokens that carry loss, without ever holding [batch, length, vocab].
 
 `chunked_loss` is what training and evaluation run: the sequence in chunks, and with each chunk's logits, while they are
-there, its gradient too. `next_token_loss` is the same sum from all logits at once, the reference.
+there, its gradient too. `next_token_loss` is the same sum from all logits at once, the reference. What a position costs
+is a `Criterion`: `Terms` is the cross entropy with what may stand beside it, `train/distill.py` has another.
 
 For logits z [vocab], L = logsumexp(z), target t, label smoothing e and z-loss weight w, a token costs
 
@@ -13,7 +14,7 @@ section 7), the z-loss that of PaLM (arXiv 2204.02311, section 5) and ST-MoE (ar
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,16 +26,48 @@ from jaxlean.platform import platform
 Head = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
 
+# What positions are to be: a tree of arrays [..., *] whose first dims are those of the positions.
+Wanted = Any
+
+
+class Criterion(Protocol):
+    """What a position costs, of its logits and what is wanted of it. Hashable: it is a part of the program.
+
+    Logits are float32 [..., vocab], of whose last dim each device of the mesh axis `axis` may hold a part.
+    """
+
+    def losses(self, logits: jax.Array, wanted: Wanted, axis: str | None = None) -> jax.Array:
+        """float32 [...]: of each position."""
+        ...
+
+    def losses_and_gradient(
+        self, logits: jax.Array, wanted: Wanted, axis: str | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """(`losses`, each one's gradient with respect to its logits [..., vocab])."""
+        ...
+
+
 class Terms(NamedTuple):
-    """What a token's loss has beside its cross entropy."""
+    """Cross entropy, and what a token's loss has beside it. Wanted is int32 [...]: the target."""
 
     z_loss: float = 0.0
     label_smoothing: float = 0.0
 
+    def losses(self, logits: jax.Array, wanted: Wanted, axis: str | None = None) -> jax.Array:
+        """As of `Criterion`."""
+        return _losses(logits, wanted, self, axis)[0]
+
+    def losses_and_gradient(
+        self, logits: jax.Array, wanted: Wanted, axis: str | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """As of `Criterion`."""
+        losses, total, softmax = _losses(logits, wanted, self, axis)
+        return losses, _gradient(softmax, total, wanted, self, axis)
+
 
 CROSS_ENTROPY = Terms()
-# the head, positions of a chunk, terms, the axis of the vocabulary
-How = tuple[Head, int, Terms, str | None]
+# the head, positions of a chunk, the criterion, the axis of the vocabulary
+How = tuple[Head, int, Criterion, str | None]
 
 
 def next_token_loss(
@@ -54,13 +87,7 @@ def next_token_loss(
         float32 [].
     """
     targets, mask = shifted(tokens, loss_mask)
-    losses, *_ = _losses(logits, targets, terms)
-    return jnp.where(mask, losses, 0.0).sum()
-
-
-def token_losses(logits: jax.Array, targets: jax.Array, terms: Terms = CROSS_ENTROPY) -> jax.Array:
-    """float32 [...]: what each position costs, of float32 logits [..., vocab] and int32 targets [...]."""
-    return _losses(logits, targets, terms)[0]
+    return jnp.where(mask, terms.losses(logits, targets), 0.0).sum()
 
 
 def shifted(tokens: jax.Array, loss_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -73,14 +100,14 @@ def chunked_loss(
     head: Head,
     params: Any,
     hidden: jax.Array,
-    targets: jax.Array,
+    wanted: Wanted,
     mask: jax.Array,
     *,
     chunk: int,
-    terms: Terms = CROSS_ENTROPY,
+    criterion: Criterion = CROSS_ENTROPY,
     axis: str | None = None,
 ) -> jax.Array:
-    """`next_token_loss(head(params, hidden, 0), ...)` with the logits of `chunk` positions a row at a time.
+    """The sum of what positions cost by `head(params, hidden, 0)`, the logits of `chunk` positions a row at a time.
 
     Differentiated, each chunk's gradient is taken in the forward pass, while its logits are there, and the backward
     pass only scales it: the head costs two products a chunk, three where it trains, and is never computed again. In
@@ -92,15 +119,18 @@ def chunked_loss(
         params: any tree of arrays. Those with respect to which nothing is differentiated get no gradient, not even an
             unused one.
         hidden: [batch, length, hidden], in the compute dtype.
-        targets, mask: int32 and bool [batch, length], as `shifted` gives them.
+        wanted: what `criterion` takes, each array [batch, length, ...]; of the cross entropy the targets, int32, as
+            `shifted` gives them. No gradient is taken with respect to it.
+        mask: bool [batch, length], the positions that count.
         chunk: positions, 1 or more; see `chunk_length`.
+        criterion: what a position costs.
         axis: inside of a `jax.shard_map`, the mesh axis that the vocabulary is split over: `head` gives the logits of
             this device's part of it.
 
     Returns:
         float32 []. It can be differentiated once, in reverse.
     """
-    return _chunked((head, min(chunk, targets.shape[1]), terms, axis), params, hidden, targets, mask)
+    return _chunked((head, min(chunk, mask.shape[1]), criterion, axis), params, hidden, wanted, mask)
 
 
 def chunked_tokens(
@@ -109,30 +139,35 @@ def chunked_tokens(
     hidden: jax.Array,
     targets: jax.Array,
     mask: jax.Array,
-    measure: Callable[[jax.Array, jax.Array], jax.Array],
+    measure: Callable[[jax.Array, jax.Array], Any],
     *,
     chunk: int,
-) -> jax.Array:
-    """What is measured at each position by itself, float32 [batch, length, k]; 0 outside of `mask`. Forward only.
+) -> Any:
+    """What is measured at each position by itself, a tree of [batch, length, k]; 0 outside of `mask`. Forward only.
 
     Args: as of `chunked_loss`, and
-        measure: (float32 logits [..., vocab], int32 targets [...]) -> float32 [..., k].
+        measure: (float32 logits [..., vocab], int32 targets [...]) -> a tree of arrays [..., k].
     """
     chunk = min(chunk, targets.shape[1])
-    order, num = _loss_first(mask, chunk)
+    order, num = _lossfirst_of(mask, chunk)
 
-    def of_chunk(number: jax.Array) -> jax.Array:
+    def of_chunk(number: jax.Array) -> Any:
         x, wanted, counts = _take(order, number, chunk, hidden, targets, mask)
-        return jnp.where(counts[..., None], measure(head(params, x, number), wanted), 0.0)
+        measured = measure(head(params, x, number), wanted)
+        return jax.tree.map(lambda each: jnp.where(counts[..., None], each, jnp.zeros((), each.dtype)), measured)
 
-    def note(number: jax.Array, found: jax.Array) -> jax.Array:
-        measured = of_chunk(number).reshape(len(found), chunk, -1)
-        return jax.lax.dynamic_update_slice_in_dim(found, measured, number * chunk, axis=1)
+    def note(number: jax.Array, found: Any) -> Any:
+        def put(found: jax.Array, measured: jax.Array) -> jax.Array:
+            measured = measured.reshape(len(found), chunk, -1)
+            return jax.lax.dynamic_update_slice_in_dim(found, measured, number * chunk, axis=1)
 
-    k = jax.eval_shape(of_chunk, jnp.int32(0)).shape[-1]
-    found = jax.lax.fori_loop(0, num, note, jnp.zeros((*order.shape, k), jnp.float32))
+        return jax.tree.map(put, found, of_chunk(number))
+
+    shapes = jax.eval_shape(of_chunk, jnp.int32(0))
+    empty = jax.tree.map(lambda each: jnp.zeros((*order.shape, each.shape[-1]), each.dtype), shapes)
+    found = jax.lax.fori_loop(0, num, note, empty)
     back = jnp.argsort(order[:, : targets.shape[1]], axis=1)
-    return jnp.take_along_axis(found, back[..., None], axis=1)
+    return jax.tree.map(lambda each: jnp.take_along_axis(each, back[..., None], axis=1), found)
 
 
 def chunk_budget(setting: int | Literal["auto"] | None, num_devices: int) -> int | None:
@@ -187,7 +222,7 @@ def _losses(
     return losses, total, powers / sums
 
 
-def _first(part: int, axis: str | None) -> jax.Array | int:
+def first_of(part: int, axis: str | None) -> jax.Array | int:
     """The first id of this device's part of the vocabulary."""
     return 0 if axis is None else jax.lax.axis_index(axis) * part
 
@@ -203,7 +238,7 @@ def _of_target(logits: jax.Array, targets: jax.Array, axis: str | None) -> jax.A
     if mesh.manual_axes and any(mesh.shape[name] > 1 for name in mesh.auto_axes):
         # inside of a shard_map over another axis XLA's partitioner (jaxlib 0.10 to 0.12) aborts over the gather
         return jnp.where(_is_target(logits, targets, axis), logits, 0.0).sum(axis=-1)
-    own = targets - _first(logits.shape[-1], axis)
+    own = targets - first_of(logits.shape[-1], axis)
     found = jnp.take_along_axis(logits, own[..., None], axis=-1, mode="clip")[..., 0]
     return found if axis is None else jnp.where((own >= 0) & (own < logits.shape[-1]), found, 0.0)
 
@@ -211,13 +246,13 @@ def _of_target(logits: jax.Array, targets: jax.Array, axis: str | None) -> jax.A
 def _is_target(x: jax.Array, targets: jax.Array, axis: str | None) -> jax.Array:
     """bool, the shape of x [..., vocab]: where each token's target is."""
     place = jax.lax.broadcasted_iota(targets.dtype, x.shape, x.ndim - 1)
-    return place == (targets - _first(x.shape[-1], axis))[..., None]
+    return place == (targets - first_of(x.shape[-1], axis))[..., None]
 
 
 def _gradient(
-    softmax: jax.Array, total: jax.Array, targets: jax.Array, mask: jax.Array, terms: Terms, axis: str | None = None
+    softmax: jax.Array, total: jax.Array, targets: jax.Array, terms: Terms, axis: str | None = None
 ) -> jax.Array:
-    """Of the losses with respect to the logits [..., vocab]; zero where `mask` is False."""
+    """Of the losses with respect to the logits [..., vocab]."""
     smoothing = terms.label_smoothing
     gradient = softmax
     if terms.z_loss:
@@ -226,38 +261,39 @@ def _gradient(
     gradient = gradient - jnp.where(_is_target(softmax, targets, axis), 1.0 - smoothing, 0.0)
     if smoothing:
         gradient = gradient - smoothing / _whole(softmax.shape[-1], axis)
-    return jnp.where(mask[..., None], gradient, 0.0)
+    return gradient
 
 
 # ---- the chunked loss and its gradient
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(how: How, params: Any, hidden: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
-    head, chunk, terms, axis = how
-    order, num = _loss_first(mask, chunk)
+def _chunked(how: How, params: Any, hidden: jax.Array, wanted: Wanted, mask: jax.Array) -> jax.Array:
+    head, chunk, criterion, axis = how
+    order, num = _lossfirst_of(mask, chunk)
 
     def add(number: jax.Array, loss: jax.Array) -> jax.Array:
-        x, wanted, counts = _take(order, number, chunk, hidden, targets, mask)
-        losses, *_ = _losses(head(params, x, number), wanted, terms, axis)
+        x, here, counts = _take(order, number, chunk, hidden, wanted, mask)
+        losses = criterion.losses(head(params, x, number), here, axis)
         return loss + jnp.where(counts, losses, 0.0).reshape(loss.shape[0], -1).sum(axis=1)
 
     # a sum a row: devices with different rows need not speak of it in each chunk
     return jax.lax.fori_loop(0, num, add, jnp.zeros(mask.shape[:1], jnp.float32)).sum()
 
 
-def _chunked_forward(how: How, params: Any, hidden: Any, targets: Any, mask: Any) -> Any:
-    head, chunk, terms, axis = how
+def _chunked_forward(how: How, params: Any, hidden: Any, wanted: Any, mask: Any) -> Any:
+    head, chunk, criterion, axis = how
     leaves, treedef = jax.tree.flatten(params)
     moves = [leaf.perturbed for leaf in leaves]
     values = [leaf.value for leaf in leaves]
-    hidden, targets, mask = hidden.value, targets.value, mask.value
-    order, num = _loss_first(mask, chunk)
+    hidden, mask = hidden.value, mask.value
+    wanted = jax.tree.map(lambda leaf: leaf.value, wanted)
+    order, num = _lossfirst_of(mask, chunk)
     slot = (hidden.shape[0], chunk, hidden.shape[-1])
 
     def add(number: jax.Array, found: Any) -> Any:
         loss, grad_hidden, grad_params = found
-        x, wanted, counts = _take(order, number, chunk, hidden, targets, mask)
+        x, here, counts = _take(order, number, chunk, hidden, wanted, mask)
 
         def logits_of(moving: list[jax.Array], x: jax.Array) -> jax.Array:
             rest = iter(moving)
@@ -266,8 +302,8 @@ def _chunked_forward(how: How, params: Any, hidden: Any, targets: Any, mask: Any
 
         moving = [value for move, value in zip(moves, values, strict=True) if move]
         logits, pull = jax.vjp(logits_of, moving, x)
-        losses, total, softmax = _losses(logits, wanted, terms, axis)
-        more, grad_x = pull(_gradient(softmax, total, wanted, counts, terms, axis).astype(logits.dtype))
+        losses, gradient = criterion.losses_and_gradient(logits, here, axis)
+        more, grad_x = pull(jnp.where(counts[..., None], gradient, 0.0).astype(logits.dtype))
         return (
             loss + jnp.where(counts, losses, 0.0).reshape(loss.shape[0], -1).sum(axis=1),
             jax.lax.dynamic_update_slice_in_dim(grad_hidden, grad_x.reshape(slot), number * chunk, axis=1),
@@ -304,7 +340,7 @@ def _chunked_backward(how: How, found: Any, share: Any) -> tuple[Any, ...]:
 _chunked.defvjp(_chunked_forward, _chunked_backward, symbolic_zeros=True)
 
 
-def _loss_first(mask: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+def _lossfirst_of(mask: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
     """(int32 [batch, padded length], the positions of each row with those that carry loss first; chunks they fill)."""
     order = jnp.argsort(~mask, axis=1, stable=True).astype(jnp.int32)
     # the padding points at a position without loss, or at one already counted; `_take` lets it count for nothing
@@ -314,13 +350,17 @@ def _loss_first(mask: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _take(
-    order: jax.Array, number: jax.Array, chunk: int, hidden: jax.Array, targets: jax.Array, mask: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The hidden states [batch * chunk, hidden], targets and mask [batch * chunk] of one chunk."""
+    order: jax.Array, number: jax.Array, chunk: int, hidden: jax.Array, wanted: Wanted, mask: jax.Array
+) -> tuple[jax.Array, Wanted, jax.Array]:
+    """The hidden states [batch * chunk, hidden], what is wanted and the mask [batch * chunk] of one chunk."""
     at = jax.lax.dynamic_slice_in_dim(order, number * chunk, chunk, axis=1)
     places = number * chunk + jnp.arange(chunk, dtype=jnp.int32)
     counts = jnp.take_along_axis(mask, at, axis=1) & (places < mask.shape[1])
-    x = jnp.take_along_axis(hidden, at[..., None], axis=1)
+
     # The rows end to end: with logits in two dims, as a product gives them, XLA writes their gradient over them. A
     # batch that is split over devices stays so.
-    return x.reshape(-1, x.shape[-1]), jnp.take_along_axis(targets, at, axis=1).reshape(-1), counts.reshape(-1)
+    def take(x: jax.Array) -> jax.Array:
+        more = x.shape[2:]
+        return jnp.take_along_axis(x, at.reshape(*at.shape, *[1] * len(more)), axis=1).reshape(-1, *more)
+
+    return take(hidden), jax.tree.map(take, wanted), counts.reshape(-1)

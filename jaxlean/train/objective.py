@@ -1,6 +1,6 @@
 """A decoder as what training minimises: parameters and a batch in, one summed loss out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,8 @@ from jaxlean.models.decoder import DecoderConfig, Scan
 from jaxlean.models.layout import ALONE, FOLDED, Layout
 from jaxlean.models.linear import Dropout
 from jaxlean.models.new_tokens import own_ids
-from jaxlean.train.loss import CROSS_ENTROPY, Terms, chunk_length, chunked_loss, next_token_loss, shifted
+from jaxlean.train.loss import CROSS_ENTROPY, Criterion, chunk_length, chunked_loss, shifted
+from jaxlean.train.match import Match, collect, match_loss, widths
 from jaxlean.xla.mesh import place
 
 Batch = Mapping[str, jax.Array]
@@ -40,11 +41,13 @@ def objective(
     config: DecoderConfig,
     *,
     logits_bytes: int | None,
-    terms: Terms = CROSS_ENTROPY,
+    criterion: Criterion = CROSS_ENTROPY,
+    beside: Sequence[str] = (),
     dropout_rate: float = 0.0,
     scan: Scan = jax.lax.scan,
     layout: Layout = ALONE,
     balance: float = 0.0,
+    match: Match | None = None,
 ) -> Loss:
     """The summed loss of a decoder's predictions, as `make_step` and `make_eval_step` take it.
 
@@ -53,12 +56,16 @@ def objective(
         config: its shape.
         logits_bytes: the most that float32 logits may take at a time, over all devices (`loss.chunk_budget`); None
             holds those of the whole batch.
-        terms: z-loss and label smoothing. The evaluation leaves them out, so that its loss is a cross entropy.
+        criterion: what a position costs: a cross entropy with its terms, or what `train.distill` asks for. The
+            evaluation leaves it out, so that its loss is a cross entropy.
+        beside: what of a batch is wanted of a position besides the token that it is to predict, [batch, length, ...]
+            each: the criterion is then given a dict of these and `targets`.
         dropout_rate: of the adapters. The mask of an adapted head depends on the mesh and on `logits_bytes`, as no
             other does: its tokens are cut into chunks first.
         scan: runs the layers (a remat policy).
         layout: over several devices, whose axes must divide the batch.
         balance: weight of the loss that balances the load of a mixture's experts, of each token that carries loss.
+        match: what of a teacher's inside is learned as well (`train.match`); not of a mixture.
     """
     part = "embed" if config.tie_embeddings else "head"
     # what of the parameters the logits are made of
@@ -71,6 +78,13 @@ def objective(
         how: dict[str, Any] = {
             "positions": batch["positions"], "segments": batch["segments"], "dropout": dropout, "scan": scan
         }  # fmt: skip
+        if match is not None:
+            layers = [student for student, _ in match.layers]
+            asked = {"hidden": match.hidden > 0, "attention": match.attention > 0}
+            hidden, kept = collect(model, batch, layers, **asked, dropout=dropout, scan=scan)
+            far = match_loss(kept, batch, match, widths(config), causal=config.causal)
+            own = of_tokens(params, model, hidden, batch, dropout, key)
+            return own + far * mask[:, 1:].sum(dtype=jnp.float32)
         if not balance:
             return of_tokens(params, model, model.hidden(tokens, **how), batch, dropout, key)
         hidden, uneven = model.hidden_and_balance(tokens, **how)
@@ -81,8 +95,11 @@ def objective(
         params: tree.Tree, model: Any, hidden: jax.Array, batch: Batch, dropout: Dropout | None, key: jax.Array
     ) -> jax.Array:
         tokens, mask = batch["tokens"], batch["loss_mask"]
+        # of whole sequences; the parts of them are then rows of their own
+        targets, counts = map(layout.whole, shifted(layout.whole(tokens), layout.whole(mask)))
+        wanted = {name: layout.whole(batch[name]) for name in beside} | {"targets": targets} if beside else targets
         if logits_bytes is None:
-            return next_token_loss(model.logits(hidden, dropout), tokens, mask, terms)
+            return jnp.where(counts, criterion.losses(model.logits(hidden, dropout), wanted), 0.0).sum()
 
         parts = [name for name in read if name in params]
 
@@ -91,24 +108,22 @@ def objective(
             drop = Dropout(dropout_rate, own["key"]).fold(config.num_layers).fold(number) if dropout_rate else None
             return nnx.merge(graph, {**params, **{name: own[name] for name in parts}}).logits(x, drop)
 
-        # the targets of whole sequences, then the parts of them as rows of their own
-        targets, counts = map(layout.whole, shifted(layout.whole(tokens), layout.whole(mask)))
-        hidden, targets, counts = map(layout.fold, (hidden, targets, counts))
+        hidden, wanted, counts = jax.tree.map(layout.fold, (hidden, wanted, counts))
         hidden = layout.constrain(hidden, "layer_in")
-        rows, length = targets.shape
+        rows, length = counts.shape
         chunk = chunk_length(length, row_bytes=4 * rows * config.vocab_size, budget=logits_bytes)
-        run = partial(chunked_loss, head, chunk=chunk, terms=terms)
+        run = partial(chunked_loss, head, chunk=chunk, criterion=criterion)
         own = {name: params[name] for name in parts} | {"key": key}
         drops = dropout_rate and any(".lora_" in path for path in tree.flatten({part: params[part]}))
         if layout.mesh is None or drops:  # one mask for all rows, whatever devices they lie on
-            return run(own, hidden, targets, counts)
-        return _on_each_device(layout, run, own, hidden, targets, counts)
+            return run(own, hidden, wanted, counts)
+        return _on_each_device(layout, run, own, hidden, wanted, counts)
 
     return loss
 
 
 def _on_each_device(
-    layout: Layout, run: Callable[..., jax.Array], own: dict[str, Any], hidden: jax.Array, *rest: jax.Array
+    layout: Layout, run: Callable[..., jax.Array], own: dict[str, Any], hidden: jax.Array, *rest: Any
 ) -> jax.Array:
     """The loss of each device's rows, by itself: its loop over chunks waits for no other with other rows.
 
@@ -123,7 +138,7 @@ def _on_each_device(
     split = parted and not any(".lora_" in path for path in leaves)
     together = {axis for axis in ((*FOLDED,) if split else (*FOLDED, "tensor")) if mesh.shape[axis] > 1}
 
-    def local(own: dict[str, Any], hidden: jax.Array, *rest: jax.Array) -> jax.Array:
+    def local(own: dict[str, Any], hidden: jax.Array, *rest: Any) -> jax.Array:
         whole = tree.map_with_path(lambda path, x: _gathered(x, leaves[path], together), own)
         if split and "new_tokens" in own:
             part = _rows_of(whole)

@@ -2,21 +2,17 @@
 
 import json
 import re
-from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import pytest
-from flax import nnx
 
 from jaxlean import tree
 from jaxlean.config import MeshSection, build
 from jaxlean.errors import ConfigError
-from jaxlean.hub.load import load
 from jaxlean.run import finetune as run
 from jaxlean.run import job
 from jaxlean.run.finetune import finetune
-from jaxlean.run.job import Outline, loss_of, outline, rows_of_step
+from jaxlean.run.job import Outline, outline, rows_of_step
 from jaxlean.xla.mesh import make_mesh
 
 
@@ -183,29 +179,6 @@ def test_a_task_starts_from_an_encoder(tiny_run, tmp_path):
     config.model.architecture = {"model_type": "llama"}
     with pytest.raises(ConfigError, match="task: classify starts from a trained encoder"):
         outline(config, make_mesh(), length=64)
-
-
-@pytest.mark.parametrize(
-    ("said", "override", "weight"),
-    [
-        ({}, [], 0.0),  # gpt-oss' files say 0.9, and that nobody is to train with it
-        ({"output_router_logits": True}, [], 0.9),
-        ({"output_router_logits": True}, ["train.router_aux_loss_coef=0"], 0.0),
-        ({}, ["train.router_aux_loss_coef=0.1"], 0.1),
-    ],
-)
-def test_experts_are_balanced_as_transformers_would_or_as_the_config_says(said, override, weight, tiny_run, golden):
-    model = load(golden / "gptoss_plain", "float32")
-    experts = replace(model.config.experts, aux_coef=0.9)
-    model = replace(model, config=replace(model.config, experts=experts), hf_config=said)
-    config, mesh = tiny_run(*override), make_mesh(MeshSection(), jax.devices()[:1])
-    tokens = jnp.arange(12, dtype=jnp.int32).reshape(2, 6)
-    batch = {"tokens": tokens, "loss_mask": tokens >= 0, "segments": tokens * 0 + 1,
-             "positions": jnp.broadcast_to(jnp.arange(6), (2, 6))}  # fmt: skip
-    trained = loss_of(config, model, mesh, "full")(model.params, batch, jax.random.key(0))
-    alone = loss_of(config, model, mesh)(model.params, batch, jax.random.key(0))
-    uneven = nnx.merge(model.graph, model.params).hidden_and_balance(tokens)[1]
-    assert float(trained - alone) == pytest.approx(weight * float(uneven) * 10, abs=1e-4)
 
 
 def test_a_model_without_experts_has_none_to_balance(tiny_run):

@@ -13,7 +13,8 @@ from jaxlean.run.summary import Summary, final_table, write_summary
 KEYS = """
     status steps tokens total_tokens seconds train_seconds compile_seconds compiled_from_cache tokens_per_second
     predicted_memory_bytes measured_memory_bytes predicted_step_seconds measured_step_seconds peak_memory_bytes
-    num_params num_trainable train_loss eval_before eval_few_shot eval_after usd device_kind num_devices versions
+    num_params num_trainable train_loss eval_before eval_few_shot eval_after eval_teacher usd device_kind
+    num_devices versions
 """.split()
 
 FULL = {
@@ -137,3 +138,10 @@ def test_few_shot_stands_beside_before_and_after():
     text = table({"eval_few_shot": {"accuracy": 0.62, "shots": 0.0}})
     assert row(text, "loss") == ["loss", "-", "-", "-"]
     assert row(text, "accuracy") == ["accuracy", "-", "62.0 %", "-"]
+
+
+def test_a_teacher_has_a_column_of_its_own():
+    text = table(FULL | {"eval_teacher": {"loss": 0.0625, "perplexity": 1.06, "exact_match": 0.97}})
+    for words in ("teacher", "0.0625", "97.0 %"):
+        assert words in text
+    assert "teacher" not in table(FULL)

@@ -18,7 +18,6 @@ from jaxlean.train.loss import (
     chunked_tokens,
     next_token_loss,
     shifted,
-    token_losses,
 )
 from jaxlean.xla.mesh import batch_sharding, make_mesh, place
 
@@ -110,7 +109,7 @@ def plain(params, hidden, tokens, mask, *, head=linear_head, chunk=None, terms=C
 
 
 def in_chunks(params, hidden, tokens, mask, *, chunk, terms=CROSS_ENTROPY):
-    return chunked_loss(linear_head, params, hidden, *shifted(tokens, mask), chunk=chunk, terms=terms)
+    return chunked_loss(linear_head, params, hidden, *shifted(tokens, mask), chunk=chunk, criterion=terms)
 
 
 STATIC = {"static_argnames": ("chunk", "terms")}
@@ -321,7 +320,7 @@ def test_each_tokens_loss_stands_at_its_position(chunk):
     head = lambda params, x, number: x @ params  # noqa: E731
 
     def measure(logits, targets):
-        return jnp.stack([token_losses(logits, targets), logits.max(axis=-1)], axis=-1)
+        return jnp.stack([CROSS_ENTROPY.losses(logits, targets), logits.max(axis=-1)], axis=-1)
 
     got = jax.jit(lambda h: chunked_tokens(head, kernel, h, targets, counts, measure, chunk=chunk))(hidden)
     want = np.where(counts[..., None], measure(hidden @ kernel, targets), 0.0)

@@ -67,7 +67,7 @@ HEADS = {"untied": {}, "tied": {"tied": True}, "adapted": {"adapted": ["head", "
 def test_in_chunks_and_at_once_it_is_the_same(kind, terms):
     model = decoder(**HEADS[kind])
     trains = lora.is_adapter if kind == "adapted" else lambda path: True
-    got, want = (gradients(model, trains, logits_bytes=budget, terms=terms) for budget in (THREE_POSITIONS, None))
+    got, want = (gradients(model, trains, logits_bytes=budget, criterion=terms) for budget in (THREE_POSITIONS, None))
     np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
     assert got[1].keys() == want[1].keys()
     for path, leaf in want[1].items():
@@ -147,8 +147,8 @@ def test_rows_of_new_tokens_have_the_loss_and_gradients_that_they_have_in_the_ta
     ids = [2, 29, 30, 31]
     model = with_rows(decoder(**HEADS[kind]), ids)
     for budget in (THREE_POSITIONS, None):
-        got = gradients(model, vocabulary.is_row, logits_bytes=budget, terms=terms)
-        want = gradients(merged(model), lambda path: True, logits_bytes=budget, terms=terms)
+        got = gradients(model, vocabulary.is_row, logits_bytes=budget, criterion=terms)
+        want = gradients(merged(model), lambda path: True, logits_bytes=budget, criterion=terms)
         same_as_in_tables(got, want, ids)
 
 
@@ -184,7 +184,7 @@ VOCABULARY = {"data": 1, "tensor": 8}
 def test_on_a_mesh_value_and_gradient_are_those_of_one_device(kind, axes, vocab):
     model = wide_decoder(vocab, **HEADS[kind])
     trains = lora.is_adapter if kind == "adapted" else lambda path: True
-    options = {"logits_bytes": 4 * 8 * vocab * 3, "terms": Terms(0.01, 0.1)}
+    options = {"logits_bytes": 4 * 8 * vocab * 3, "criterion": Terms(0.01, 0.1)}
     want = wide_gradients(model, trains, **options)
     mesh = make_mesh(MeshSection(**axes))
     got = wide_gradients(model, trains, mesh=mesh, **options)
@@ -204,7 +204,7 @@ def test_on_a_mesh_value_and_gradient_are_those_of_one_device(kind, axes, vocab)
 def test_on_a_mesh_rows_of_new_tokens_are_those_of_one_device(kind, axes, vocab):
     ids = [2, 7, 8, 15, 16, vocab - 1]
     model = with_rows(wide_decoder(vocab, **HEADS[kind]), ids)
-    options = {"logits_bytes": 4 * 8 * vocab * 3, "terms": Terms(0.01, 0.1)}
+    options = {"logits_bytes": 4 * 8 * vocab * 3, "criterion": Terms(0.01, 0.1)}
     got = wide_gradients(model, vocabulary.is_row, mesh=make_mesh(MeshSection(**axes)), **options)
     same_as_in_tables(got, wide_gradients(merged(model), lambda path: True, **options), ids)
 
