@@ -118,9 +118,12 @@ def generate(
     top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest tokens that hold this mass.")] = None,
     seed: Annotated[int, typer.Option(help="Of the drawing.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    kv_cache_dtype: Annotated[str, typer.Option(help="Keys and values of earlier tokens: auto or int8.")] = "auto",
 ) -> None:
     """Complete prompts with a model, with an adapter if you have one."""
     _check_dtype(dtype)
+    if kv_cache_dtype not in ("auto", "int8"):
+        raise ConfigError("--kv-cache-dtype is unknown", got=kv_cache_dtype, wanted="auto or int8")
     from jaxlean.hub.load import load
     from jaxlean.run.generate import Sampling, encode_prompt, generate, stop_ids
     from jaxlean.run.merge import load_adapted
@@ -132,7 +135,10 @@ def generate(
     if adapter is not None:
         loaded = load_adapted(loaded, adapter)
     prompts = [encode_prompt(loaded, text, system=system, chat=chat) for text in prompt]
-    new = generate(loaded, prompts, max_new_tokens=max_new_tokens, stop=stop_ids(loaded), sampling=sampling)
+    new = generate(
+        loaded, prompts, max_new_tokens=max_new_tokens, stop=stop_ids(loaded), sampling=sampling,
+        kv_cache_dtype=kv_cache_dtype,  # type: ignore[arg-type]
+    )  # fmt: skip
     for ids in new:
         typer.echo(loaded.tokenizer.decode(ids, skip_special_tokens=True))
 

@@ -81,8 +81,8 @@ def walk(
         the parameters of each layer, as `visit` gave them, in order.
 
     Raises:
-        ModelError: the model is none of one tower of layers, has experts, an adapter or quantized kernels, or its
-            hidden states are no longer numbers.
+        ModelError: the model is none of one tower of layers, has an adapter or quantized kernels, or its hidden states
+            are not numbers. (The experts of a mixture are no linear layers of their own, and nobody is told of them.)
     """
     check_plain(model)
     kinds = model.config.all_kinds

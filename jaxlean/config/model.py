@@ -34,6 +34,9 @@ class ModelSection(VocabularySettings):
         description="What the layers' matrices and their inputs are rounded to for a product. default: dtype. "
         "fp8 needs hardware that has it.",
     )
+    kv_cache_dtype: Literal["auto", "int8"] = Field(
+        "auto", description="What generation holds the keys and values of earlier tokens in. auto: dtype."
+    )
     attention: Literal["auto", "plain", "block", "cudnn", "splash"] = named(
         "auto", "Back end of attention. auto: the fastest that runs on the hardware; printed.", "attn_implementation"
     )

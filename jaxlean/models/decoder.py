@@ -14,12 +14,13 @@ from flax import nnx
 from jaxlean.models.attention import Slots
 from jaxlean.models.config import ACTIVATIONS, LayersConfig
 from jaxlean.models.embedding import Embedding
+from jaxlean.models.key_value import KeyValue, empty
 from jaxlean.models.layer import LAYER_INPUT, Layer
 from jaxlean.models.layout import ALONE, Layout
 from jaxlean.models.linear import Dropout, Linear, dot_wide
 from jaxlean.models.mixture import Load, balance_loss
 from jaxlean.models.new_tokens import NewTokens
-from jaxlean.models.self_attention import KeyValue, make_norm
+from jaxlean.models.self_attention import make_norm
 from jaxlean.models.stack import Scan, stacked, stacks, through
 from jaxlean.models.transformer import Entered, Transformer
 
@@ -61,10 +62,10 @@ class Cache(NamedTuple):
 
     @staticmethod
     def empty(config: DecoderConfig, batch: int, slots: int, dtype: jnp.dtype) -> "Cache":
-        """A cache with room for `slots` tokens a row, none there yet."""
+        """A cache with room for `slots` tokens a row, none there yet; int8 for a dtype: in 8 bits."""
 
         def zeros(count: int) -> KeyValue:
-            first, second = (jnp.zeros((count, batch, slots, *shape), dtype) for shape in config.cached)
+            first, second = (empty((count, batch, slots, *shape), dtype) for shape in config.cached)
             return first, second
 
         layers = tuple(zeros(stack.num) for stack in stacks(config.all_kinds))

@@ -10,12 +10,13 @@ from flax import nnx
 from jaxlean.models.attention import Backend, Slots, attention
 from jaxlean.models.config import Kind, LayersConfig
 from jaxlean.models.cpu import keep
+from jaxlean.models.key_value import KeyValue, get, put
 from jaxlean.models.layout import ALONE, Layout
 from jaxlean.models.linear import Dropout, Linear
 from jaxlean.models.norm import RMSNorm
 from jaxlean.models.projection import project
 from jaxlean.models.rope import rotate
-from jaxlean.models.self_attention import Angles, KeyValue
+from jaxlean.models.self_attention import Angles
 
 _EPS = 1e-6  # of the norms of the latents, whatever the config's
 
@@ -81,12 +82,9 @@ class LatentAttention(nnx.Module):
         latents = self.key_value_norm(narrow[..., : latent.rank])
         shared = rotate(narrow[:, :, None, latent.rank :], *cos_sin, interleaved=interleaved)
         if cache is not None:
-            start = (0, slots.query_index[0], 0, 0)
-            cache = (
-                jax.lax.dynamic_update_slice(cache[0], latents[:, :, None].astype(cache[0].dtype), start),
-                jax.lax.dynamic_update_slice(cache[1], shared.astype(cache[1].dtype), start),
-            )
-            latents, shared = cache[0][:, :, 0].astype(x.dtype), cache[1].astype(x.dtype)
+            first = slots.query_index[0]
+            cache = put(cache[0], latents[:, :, None], first), put(cache[1], shared, first)
+            latents, shared = get(cache[0], x.dtype)[:, :, 0], get(cache[1], x.dtype)
 
         (expanded,) = project(latents, (self.key_value_b,), drop[3:4])
         expanded = expanded.reshape(*expanded.shape[:2], config.num_heads, plain_dim + latent.value_dim)

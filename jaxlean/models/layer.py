@@ -7,12 +7,13 @@ from flax import nnx
 from jaxlean.models.attention import Slots
 from jaxlean.models.config import Kind, LayersConfig
 from jaxlean.models.cpu import keep
+from jaxlean.models.key_value import KeyValue
 from jaxlean.models.latent_attention import LatentAttention
 from jaxlean.models.layout import ALONE, Layout
 from jaxlean.models.linear import Dropout
 from jaxlean.models.mixture import Load, Mixture
 from jaxlean.models.mlp import MLP
-from jaxlean.models.self_attention import Angles, Attention, KeyValue, make_norm
+from jaxlean.models.self_attention import Angles, Attention, make_norm
 
 # A layer's input, which every policy keeps.
 LAYER_INPUT = "layer_in"

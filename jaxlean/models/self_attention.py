@@ -9,6 +9,7 @@ from flax import nnx
 from jaxlean.models.attention import Backend, Slots, attention
 from jaxlean.models.config import Kind, LayersConfig
 from jaxlean.models.cpu import keep
+from jaxlean.models.key_value import KeyValue, get, put
 from jaxlean.models.layout import ALONE, Layout
 from jaxlean.models.linear import Dropout, Linear
 from jaxlean.models.norm import LayerNorm, RMSNorm
@@ -16,7 +17,6 @@ from jaxlean.models.projection import project
 from jaxlean.models.rope import rotate
 
 Angles = Mapping[str, tuple[jax.Array, jax.Array]]  # by the rope's name: cosines and sines, each [batch, length, dim/2]
-KeyValue = tuple[jax.Array, jax.Array]  # one layer's cache, each [batch, slots, kv_heads, head_dim]
 
 
 def make_norm(config: LayersConfig, *dim: int) -> RMSNorm | LayerNorm:
@@ -94,12 +94,9 @@ class Attention(nnx.Module):
         else:
             query, key = keep(self._turned(query, angles), "query"), keep(self._turned(key, angles), "key")
         if cache is not None:
-            start = (0, slots.query_index[0], 0, 0)
-            cache = (
-                jax.lax.dynamic_update_slice(cache[0], key.astype(cache[0].dtype), start),
-                jax.lax.dynamic_update_slice(cache[1], value.astype(cache[1].dtype), start),
-            )
-            key, value = cache[0].astype(query.dtype), cache[1].astype(query.dtype)
+            first = slots.query_index[0]
+            cache = put(cache[0], key, first), put(cache[1], value, first)
+            key, value = get(cache[0], query.dtype), get(cache[1], query.dtype)
         if config.attention_scale_by_layer:
             query = query / (number + 1).astype(query.dtype)
         query, key, value = map(layout.unfold, (query, key, value))

@@ -127,6 +127,7 @@ class Evaluator:
             max_new_tokens=self._config.eval.max_new_tokens,
             stop=stop_ids(model, self._tokenizer),
             batch_size=max(self._config.eval.per_device_eval_batch_size, 1),
+            kv_cache_dtype=self._config.model.kv_cache_dtype,
         )
         texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
         if self._shots is not None:

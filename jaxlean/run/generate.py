@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,7 @@ def generate(
     stop: Sequence[int],
     sampling: Sampling = Sampling(),
     batch_size: int = 32,
+    kv_cache_dtype: Literal["auto", "int8"] = "auto",
 ) -> list[list[int]]:
     """Complete each prompt.
 
@@ -73,6 +74,7 @@ def generate(
         sampling: greedy by default. What is drawn for a prompt depends on the seed and on its place among the prompts,
             not on `batch_size`.
         batch_size: rows decoded at a time.
+        kv_cache_dtype: what keys and values are held in (`models.key_value`); auto: the compute dtype.
 
     Returns:
         the completions' token ids, in the order of the prompts.
@@ -102,6 +104,7 @@ def generate(
     key = jax.random.key(sampling.seed)
     how = replace(sampling, seed=0)  # only its numbers are compiled in: another seed compiles nothing anew
     batch_size = min(batch_size, len(prompts))
+    kept_in = model.dtype if kv_cache_dtype == "auto" else jnp.dtype(kv_cache_dtype)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         length = -(-len(prompts[chosen[-1]]) // _BUCKET) * _BUCKET
@@ -113,7 +116,7 @@ def generate(
         numbers = np.zeros(batch_size, np.uint32)
         numbers[: len(chosen)] = chosen
         new = _complete(
-            model.graph, model.params, model.dtype, max_new_tokens, how, jnp.asarray(tokens), jnp.asarray(segments),
+            model.graph, model.params, kept_in, max_new_tokens, how, jnp.asarray(tokens), jnp.asarray(segments),
             stops, jax.vmap(partial(jax.random.fold_in, key))(numbers),
         )  # fmt: skip
         for row, i in zip(fetch(new), chosen, strict=False):

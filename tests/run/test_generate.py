@@ -251,3 +251,14 @@ def test_the_chat_template_of_the_config(tmp_path):
     assert f"model.chat_template={file}" in str(raised.value)
     file.write_text("{{ messages }}")
     assert chat_template(ModelSection(chat_template=str(file))) == "{{ messages }}"
+
+
+def test_a_cache_in_8_bits_says_nearly_the_same(cli, tiny_base):
+    """Greedy tokens of a model of random weights part sooner or later; the first ones are the same."""
+    model = load(tiny_base, "float32")
+    prompts = [[5, 99, 300, 12], [7, 8, 1000]]
+    wide, eight = (generate(model, prompts, max_new_tokens=4, stop=[], kv_cache_dtype=d) for d in ("auto", "int8"))
+    assert [tokens[:2] for tokens in eight] == [tokens[:2] for tokens in wide]
+    assert cli("generate", tiny_base, "-p", "x", "--max-new-tokens", "2", "--kv-cache-dtype", "int8")[0] == 0
+    code, _, err = cli("generate", tiny_base, "-p", "x", "--kv-cache-dtype", "fp8")
+    assert (code, "--kv-cache-dtype is unknown" in err) == (2, True)
