@@ -13,6 +13,7 @@ from jaxlean.plan.analysis import Analysis, Guess
 from jaxlean.plan.candidate import Candidate
 from jaxlean.plan.compiled import Compiled
 from jaxlean.plan.target import Target
+from jaxlean.run.job import is_base_quantized
 from jaxlean.xla.remat_auto import say_bytes
 
 # Compilations that a remedy may cost.
@@ -81,7 +82,8 @@ def _changes(
             for guess in guesses(changed, written)
             if guess.candidate == written
         )
-    if config.lora is not None and config.model.architecture is None and written.quantization == "none":
+    plain = written.quantization == "none" and not is_base_quantized(config)
+    if config.lora is not None and config.model.architecture is None and plain:
         for form in ("int8", "nf4"):
             changed = config.model_copy(deep=True)
             changed.model.quantization = form

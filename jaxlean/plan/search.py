@@ -21,6 +21,7 @@ from jaxlean.plan.compiled import Compiled, compile_candidate
 from jaxlean.plan.remedy import remedy
 from jaxlean.plan.target import Target, devices_of, missing
 from jaxlean.platform import written_for
+from jaxlean.run.job import is_base_quantized
 from jaxlean.xla.precision import compute_dtype
 from jaxlean.xla.work import as_one_kernel
 
@@ -255,7 +256,7 @@ def _bases(job: RunConfig, target: Target) -> list[tuple[str, str]]:
     if target.platform == "cpu" and not is_set(job.model, "dtype"):
         dtypes = ["float32", "bfloat16"]  # which is faster is a matter of the processor
     frozen = job.lora is not None and job.model.architecture is None
-    open_ = frozen and not is_set(job.model, "quantization")
+    open_ = frozen and not is_set(job.model, "quantization") and not is_base_quantized(job)
     forms = ["none", "int8", "nf4"] if open_ else [str(job.model.quantization)]
     return [(dtype, form) for dtype in dtypes for form in forms]
 

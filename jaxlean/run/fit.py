@@ -8,7 +8,7 @@ import jax
 
 from jaxlean import tree
 from jaxlean.config import RunConfig
-from jaxlean.run.job import Build, State, batch_shapes, tokens_at_a_time
+from jaxlean.run.job import Build, State, batch_shapes, is_base_quantized, tokens_at_a_time
 from jaxlean.run.predict import workspace
 from jaxlean.train.diloco import DilocoState
 from jaxlean.xla.mesh import num_batch_shards
@@ -90,7 +90,7 @@ def cuts(
     if config.lora is None and config.model.architecture is None and trainable:
         # float32 masters, moments and gradients go; a base in the compute dtype stays
         found.append(("lora.r=16", trainable + gradients + optimizer - trainable * width // 4))
-    if config.lora is not None and config.model.quantization == "none":
+    if config.lora is not None and config.model.quantization == "none" and not is_base_quantized(config):
         for form, each in _QUANTIZED.items():
             found.append((f"model.quantization={form}", round(frozen * (1 - each / width))))
     elif config.lora is not None and config.model.quantization == "int8":

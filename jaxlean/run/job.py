@@ -21,6 +21,7 @@ from jaxlean.adapt.quantize import quantize
 from jaxlean.config import RunConfig
 from jaxlean.data import columns
 from jaxlean.errors import ConfigError
+from jaxlean.hub import compressed
 from jaxlean.hub import load as hub
 from jaxlean.hub.families import sees
 from jaxlean.hub.files import locate, read_json
@@ -155,6 +156,14 @@ def head_labels(config: RunConfig) -> list[str] | None:
 def _path(config: RunConfig) -> str | None:
     """Of the model whose head says what the labels are: the teacher knows them, where there is one."""
     return config.model.path if config.distill is None else config.distill.teacher.path
+
+
+def is_base_quantized(config: RunConfig) -> bool:
+    """Whether the base's own files hold it in fewer bits, so that no format is left to choose."""
+    if config.model.path is None:
+        return False
+    packed = _settings(config).get("quantization_config") or {}
+    return packed.get("quant_method") == compressed.METHOD
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

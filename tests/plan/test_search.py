@@ -142,6 +142,11 @@ def test_which_base_is_open(job):
     assert {dtype for dtype, _ in module._bases(open_, parse("cpu"))} == {"float32", "bfloat16"}
 
 
+def test_a_base_that_is_quantized_in_its_files_stays_so(job, tmp_path):
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "compressed-tensors"}}')
+    assert module._bases(job(model={"path": str(tmp_path)}), parse("l4:1")) == [("float32", "none")]
+
+
 def test_rows_go_through_json():
     candidate = Candidate((1, 2, 1, 1, 4), 2, 3, "bfloat16", "nf4", ("query", "gate"))
     for row in (Row("l4:8", "fits", candidate, 1.0, 2, 3.0, 4.0, 5.0, "note", 6.0, True, "cut"), Row("cpu", "nothing")):
