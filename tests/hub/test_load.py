@@ -139,7 +139,7 @@ def test_a_family_that_is_not_supported(checkpoint):
     assert "config.json needs a model_type" in message(load, copy.folder)
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes", "compressed-tensors"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes"])
 def test_a_checkpoint_that_others_quantized_is_refused_by_name(method, checkpoint):
     copy = checkpoint("llama_gqa")
     copy.configure(quantization_config={"quant_method": method, "bits": 4})
