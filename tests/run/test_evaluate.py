@@ -123,7 +123,7 @@ def test_a_held_out_share_is_the_one_that_training_leaves_out(tiny_run):
 def say(texts: list[str]):
     """A stand-in for generation that says these."""
 
-    def generate(model, prompts, *, max_new_tokens, stop, batch_size):
+    def generate(model, prompts, *, max_new_tokens, stop, batch_size, kv_cache_dtype):
         assert len(prompts) == len(texts)
         return [model.tokenizer(text)["input_ids"] for text in texts]
 
