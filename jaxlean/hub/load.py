@@ -339,7 +339,7 @@ def _check_frozen(paths: list[str], said: str) -> None:
             "a quantized matrix cannot train",
             where=f"{paths[0]}" + (f" (and {len(paths) - 1} more)" if paths[1:] else ""),
             got=said,
-            fix="train an adapter over it (a lora: section), or the model as it was before",
+            fix="train an adapter over it (a lora: section), or take the model wide (model.quantization=none)",
         )
 
 

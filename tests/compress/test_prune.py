@@ -106,7 +106,7 @@ def gram_of(features, *, tokens=200, seed=0):
         * random.uniform(0.1, 3, features)
     )
     return x, Inputs(
-        jnp.asarray(x.T @ x, jnp.float32), jnp.abs(jnp.asarray(x)).sum(0), jnp.abs(x).max(0), jnp.float32(tokens)
+        jnp.asarray(x.T @ x, jnp.float32), jnp.abs(jnp.asarray(x)).sum(0), jnp.abs(x).max(0), jnp.float32(tokens), x
     )
 
 

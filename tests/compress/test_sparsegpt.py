@@ -15,7 +15,7 @@ def inputs_of(features, tokens, *, seed=0, dead=()):
     x = mixed + 0.3 * random.normal(size=(tokens, features))
     x[:, list(dead)] = 0
     gram = jnp.asarray(x.T @ x, jnp.float32)
-    return x, Inputs(gram, jnp.abs(x).sum(0), jnp.abs(x).max(0), jnp.float32(tokens))
+    return x, Inputs(gram, jnp.abs(x).sum(0), jnp.abs(x).max(0), jnp.float32(tokens), x)
 
 
 def by_the_paper(kernel, gram, *, block, sparsity=None, of=None, damping=0.01):
