@@ -16,6 +16,8 @@ from jaxlean.models.decoder import DecoderConfig
 from jaxlean.models.layer import Layer
 from jaxlean.models.stack import put_together, take_apart
 
+pytestmark = pytest.mark.slow
+
 SHAPE = DecoderConfig(
     vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
 )  # fmt: skip

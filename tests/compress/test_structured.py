@@ -12,6 +12,8 @@ from jaxlean.compress.walk import walk
 from jaxlean.errors import ConfigError, ModelError
 from jaxlean.hub.write import write_model
 
+pytestmark = pytest.mark.slow
+
 
 def batches(model, *, num=2, rows=2, length=40, seed=0):
     random, vocab = np.random.default_rng(seed), model.config.vocab_size

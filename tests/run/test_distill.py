@@ -16,7 +16,7 @@ from jaxlean.run.finetune import finetune
 from jaxlean.run.student import shallower
 from jaxlean.run.teacher import Teacher
 
-pytestmark = pytest.mark.usefixtures("small_machine")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_machine")]
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from safetensors.numpy import load_file
 from jaxlean import load
 from jaxlean.run.merge import load_adapted
 
+pytestmark = pytest.mark.slow
+
 TOKENS = np.random.default_rng(4).integers(0, 2048, (2, 24))
 SMALL = ("calibration.num_rows=2", "calibration.max_length=64")
 

@@ -10,7 +10,7 @@ from jaxlean.config import load as read
 from jaxlean.run.finetune import finetune
 from jaxlean.run.meter import Meter
 
-pytestmark = pytest.mark.usefixtures("small_machine")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_machine")]
 
 GROWING = (
     *("lora=null", "train.max_steps=6", "train.save_steps=2", "eval.before=false", "train.pruning.frequency=2"),

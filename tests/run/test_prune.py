@@ -10,7 +10,7 @@ from jaxlean.config import load as read
 from jaxlean.run.evaluate import evaluate
 from jaxlean.run.finetune import finetune
 
-pytestmark = pytest.mark.usefixtures("small_machine")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_machine")]
 
 FEW = ("calibration.num_rows=4", "calibration.batch_size=2", "calibration.max_length=64")
 

@@ -7,6 +7,8 @@ import pytest
 
 from jaxlean import codec, load, tree
 
+pytestmark = pytest.mark.slow
+
 GROUP = "quantize.group_size=32"
 
 

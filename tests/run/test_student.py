@@ -13,7 +13,7 @@ from jaxlean.models.stack import take_apart
 from jaxlean.run.student import chosen_layers, from_teacher, load_teacher, shallower
 from jaxlean.xla.mesh import make_mesh
 
-pytestmark = pytest.mark.usefixtures("small_machine")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_machine")]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from jaxlean.hub.load import load_tokenizer
 from jaxlean.run.finetune import finetune
 from jaxlean.run.teacher import check_same_tokens
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def file(tiny_values, tiny_base, tmp_path):

@@ -10,6 +10,8 @@ from jaxlean.models.config import Kind
 from jaxlean.models.decoder import Decoder, DecoderConfig
 from jaxlean.train.match import HIDDEN, RELATED, Match, collect, match_loss, widths
 
+pytestmark = pytest.mark.slow
+
 ROWS, LENGTH = 2, 7
 KINDS = (Kind(window=3), Kind(), Kind(window=3))
 
