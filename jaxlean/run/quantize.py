@@ -22,6 +22,7 @@ from jaxlean.hub.load import Model, load
 from jaxlean.hub.write import write_model
 from jaxlean.run.calibration import calibration_batches
 from jaxlean.run.evaluate import evaluator_of
+from jaxlean.run.generate import chat_template
 from jaxlean.run.job import head_of, matmul_of, resolved
 from jaxlean.run.merge import check_base, load_adapted, merged, with_labels_of
 from jaxlean.run.staging import check_output, staged
@@ -56,6 +57,11 @@ def quantize_model(
     """
     console = Console()
     how = how_of(config)
+    if adapter is None and config.model.quantization != "none":
+        raise ConfigError(
+            "jaxlean quantize starts from the wide model", where="model.quantization", got=config.model.quantization,
+            fix="leave it out: quantize.scheme says what the model is held in",
+        )  # fmt: skip
     check_output(output)
     use_cache(config.compilation_cache)
     mesh = make_mesh(devices=jax.devices()[:1])  # layer by layer, on one device
@@ -114,6 +120,12 @@ def how_of(config: RunConfig) -> How:
         raise ModelError(
             "w8a8 has one scale a column", where="quantize.group_size", got=scheme.group_size, fix="leave it out"
         )
+    if not scheme.activations and wanted.smoothquant_alpha not in ("auto", 0):
+        raise ConfigError(
+            f"{wanted.scheme} leaves activations as they are: there is nothing to smooth",
+            where="quantize.smoothquant_alpha", got=wanted.smoothquant_alpha,
+            fix="leave it out, or quantize.scheme=w8a8",
+        )  # fmt: skip
     alpha = None if wanted.smoothquant_alpha == "auto" else wanted.smoothquant_alpha
     if wanted.method == "rtn" and alpha is None:
         alpha = 0.0  # without data
@@ -134,10 +146,13 @@ def whole_model(config: RunConfig, mesh: jax.sharding.Mesh, adapter: Path | None
         quantization=named.quantization if aware else "none", matmul=matmul_of(config) if aware else "default",
         attention=named.attention, **head_of(config),
     )  # fmt: skip
-    if adapter is None:
-        return model
-    check_base(adapter, config)
-    return merged(load_adapted(model, adapter))
+    if adapter is not None:
+        check_base(adapter, config)
+        model = merged(load_adapted(model, adapter))
+    template = chat_template(config.model)
+    if template is not None:
+        model.tokenizer.chat_template = template
+    return model
 
 
 def _check_scheme(model: Model, how: How) -> None:

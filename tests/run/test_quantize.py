@@ -68,6 +68,9 @@ def test_it_writes_what_it_measured(cli, tiny_yaml, tiny_base, adapter, tmp_path
         (("data.train=null",), "data.train is not set"),
         (("quantize.ignore=[dwon]",), "finds no linear layer"),
         (("quantize.bits=4",), "quantize.bits"),
+        (("model.quantization=int8",), "starts from the wide model"),
+        (("quantize.smoothquant_alpha=0.5",), "there is nothing to smooth"),
+        (("model.chat_template=nowhere.jinja", "quantize.method=rtn"), "the chat template cannot be read"),
         (("quantize.ignore=['(']",), "not a regular expression"),
     ],
 )
