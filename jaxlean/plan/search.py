@@ -107,8 +107,8 @@ def search(
         if devices is None:
             devices = devices_of(target) if lacking is None else jax.devices("cpu")[:1]
         rows = rows if rows is not None else rows_per_step(config)
-        bases = _bases(job, target) if vary_base else [(_dtype(job), str(job.model.quantization))]
         try:
+            bases = _bases(job, target) if vary_base else [(_dtype(job), str(job.model.quantization))]
             guesses = _guesses(job, target, devices[0], bases, rows=rows, length=length)
         except UserError as error:
             yield Row(target.name, "failed", note=_first_line(error))
