@@ -43,8 +43,10 @@ class MatchSection(Section):
     """What stands inside of the teacher, learned as well; it is asked at every step then, and cannot be cached."""
 
     hidden: float = Field(1.0, ge=0, description="Weight of the hidden states' loss; 0: none.")
-    hidden_loss: Literal["cosine", "mse"] = Field(
-        "cosine", description="1 - cosine, or the squared difference relative to the teacher's size."
+    hidden_loss: Literal["cosine", "mse", "cka"] = Field(
+        "cosine",
+        description="1 - cosine; the squared difference relative to the teacher's size; or 1 - CKA, of how a batch' "
+        "tokens lie to each other, which compares any widths.",
     )
     attention: float = Field(
         0.0, ge=0, description="Weight of the loss of how queries, keys and values relate tokens; 0: none."

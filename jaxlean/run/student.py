@@ -7,7 +7,6 @@ prune the teacher's width first, and name what comes out in `model.path`.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,14 @@ import numpy as np
 
 from jaxlean import tree
 from jaxlean.adapt import lora, vocabulary
+from jaxlean.compress.structured import depth
 from jaxlean.config import RunConfig, StudentSection, TeacherSection
 from jaxlean.errors import ConfigError, ModelError
 from jaxlean.hub import load as hub
 from jaxlean.hub.load import Model
-from jaxlean.models.stack import put_together, take_apart
 from jaxlean.run.merge import load_adapted
 from jaxlean.train.match import HIDDEN, RELATED, Match, widths
 from jaxlean.xla.mesh import make_mesh, place
-
-# What config.json calls the number of layers, and a setting that says something of each.
-_COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 
 
 def chosen_layers(section: StudentSection, num: int) -> list[int]:
@@ -58,61 +54,34 @@ def chosen_layers(section: StudentSection, num: int) -> list[int]:
 
 
 def shallower(model: Model, layers: Sequence[int]) -> Model:
-    """The model of some of its layers.
+    """The model of some of its layers (`compress.structured.depth`), on the mesh that it lies on.
 
     Args:
         model: its kernels plain; its parameters may be shapes with shardings.
         layers: their numbers, ascending.
 
     Raises:
-        ModelError: its layers stand in several towers, or its family's config.json cannot say which it has.
+        ConfigError, ModelError: as of `depth`.
     """
-    if list(model.config.towers()) != ["layers"] or not hasattr(model.config, "num_layers"):
-        raise ModelError(f"{model.family.model_type} is no single tower of layers, of which a student could get some")
-    before = model.config.all_kinds
-    kinds = tuple(before[number] for number in layers)
-    config = replace(model.config, num_layers=len(layers), kinds=kinds if model.config.kinds else ())
-    said = _fewer(model.hf_config, layers, len(before))
-    known = hub.initial_outline(said, "float32", _mesh_of(model), tokenizer=model.tokenizer_path).config
-    if known.num_layers != len(layers) or known.all_kinds != kinds:
-        raise ModelError(
-            f"{model.family.model_type} alternates its layers in a pattern, which these layers do not keep",
-            where="distill.student", got=f"layers {', '.join(map(str, layers))}",
-            fix="layers whose kinds follow each other as in the teacher",
-        )  # fmt: skip
+    smaller = model
 
     def fewer(params: tree.Tree) -> tree.Tree:
-        own = take_apart(params["layers"], before)
-        return {**params, "layers": put_together([own[number] for number in layers], config.all_kinds)}
+        nonlocal smaller
+        smaller = depth(model.with_params(params), layers)
+        return smaller.params
 
-    leaves = jax.tree.leaves(model.params)
-    smaller = replace(model, config=config, hf_config=said)
-    if isinstance(leaves[0], jax.ShapeDtypeStruct):
-        where = place(_mesh_of(model))
-        shapes = tree.map_with_path(
+    leaf = jax.tree.leaves(model.params)[0]
+    assert isinstance(leaf.sharding, jax.sharding.NamedSharding), "parameters lie on a mesh"
+    assert isinstance(leaf.sharding.mesh, jax.sharding.Mesh)
+    where = place(leaf.sharding.mesh)
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        params = tree.map_with_path(
             lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(path, tuple(x.shape))),
             jax.eval_shape(fewer, model.params),
         )
-        return smaller.with_params(shapes)
-    where = place(_mesh_of(model))
-    params = tree.map_with_path(lambda path, x: jax.device_put(x, where(path, tuple(x.shape))), fewer(model.params))
+    else:
+        params = tree.map_with_path(lambda path, x: jax.device_put(x, where(path, tuple(x.shape))), fewer(model.params))
     return smaller.with_params(params)
-
-
-def _mesh_of(model: Model) -> jax.sharding.Mesh:
-    sharding = jax.tree.leaves(model.params)[0].sharding
-    assert isinstance(sharding, jax.sharding.NamedSharding), "parameters lie on a mesh"
-    assert isinstance(sharding.mesh, jax.sharding.Mesh)
-    return sharding.mesh
-
-
-def _fewer(said: dict[str, Any], layers: Sequence[int], num: int) -> dict[str, Any]:
-    """A config.json of some layers: their number, and of what is said of each layer what is said of these."""
-    changed: dict[str, Any] = {key: len(layers) for key in _COUNTS if key in said}
-    for key, value in said.items():
-        if isinstance(value, list) and len(value) == num and key != "architectures":
-            changed[key] = [value[number] for number in layers]
-    return said | changed
 
 
 def load_teacher(
@@ -216,11 +185,11 @@ def match_of(config: RunConfig, student: Model) -> Match | None:
                 f"the {which} has no such layer", where="distill.match.layers", got=max(numbers, default=None),
                 wanted=f"numbers from 0 to {num - 1}",
             )  # fmt: skip
-    if section.hidden and ours.hidden_size != teacher.hidden_size:
+    if section.hidden and section.hidden_loss != "cka" and ours.hidden_size != teacher.hidden_size:
         raise ConfigError(
-            "hidden states of other widths cannot be alike", where="distill.match.hidden",
+            f"hidden states of other widths have no {section.hidden_loss}", where="distill.match.hidden_loss",
             got=f"{ours.hidden_size} of the student's, {teacher.hidden_size} of the teacher's",
-            fix="distill.match.hidden=0 distill.match.attention=1: relations compare any widths",
+            fix="distill.match.hidden_loss=cka, or distill.match.hidden=0 distill.match.attention=1: these compare any",
         )  # fmt: skip
     heads = math.gcd(ours.num_kv_heads, teacher.num_kv_heads)
     layers = tuple(sorted(pairs.items()))

@@ -4,6 +4,9 @@ Of layers that are mapped onto each other, a token's hidden states s and t cost
 
     cosine   1 - cos(s, t)                                     DistilBERT, arXiv 1910.01108, section 3
     mse      |s - t|^2 / |t|^2                                 TinyBERT, arXiv 1909.10351, here relative to their size
+    cka      1 - |S^T T|^2 / (|S^T S| |T^T T|)                 linear CKA, arXiv 1905.00414, section 3
+
+where S and T hold a batch' tokens, centred: cka asks only that tokens lie to each other alike, in any two widths,
 
 and its relations cost KL(R_t || R_s), the mean over queries, keys and values and over relation heads, where
 R = softmax(x x^T / sqrt(features of a relation head)) over the tokens that it sees, x being all heads' queries (keys,
@@ -31,6 +34,7 @@ from jaxlean.train.loss import CROSS_ENTROPY, Criterion
 
 # What a batch has of the teacher's inside: [rows, length, layers, features].
 HIDDEN, RELATED = "teacher_hidden", "teacher_related"
+_LEAST = 1e-12
 
 
 class Match(NamedTuple):
@@ -48,7 +52,7 @@ class Match(NamedTuple):
     layers: tuple[tuple[int, int], ...]
     hidden: float
     attention: float
-    loss: Literal["cosine", "mse"]
+    loss: Literal["cosine", "mse", "cka"]
     heads: int
     teacher: tuple[int, int, int]
 
@@ -123,12 +127,14 @@ def match_loss(kept: dict[str, jax.Array], batch: Any, match: Match, own: tuple[
     total: Any = 0.0
     if match.hidden:
         s, t = kept[HIDDEN].astype(jnp.float32), batch[HIDDEN].astype(jnp.float32)
-        size = jnp.maximum(jnp.square(t).sum(-1), 1e-12)
+        size = jnp.maximum(jnp.square(t).sum(-1), _LEAST)
         if match.loss == "cosine":
-            norm = jnp.sqrt(jnp.maximum(jnp.square(s).sum(-1), 1e-12) * size)
+            norm = jnp.sqrt(jnp.maximum(jnp.square(s).sum(-1), _LEAST) * size)
             each = 1.0 - (s * t).sum(-1) / norm
-        else:
+        elif match.loss == "mse":
             each = jnp.square(s - t).sum(-1) / size
+        else:
+            each = _unlike(s, t, there)
         total += match.hidden * jnp.where(there, each.mean(-1), 0.0).sum()
     if match.attention:
         # a row at a time, and again in the backward pass: they are [length, length] for each relation head
@@ -136,6 +142,21 @@ def match_loss(kept: dict[str, jax.Array], batch: Any, match: Match, own: tuple[
         each = jax.lax.map(lambda row: far(*row), (kept[RELATED], batch[RELATED], batch["segments"]))
         total += match.attention * jnp.where(there, each, 0.0).sum()
     return total / jnp.maximum(there.sum(), 1)
+
+
+def _unlike(s: jax.Array, t: jax.Array, there: jax.Array) -> jax.Array:
+    """float32 [layers]: 1 - linear CKA of the tokens that are there [rows, length, layers, features]."""
+    counts = there.reshape(-1, 1, 1)
+
+    def centred(x: jax.Array) -> jax.Array:
+        x = jnp.where(counts, x.reshape(-1, *x.shape[2:]), 0.0)
+        return jnp.where(counts, x - x.sum(0) / jnp.maximum(counts.sum(), 1), 0.0)
+
+    def size(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.square(jnp.einsum("nla,nlb->lab", x, y, precision="highest")).sum((1, 2))
+
+    s, t = centred(s), centred(t)
+    return 1.0 - size(s, t) / jnp.sqrt(jnp.maximum(size(s, s) * size(t, t), _LEAST))
 
 
 def _relations_of_row(

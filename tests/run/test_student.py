@@ -1,5 +1,7 @@
 """Students made of their teachers: which layers, that they compute what these layers compute, and load again."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from jaxlean.errors import ConfigError, ModelError
 from jaxlean.hub.load import load
 from jaxlean.hub.write import write_model
 from jaxlean.models.stack import take_apart
-from jaxlean.run.student import chosen_layers, from_teacher, load_teacher, shallower
+from jaxlean.run.student import chosen_layers, from_teacher, load_teacher, match_of, shallower
 from jaxlean.xla.mesh import make_mesh
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_machine")]
@@ -56,8 +58,19 @@ def test_layers_that_break_a_family_s_pattern_are_refused(golden):
     teacher = load(golden / "modernbert_classify", "float32")
     kinds = teacher.config.all_kinds
     odd = next(i for i, kind in enumerate(kinds) if kind != kinds[0] and i > 0)
-    with pytest.raises(ModelError, match=r"alternates its layers in a pattern(?s:.)*got: +layers"):
+    with pytest.raises(ModelError, match=r"cannot say it: it would change what else is computed(?s:.)*kinds"):
         shallower(teacher, [odd])
+
+
+def test_hidden_states_of_other_widths_have_no_cosine(tiny_base):
+    teacher = load(tiny_base, "float32")
+    student = replace(teacher, config=replace(teacher.config, hidden_size=8))
+    config = {"distill": {"teacher": str(tiny_base), "match": {"hidden": 0.5}}, "model": {"path": "any"}}
+    with pytest.raises(ConfigError, match=r"have no cosine(?s:.)*got: +8 of the student's(?s:.)*hidden_loss=cka"):
+        match_of(build(config), student)
+    config["distill"]["match"]["hidden_loss"] = "cka"
+    found = match_of(build(config), student)
+    assert (found.loss, found.layers) == ("cka", tuple((n, n) for n in range(teacher.config.num_layers)))
 
 
 def test_an_outline_has_the_shapes_and_an_adapter_is_folded_in(tiny_base, tiny_run):

@@ -45,6 +45,13 @@ def relations(x, heads, sees):
     return np.stack(found)
 
 
+def cka(s, t):
+    """By HSIC of the linear kernels, centred."""
+    centre = np.eye(len(s)) - 1 / len(s)
+    one, other = (centre @ x @ x.T @ centre for x in (s, t))
+    return (one * other).sum() / np.sqrt(np.square(one).sum() * np.square(other).sum())
+
+
 def test_what_is_kept_is_what_the_layers_give():
     model, rows = decoder(0), batch()
     hidden, kept = inside(model, [2, 0])
@@ -55,9 +62,10 @@ def test_what_is_kept_is_what_the_layers_give():
     np.testing.assert_allclose(model.leave(kept[HIDDEN][:, :, 0]), hidden, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", ["cosine", "mse"])
+@pytest.mark.parametrize("loss", ["cosine", "mse", "cka"])
 def test_the_loss_is_numpy_s(loss):
-    student, teacher, rows = decoder(0), decoder(1, num_kv_heads=4), batch()
+    wide = {"hidden_size": 12} if loss == "cka" else {}
+    student, teacher, rows = decoder(0), decoder(1, num_kv_heads=4, **wide), batch()
     _, ours = inside(student, [0, 2])
     _, theirs = inside(teacher, [1, 2])
     match = Match(((0, 1), (2, 2)), 0.7, 0.3, loss, 2, widths(teacher.config))
@@ -67,6 +75,8 @@ def test_the_loss_is_numpy_s(loss):
     s, t = np.asarray(ours[HIDDEN], np.float64), np.asarray(theirs[HIDDEN], np.float64)
     if loss == "cosine":
         each = 1 - (s * t).sum(-1) / np.linalg.norm(s, axis=-1) / np.linalg.norm(t, axis=-1)
+    elif loss == "cka":  # of gram matrices over tokens, equation 4 there
+        each = 1 - np.broadcast_to([cka(s[there][:, i], t[there][:, i]) for i in range(2)], s.shape[:3])
     else:
         each = np.square(s - t).sum(-1) / np.square(t).sum(-1)
     want = 0.7 * each.mean(-1)[there].sum()
