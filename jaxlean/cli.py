@@ -124,6 +124,7 @@ def generate(
     _check_dtype(dtype)
     if kv_cache_dtype not in ("auto", "int8"):
         raise ConfigError("--kv-cache-dtype is unknown", got=kv_cache_dtype, wanted="auto or int8")
+    from jaxlean.hub.adapter import trained_over
     from jaxlean.hub.load import load
     from jaxlean.run.generate import Sampling, encode_prompt, generate, stop_ids
     from jaxlean.run.merge import load_adapted
@@ -131,7 +132,8 @@ def generate(
 
     use_cache()
     sampling = Sampling(temperature, top_k, top_p, seed)
-    loaded = load(model, dtype, task="generate")  # type: ignore[arg-type]
+    form = trained_over(adapter) if adapter is not None else {}
+    loaded = load(model, dtype, task="generate", **form)  # type: ignore[arg-type]
     if adapter is not None:
         loaded = load_adapted(loaded, adapter)
     prompts = [encode_prompt(loaded, text, system=system, chat=chat) for text in prompt]

@@ -146,6 +146,12 @@ def grid(leaves: Leaves) -> tuple[jax.Array, jax.Array, int]:
     return values, spread(scales, values.shape[-2]), 4 if "kernel_int4" in leaves else 8
 
 
+def beside_zeros(kernel: jax.Array, delta: jax.Array) -> jax.Array:
+    """float32: a kernel with `delta` added where it is not zero."""
+    wide = kernel.astype(jnp.float32)
+    return jnp.where(wide == 0, 0.0, wide + delta)
+
+
 def moved(leaves: Leaves, delta: jax.Array) -> dict[str, jax.Array]:
     """A kernel with something added, rounded to the numbers that its format has with the scales that it has."""
     values, scales, bits = grid(leaves)

@@ -7,6 +7,7 @@ stacked layers'. Which kernels are adapted is a rule over parameter paths; nothi
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -158,10 +159,14 @@ def beside(kernel: codec.Leaves, leaf: jax.Array) -> jax.Array:
     return jax.device_put(leaf, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
-def merge(params: tree.Tree) -> tree.Tree:
+def merge(params: tree.Tree, *, keep_zeros: bool = False) -> tree.Tree:
     """Fold every adapter into its kernel: a base of plain kernels that computes the same.
 
     The product is taken in float32 and the kernel keeps its dtype.
+
+    Args:
+        params: of a model with adapters.
+        keep_zeros: what is zero in a kernel stays so, as it was while the adapter trained (`train.keep_zeros`).
 
     Raises:
         ModelError: an adapter beside a quantized kernel, whose steps are coarser than what the adapter adds.
@@ -180,7 +185,7 @@ def merge(params: tree.Tree) -> tree.Tree:
             kernel = leaves[f"{module}.kernel"]
             merged[f"{module}.kernel"] = _merged(
                 kernel, leaves[path], leaves[f"{module}.lora_b"], leaves[f"{module}.lora_scale"],
-                leaves.get(f"{module}.lora_magnitude"),
+                leaves.get(f"{module}.lora_magnitude"), keep_zeros,
             ).astype(kernel.dtype)  # fmt: skip
     return tree.unflatten(merged)
 
@@ -258,10 +263,12 @@ def _principal(kernel: jax.Array, r: int, factor: float) -> tuple[jax.Array, jax
     return jnp.asarray(a_all), jnp.asarray(b_all), rest
 
 
-@jax.jit
-def _merged(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array, magnitude: jax.Array | None) -> jax.Array:
-    delta = jnp.einsum("...ir,...ro->...io", a, b, precision=jax.lax.Precision.HIGHEST)
-    whole = kernel.astype(jnp.float32) + scale[..., None, None] * delta
+@partial(jax.jit, static_argnums=5)
+def _merged(
+    kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array, magnitude: jax.Array | None, keep_zeros: bool
+) -> jax.Array:
+    delta = scale[..., None, None] * jnp.einsum("...ir,...ro->...io", a, b, precision=jax.lax.Precision.HIGHEST)
+    whole = codec.beside_zeros(kernel, delta) if keep_zeros else kernel.astype(jnp.float32) + delta
     if magnitude is not None:
         whole = whole * (magnitude / jnp.linalg.norm(whole, axis=-2))[..., None, :]
     return whole

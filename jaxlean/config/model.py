@@ -86,11 +86,13 @@ class LoraSection(Section):
     @model_validator(mode="after")
     def _aware_adapters_are_plain(self) -> "LoraSection":
         if self.quantization_aware:
-            for key, there in (("lora_dropout", self.lora_dropout > 0), ("use_dora", self.use_dora)):
-                if there:
-                    raise ValueError(f"lora.quantization_aware adds the adapter to the base: without lora.{key}")
-            if self.init_lora_weights == "pissa":
-                raise ValueError(
-                    "lora.quantization_aware keeps the base's numbers: without lora.init_lora_weights=pissa"
-                )
+            self.check_plain("lora.quantization_aware")
         return self
+
+    def check_plain(self, why: str) -> None:
+        """Refuse what cannot be where each forward pass adds the adapter to the base. Raises: ValueError."""
+        for key, there in (("lora_dropout", self.lora_dropout > 0), ("use_dora", self.use_dora)):
+            if there:
+                raise ValueError(f"{why} adds the adapter to the base: without lora.{key}")
+        if self.init_lora_weights == "pissa":
+            raise ValueError(f"{why} keeps the base's numbers: without lora.init_lora_weights=pissa")

@@ -88,7 +88,9 @@ class TrainSection(Section):
         None, description="lora: null only. Regexes of the parameter paths that train; default: all."
     )
     keep_zeros: bool = Field(
-        False, description="lora: null only. Zeros in the layers' matrices stay zero: a pruned model stays pruned."
+        False,
+        description="Zeros in the layers' matrices stay zero: a pruned model stays pruned. With adapters (plain LoRA) "
+        "these add nothing where the base has zeros, and merging them keeps these.",
     )
     pruning: GradualSection | None = Field(
         None, description="lora: null only. Make zeros while training, more and more of them; they stay zero."
@@ -329,12 +331,12 @@ class RunConfig(Section):
     def _sections_agree(self) -> "RunConfig":
         if self.lora is not None and self.train.trainable is not None:
             raise ValueError("train.trainable needs lora: null (with LoRA, the adapter is what trains)")
-        if self.lora is not None and (self.train.keep_zeros or self.train.pruning is not None):
-            name = "keep_zeros" if self.train.keep_zeros else "pruning"
-            raise ValueError(
-                f"train.{name} needs lora: null: an adapter fills the zeros when it is merged. (What was made smaller "
-                "instead, by prune.method: neurons, heads, layers or structured, trains with LoRA.)"
-            )
+        if self.lora is not None and self.train.pruning is not None:
+            raise ValueError("train.pruning needs lora: null: it takes weights away, and an adapter only adds to them")
+        if self.lora is not None and self.train.keep_zeros:
+            self.lora.check_plain("train.keep_zeros")
+            if self.lora.quantization_aware:
+                raise ValueError("train.keep_zeros and lora.quantization_aware exclude each other")
         if self.train.pruning is not None and self.train.sync == "diloco":
             raise ValueError("train.pruning is not for train.sync: diloco: each replica would make other zeros")
         if self.lora is not None and self.lora.use_dora and self.lora.init_lora_weights == "pissa":

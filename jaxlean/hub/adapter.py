@@ -43,6 +43,7 @@ def write_adapter(
     task: str = "generate",
     settings: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
+    trained_over: Mapping[str, str] | None = None,
 ) -> None:
     """Write adapter leaves, and read them back to be sure of what lies on the disk.
 
@@ -56,6 +57,7 @@ def write_adapter(
         task: what the model does, for `task_type`.
         settings: a `config.json` to lie beside: where there are labels, it names them.
         tokenizer: to lie beside, where it has new tokens.
+        trained_over: how the base was loaded, where the adapter is more than an addition to it (`trained_over`).
 
     Raises:
         ModelError: what was read back is not what was written.
@@ -78,7 +80,8 @@ def write_adapter(
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    write_tensors(part / "adapter_model.safetensors", tensors)
+    said = {f"jaxlean.{key}": value for key, value in (trained_over or {}).items()}
+    write_tensors(part / "adapter_model.safetensors", tensors, **said)
     (part / "adapter_config.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
     if settings is not None:
         text = json.dumps(dict(settings), indent=2, sort_keys=True, default=str) + "\n"
@@ -167,6 +170,29 @@ def read_settings(folder: Path) -> dict[str, Any]:
         meant = f"did you mean {inside[0]}?" if inside else None
         raise ModelError("a folder without an adapter", where=folder, wanted=wanted, fix=meant)
     return read_json(folder / "adapter_config.json")
+
+
+def trained_over(folder: Path) -> dict[str, Any]:
+    """How a base is to be loaded that an adapter is more than an addition to: arguments of `hub.load.load`.
+
+    An adapter that was rounded with its base (`lora.quantization_aware`), or kept its zeros (`train.keep_zeros`), is
+    nothing to an other base; its file's metadata say it. Empty for a plain one, and for one from elsewhere.
+
+    Raises:
+        ModelError: there is no adapter, or its file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    read_settings(folder)
+    file = folder / "adapter_model.safetensors"
+    if not file.exists():
+        return {}  # `read_adapter` says what is wrong
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            said = opened.metadata() or {}
+    except SafetensorError:
+        return {}
+    return {key.removeprefix("jaxlean."): value for key, value in said.items() if key.startswith("jaxlean.")}
 
 
 def read_adapter(folder: Path, names: Names, base: Mapping[str, Any]) -> tree.Tree:

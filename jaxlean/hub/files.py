@@ -102,11 +102,15 @@ def tensors_by_file(folder: Path) -> dict[str, Path]:
     return present
 
 
-def write_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write a safetensors file, which whoever may read the files beside it may read: by itself only its owner could."""
+def write_tensors(file: Path, tensors: Mapping[str, np.ndarray], **said: str) -> None:
+    """Write a safetensors file, which whoever may read the files beside it may read: by itself only its owner could.
+
+    Args:
+        said: more of its metadata.
+    """
     from safetensors.numpy import save_file
 
     file.touch()
     mode = file.stat().st_mode
-    save_file(dict(tensors), file, metadata={"format": "pt"})
+    save_file(dict(tensors), file, metadata={"format": "pt"} | said)
     file.chmod(mode)

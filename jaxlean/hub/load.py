@@ -256,6 +256,11 @@ def _described(
             got=f"model.quantization={quantization}",
             fix="model.path: what jaxlean quantize wrote; or model.quantization=int8",
         )  # fmt: skip
+    if matmul == "sparse" and (scheme is not None or quantization != "none"):
+        raise ConfigError(
+            "train.keep_zeros with adapters needs a base that is not quantized", where=file,
+            fix="heal what jaxlean prune wrote, then quantize it: jaxlean export RUN OUT --format w8a8",
+        )  # fmt: skip
     if matmul in ("int8", "fp8"):
         check_matmul(matmul, mesh.devices.flat[0])
     backend = _attention(attention, mesh, config, compute)

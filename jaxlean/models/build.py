@@ -66,4 +66,6 @@ def _of_layer(matmul: Matmuls, layer: Linear) -> Matmul:
         return "default" if layer.kernel_int8 is None else "w8a8"
     if matmul in ("aware", "aware_w8a8") and layer.kernel is not None:
         return "default"  # one that stayed wide
+    if matmul == "sparse" and layer.lora_a is None:
+        return "default"
     return matmul

@@ -207,8 +207,8 @@ class Linear(nnx.Module):
         if self.observe is not None:
             self.observe(x)
         kernel = self.held()
-        if self.matmul in ("aware", "aware_w8a8"):
-            return self._aware(x, kernel)
+        if self.matmul in ("aware", "aware_w8a8", "sparse"):
+            return self._as_merged(x, kernel)
         y = product(x, kernel, self.matmul, self.place)
         if self.lora_a is not None and self.lora_b is not None and self.lora_scale is not None:
             a, b, scale = self.lora_a[...], self.lora_b[...], self.lora_scale[...]
@@ -225,13 +225,17 @@ class Linear(nnx.Module):
             y = y + self.bias[...].astype(self.dtype)
         return y
 
-    def _aware(self, x: jax.Array, kernel: codec.Leaves) -> jax.Array:
-        """As after the adapter is merged into the kernel's own numbers."""
+    def _as_merged(self, x: jax.Array, kernel: codec.Leaves) -> jax.Array:
+        """As after the adapter is merged into the kernel's own numbers, or into those that are not zero."""
         x = quantized.rounded(x) if self.matmul == "aware_w8a8" else x
         delta = jnp.zeros((), jnp.float32)
         if self.lora_a is not None and self.lora_b is not None and self.lora_scale is not None:
             delta = self.lora_scale[...] * (self.lora_a[...].astype(jnp.float32) @ self.lora_b[...].astype(jnp.float32))
-        y = dot(x, quantized.folded(self.place.gathered(kernel), delta).astype(x.dtype))
+        kernel = self.place.gathered(kernel)
+        whole = (
+            codec.beside_zeros(kernel["kernel"], delta) if self.matmul == "sparse" else quantized.folded(kernel, delta)
+        )
+        y = dot(x, whole.astype(x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 

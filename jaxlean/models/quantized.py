@@ -19,6 +19,8 @@ How the numbers are multiplied (`model.matmul`):
     aware    of layers with an adapter over a kernel in whole numbers: base and adapter are added and rounded to the
              base's own numbers in every forward pass, so that what is trained is what will be merged. The gradient goes
              straight through the rounding (arXiv 1308.3432). aware_w8a8: and inputs are rounded as of w8a8.
+    sparse   of layers with an adapter over a kernel with zeros: it adds nothing where these are, so that merging keeps
+             them (SparsePEFT, arXiv 2410.03750).
 
 The gradient of the input is a product over the kernel's columns, each of which may have a scale of its own; these are
 multiplied into the gradient before it is rounded. With int8 and fp8 a kernel that is held wide is rounded on the fly,
@@ -36,8 +38,8 @@ from jaxlean.codec import Leaves, Narrow
 from jaxlean.models.cpu import enough_rows, own_rows
 from jaxlean.models.layout import NOWHERE, KernelPlace
 
-Matmul = Literal["default", "int8", "fp8", "w8a8", "aware", "aware_w8a8"]  # of one layer
-Matmuls = Literal["default", "int8", "fp8", "stored", "aware", "aware_w8a8"]  # of a model's layers
+Matmul = Literal["default", "int8", "fp8", "w8a8", "aware", "aware_w8a8", "sparse"]  # of one layer
+Matmuls = Literal["default", "int8", "fp8", "stored", "aware", "aware_w8a8", "sparse"]  # of a model's layers
 # What the kernel and x are rounded to, and what the gradient is.
 _NARROW: dict[str, tuple[Any, Any]] = {
     "int8": (jnp.int8, jnp.int8),

@@ -16,10 +16,11 @@ from jaxlean.data.loader import eval_batches, eval_examples
 from jaxlean.data.shots import ShotRows
 from jaxlean.data.tokenize import Ragged
 from jaxlean.errors import ConfigError, DataError, RunError
+from jaxlean.hub.adapter import trained_over
 from jaxlean.hub.load import Model, load
 from jaxlean.run.generate import chat_template, generate, stop_ids
 from jaxlean.run.inputs import tokenizer_of
-from jaxlean.run.job import head_of, matmul_of, resolved
+from jaxlean.run.job import head_of, resolved
 from jaxlean.run.losses import loss_of
 from jaxlean.run.merge import load_adapted, with_labels_of
 from jaxlean.run.quality import TaskEvaluator
@@ -168,10 +169,12 @@ def loaded(config: RunConfig, mesh: jax.sharding.Mesh, adapter: Path | None) -> 
     named = config.model
     if named.path is None:
         raise ConfigError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
+    form: dict[str, Any] = {"quantization": named.quantization, "matmul": named.matmul}
+    if adapter is not None:
+        form |= trained_over(adapter)
     model = load(
-        named.path, named.dtype, mesh, revision=named.revision, tokenizer=named.tokenizer,
-        quantization=named.quantization, matmul=matmul_of(config) if adapter is not None else named.matmul,
-        attention=named.attention, **head_of(config),
+        named.path, named.dtype, mesh, revision=named.revision, tokenizer=named.tokenizer, attention=named.attention,
+        **form, **head_of(config),
     )  # fmt: skip
     return model if adapter is None else load_adapted(model, adapter)
 

@@ -12,7 +12,7 @@ from jaxlean import config as settings
 from jaxlean import tree
 from jaxlean.config import RunConfig
 from jaxlean.errors import ConfigError, ModelError, RunError
-from jaxlean.hub.adapter import read_adapter
+from jaxlean.hub.adapter import read_adapter, trained_over
 from jaxlean.hub.files import locate, read_json
 from jaxlean.hub.load import load
 from jaxlean.hub.write import write_model
@@ -95,6 +95,11 @@ def _write(config: RunConfig, adapter: Path | None, folder: Path, form: str, fin
     if form == "peft":
         if adapter is None:
             raise RunError("the run trained a whole model, and no adapter", fix="--format hf")
+        if trained_over(adapter):
+            raise RunError(
+                "PEFT would add the adapter to its base, and leave out what it was trained with", where=adapter,
+                got="train.keep_zeros" if config.train.keep_zeros else "lora.quantization_aware", fix="--format hf",
+            )  # fmt: skip
         shutil.copytree(adapter, folder)
         model = load(str(config.model.path), config.model.dtype, mesh, **head_of(config))
         ours, theirs = (tree.flatten(read_adapter(path, model.names, model.params)) for path in (adapter, folder))

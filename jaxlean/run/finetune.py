@@ -41,6 +41,7 @@ from jaxlean.run.job import (
     compile_step,
     copies,
     first_state,
+    form_of,
     is_pissa,
     outer_step,
     resolved,
@@ -146,7 +147,9 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
     say(f"model: {model.family.model_type}, {num_params:,} parameters in {held}, {num_trainable:,} train")
     say(f"attention: {model.attention}")
     if config.train.keep_zeros:
-        say(f"zeros: {zeros_to_keep(trainable):.1%} of the matrices that train, which stay zero")
+        say(
+            f"zeros: {zeros_to_keep(trainable if config.lora is None else params):.1%} of the matrices, which stay zero"
+        )
 
     # ---- step
     transform = optimizer(config.train, num_steps, trainable, ratio=lora.learning_rate_ratios(config.lora))
@@ -290,7 +293,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
             metrics.log(done, {f"eval_{k}": v for k, v in meter.eval_after.items()})
 
         # ---- write
-        if config.train.keep_zeros or config.train.pruning is not None:
+        if config.lora is None and (config.train.keep_zeros or config.train.pruning is not None):
             say(f"zeros: {share_of_zeros(state.result):.1%} of the matrices that trained")
         checkpoints.close()
         result = _write(config, model, output_dir, state.result, frozen, start_adapter, peers)
@@ -360,7 +363,7 @@ def _write(
         write_adapter(
             output_dir / "adapter", model.names, adapter, config.lora, base=str(config.model.path), task=config.task,
             settings=None if config.data.labels is None else model.hf_config | label_settings(config.data.labels),
-            tokenizer=model.tokenizer if vocabulary.has_rows(adapter) else None,
+            tokenizer=model.tokenizer if vocabulary.has_rows(adapter) else None, trained_over=form_of(config),
         )  # fmt: skip
     return output_dir / "adapter"
 

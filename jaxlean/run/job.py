@@ -250,13 +250,22 @@ def matmul_of(config: RunConfig) -> Matmuls:
     """How the layers' kernels are multiplied.
 
     Raises:
-        ConfigError: adapters that are rounded with their base, and another way to multiply.
+        ConfigError: adapters that are rounded with their base, or keep its zeros, and another way to multiply.
     """
-    if config.lora is None or not config.lora.quantization_aware:
+    if config.lora is None or not (config.lora.quantization_aware or config.train.keep_zeros):
         return config.model.matmul
     if config.model.matmul != "default":
-        raise ConfigError("lora.quantization_aware says how kernels are multiplied", fix="leave out model.matmul")
-    return "aware"
+        what = "lora.quantization_aware" if config.lora.quantization_aware else "train.keep_zeros with adapters"
+        raise ConfigError(f"{what} says how kernels are multiplied", fix="leave out model.matmul")
+    return "aware" if config.lora.quantization_aware else "sparse"
+
+
+def form_of(config: RunConfig) -> dict[str, str]:
+    """What an adapter's file says of the base that it was trained over (`hub.adapter.trained_over`)."""
+    matmul = matmul_of(config)
+    if config.lora is None or matmul not in ("aware", "sparse"):
+        return {}
+    return {"matmul": matmul} | ({} if matmul == "sparse" else {"quantization": config.model.quantization})
 
 
 def is_pissa(config: RunConfig) -> bool:

@@ -10,7 +10,7 @@ from jaxlean.adapt import lora, vocabulary
 from jaxlean.adapt.quantize import dequantize
 from jaxlean.config import RunConfig
 from jaxlean.errors import ModelError, RunError
-from jaxlean.hub.adapter import read_adapter, read_settings, room
+from jaxlean.hub.adapter import read_adapter, read_settings, room, trained_over
 from jaxlean.hub.files import read_json
 from jaxlean.hub.head import PEFT_TASKS
 from jaxlean.hub.load import Model, load, load_tokenizer
@@ -57,7 +57,7 @@ def merge(adapter: Path, folder: Path, *, base: str | None = None, dtype: str = 
         if not base:
             raise ModelError("the adapter does not name its base", where=adapter, fix="name it with --base")
     # float32 to add in, whatever is written: a small change would be lost in bfloat16
-    model = load(base, "float32", **_head_of(adapter, stated))
+    model = load(base, "float32", **trained_over(adapter), **_head_of(adapter, stated))
     held = model.hf_config.get("dtype") or model.hf_config.get("torch_dtype") or "float32" if dtype == "auto" else dtype
     whole = merged(load_adapted(model, adapter))
     try:
@@ -70,11 +70,15 @@ def merged(model: Model) -> Model:
     """The model with its adapter, and the rows of its new tokens, folded in.
 
     Of a quantized base it is a wide one, since what an adapter adds is less than a step of its numbers; but where the
-    adapter was rounded with them in training (`lora.quantization_aware`), it is a quantized one again.
+    adapter was rounded with them in training (`lora.quantization_aware`), it is a quantized one again. Zeros that were
+    kept in training (`train.keep_zeros`) stay.
     """
     if model.matmul in ("aware", "aware_w8a8"):
         matmul: Matmuls = "default" if model.matmul == "aware" else "stored"
         return replace(model, matmul=matmul).with_params(lora.merge_on_grid(vocabulary.merge(model.params)))
+    if model.matmul == "sparse":
+        whole = lora.merge(vocabulary.merge(model.params), keep_zeros=True)
+        return replace(model, matmul="default").with_params(whole)
     model = wide(model)
     return model.with_params(lora.merge(vocabulary.merge(model.params)))
 

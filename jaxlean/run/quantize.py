@@ -17,13 +17,14 @@ from jaxlean import codec, tree
 from jaxlean.compress.quantize import SCHEMES, How, Rounded, check, quantize
 from jaxlean.config import RunConfig
 from jaxlean.errors import ConfigError, ModelError
+from jaxlean.hub.adapter import trained_over
 from jaxlean.hub.compressed import scheme_of
 from jaxlean.hub.load import Model, load
 from jaxlean.hub.write import write_model
 from jaxlean.run.calibration import calibration_batches
 from jaxlean.run.evaluate import evaluator_of
 from jaxlean.run.generate import chat_template
-from jaxlean.run.job import head_of, matmul_of, resolved
+from jaxlean.run.job import head_of, resolved
 from jaxlean.run.merge import check_base, load_adapted, merged, with_labels_of
 from jaxlean.run.staging import check_output, staged
 from jaxlean.run.summary import Evaluation
@@ -140,11 +141,10 @@ def whole_model(config: RunConfig, mesh: jax.sharding.Mesh, adapter: Path | None
     """
     if config.model.path is None:
         raise ModelError("model.path is not set", fix="model.path=<folder or Hugging Face id>")
-    named, aware = config.model, adapter is not None and config.lora is not None and config.lora.quantization_aware
+    named = config.model
     model = load(
         config.model.path, "float32", mesh, revision=named.revision, tokenizer=named.tokenizer,
-        quantization=named.quantization if aware else "none", matmul=matmul_of(config) if aware else "default",
-        attention=named.attention, **head_of(config),
+        attention=named.attention, **(trained_over(adapter) if adapter is not None else {}), **head_of(config),
     )  # fmt: skip
     if adapter is not None:
         check_base(adapter, config)

@@ -15,13 +15,13 @@ import jax
 import numpy as np
 
 from jaxlean import tree
-from jaxlean.adapt import lora, vocabulary
 from jaxlean.compress.structured import depth
 from jaxlean.config import RunConfig, StudentSection, TeacherSection
 from jaxlean.errors import ConfigError, ModelError
 from jaxlean.hub import load as hub
+from jaxlean.hub.adapter import trained_over
 from jaxlean.hub.load import Model
-from jaxlean.run.merge import load_adapted
+from jaxlean.run.merge import load_adapted, merged
 from jaxlean.train.match import HIDDEN, RELATED, Match, widths
 from jaxlean.xla.mesh import make_mesh, place
 
@@ -106,17 +106,18 @@ def load_teacher(
     """
     if shapes:
         return hub.outline(teacher.path, mesh=mesh, revision=teacher.revision, trains=trains, **how)
-    model = hub.load(teacher.path, mesh=mesh, revision=teacher.revision, trains=trains, **how)
+    form = trained_over(Path(teacher.adapter)) if teacher.adapter is not None else {}
+    model = hub.load(teacher.path, mesh=mesh, revision=teacher.revision, trains=trains, **(how | form))
     if teacher.adapter is None:
         return model
     adapted = load_adapted(model, Path(teacher.adapter))
     adapted.drawn = frozenset()  # of a head it brings what it learned
-    if how.get("quantization", "none") != "none":
+    if how.get("quantization", "none") != "none" and not form:
         return adapted  # it stays beside kernels that cannot take it in
-    where = place(mesh)
-    merged = lora.merge(vocabulary.merge(adapted.params))
-    merged = tree.map_with_path(lambda path, x: jax.device_put(x, where(path, tuple(x.shape))), merged)
-    return adapted.with_params(merged)
+    where, whole = place(mesh), merged(adapted)
+    return whole.with_params(
+        tree.map_with_path(lambda path, x: jax.device_put(x, where(path, tuple(x.shape))), whole.params)
+    )
 
 
 def from_teacher(

@@ -117,7 +117,7 @@ def zeros_to_keep(params: Mapping[str, Any]) -> float:
     share = share_of_zeros(params)
     if share == 0:
         raise ConfigError(
-            "train.keep_zeros: the matrices that train have no zeros",
+            "train.keep_zeros: the matrices have no zeros",
             fix="model.path=<a model that `jaxlean prune` wrote>",
         )
     return share
