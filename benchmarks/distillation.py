@@ -1,12 +1,13 @@
 """A student of at most half of its teacher's size: taught by it, and by the task alone, at equal steps.
 
-    python benchmarks/distillation.py [--base FOLDER] [--epochs 3] [--seeds 3] [--quick] [--out DIR]
+    python benchmarks/distillation.py [--base FOLDER] [--params 0.5] [--epochs 3] [--seeds 3] [--quick] [--out DIR]
 
 The teacher is the base, fine-tuned on the quickstart task (configs/quickstart) with the adapter of quickstart.yaml. The
-student is made of half of its layers, spread evenly, with as many neurons in their MLPs (those of the largest weights)
-as make at most half of its parameters. Every arm starts from the same weights, sees the same batches and takes the same
-steps. `task alone` is `jaxlean finetune`; `online` and `cached` are `jaxlean distill`, which differ in when the teacher
-is asked. `of_teacher` is an arm's exact match on the held-out rows as a share of the teacher's.
+student is the teacher pruned to --params of its parameters by neurons of its MLPs, those that do least on the task's
+rows (`jaxlean prune`); `as it starts` is what it makes of the held-out rows then. Every arm starts from the same
+weights, sees the same batches and takes the same steps. `task alone` is `jaxlean finetune`; `online` and `cached` are
+`jaxlean distill`, which differ in when the teacher is asked. `of_teacher` is an arm's exact match on the held-out rows
+as a share of the teacher's.
 
 What a cached step costs is measured apart: both steps with their batches, as a run takes them, in turns of ten, so that
 whatever else the machine does meets both; `step_cost` is the median over the turns of cached over plain.
@@ -78,49 +79,19 @@ def run(given: argparse.Namespace, folder: Path, **sections: Any) -> dict[str, A
         return finetune(build(config), overwrite=folder.exists())
 
 
-def narrower(model: Any, num: int) -> Any:
-    """The model with so many neurons in the MLP of each layer: those whose weights multiply to the most."""
-    from dataclasses import replace
+def student_of(given: argparse.Namespace, adapter: Path, work: Path) -> dict[str, Any]:
+    """What pruning.json says of the student as it starts; made where it is not there yet."""
+    from jaxlean.config import build
+    from jaxlean.run.prune import prune
 
-    import jax.numpy as jnp
-    import numpy as np
-
-    mlp = model.params["layers"]["mlp"]
-    kernels = {name: np.asarray(mlp[name]["kernel"]) for name in ("gate", "up", "down")}
-    size = np.linalg.norm(kernels["down"], axis=2)
-    size *= np.linalg.norm(kernels["gate"], axis=1) * np.linalg.norm(kernels["up"], axis=1)
-    chosen = np.sort(np.argsort(-size, axis=1)[:, :num], axis=1)
-    cut = {}
-    for name, kernel in kernels.items():
-        at = chosen[:, :, None] if name == "down" else chosen[:, None, :]
-        cut[name] = {"kernel": jnp.asarray(np.take_along_axis(kernel, at, axis=1 if name == "down" else 2))}
-    params = {**model.params, "layers": {**model.params["layers"], "mlp": cut}}
-    config = replace(model.config, intermediate_size=num)
-    return replace(model, config=config, hf_config=model.hf_config | {"intermediate_size": num}).with_params(params)
-
-
-def student_of(base: Path, adapter: Path, work: Path) -> tuple[Path, dict[str, Any], tuple[int, int]]:
-    """(the folder of the student as it starts, what it is made of, parameters of teacher and student)."""
-    import jax
-
-    from jaxlean.config import StudentSection, TeacherSection
-    from jaxlean.hub.write import write_model
-    from jaxlean.run.student import chosen_layers, load_teacher, shallower
-    from jaxlean.xla.mesh import make_mesh
-
-    def size(model: Any) -> int:
-        return sum(x.size for x in jax.tree.leaves(model.params))
-
-    teacher = load_teacher(TeacherSection(path=str(base), adapter=str(adapter)), make_mesh(), dtype="float32")
-    num, most = teacher.config.num_layers, teacher.config.intermediate_size
-    layers = chosen_layers(StudentSection(num_layers=-(-num // 2)), num)
-    whole = shallower(teacher, layers)
-    neuron = 3 * len(layers) * teacher.config.hidden_size
-    neurons = min(most, (size(teacher) // 2 - size(whole) + most * neuron) // neuron // 32 * 32)
-    student = narrower(whole, neurons)
     if not (work / "student").exists():
-        write_model(student, work / "student", dtype="float32")
-    return work / "student", {"layers": layers, "neurons": neurons}, (size(teacher), size(student))
+        config = values(given, work / "student") | {
+            "model": {"path": str(given.base)}, "prune": {"method": "neurons", "params": given.params},
+            "calibration": {"num_rows": 64, "max_length": 192},
+        }  # fmt: skip
+        with contextlib.redirect_stdout(io.StringIO()):
+            prune(build(config), output=work / "student", adapter=adapter)
+    return json.loads((work / "student" / "pruning.json").read_text())
 
 
 def stepper(config: Any) -> Callable[[int], float]:
@@ -192,6 +163,7 @@ def step_cost(given: argparse.Namespace, work: Path, model: Path, distill: dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=CONFIGS / "quickstart" / "base")
+    parser.add_argument("--params", type=float, default=0.5, help="of the student, as a share of the teacher's")
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--divergence", default="forward_kl")
@@ -209,23 +181,28 @@ def main() -> None:
     from jaxlean.xla.compile import use_cache
 
     use_cache(True)
-    config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+    config: dict[str, Any] = {key: str(x) if isinstance(x, Path) else x for key, x in vars(given).items()}
     out = given.out.resolve() if given.out is not None else None
-    base = given.base.resolve()
+    base = given.base = given.base.resolve()
     os.chdir(CONFIGS.parent)
     with tempfile.TemporaryDirectory(prefix="jaxlean-distillation-") as temporary:
         work = (out if out is not None and not given.quick else Path(temporary)) / "runs_distillation"
         work.mkdir(parents=True, exist_ok=True)
         lora = {"r": 32, "lora_alpha": 64}
         taught = run(given, work / "teacher", model={"path": str(base)}, lora=lora, train={"num_train_epochs": 1})
-        student, made_of, sizes = student_of(base, work / "teacher" / "adapter", work)
-        config |= {"student": made_of, "size": sizes[1] / sizes[0]}
+        start = student_of(given, work / "teacher" / "adapter", work)
+        student, sizes = work / "student", (start["num_params_before"], start["num_params"])
+        config |= {"size": sizes[1] / sizes[0]}
         teacher = taught["eval_after"]
         rows: list[dict[str, Any]] = [
             {
                 "arm": "teacher", "parameters": sizes[0], "steps": taught["steps"],
                 "exact_match": teacher.get("exact_match"), "held_out_loss": teacher["loss"],
-            }
+            },
+            {
+                "arm": "as it starts", "parameters": sizes[1], "steps": 0,
+                "exact_match": start["eval_after"].get("exact_match"), "held_out_loss": start["eval_after"]["loss"],
+            },
         ]  # fmt: skip
         distill = {
             "teacher": {"path": str(base), "adapter": str(work / "teacher" / "adapter")}, "alpha": given.alpha,
