@@ -23,17 +23,30 @@ class TeacherSection(Section):
 
 
 class StudentSection(Section):
-    """A student that is made of its teacher: some of its layers, with all that stands around them."""
+    """A student that is made of its teacher: some of its layers, or all of them with fewer neurons or heads."""
 
     num_layers: PositiveInt | None = Field(
         None, description="So many of the teacher's layers, spread evenly; the first and the last are among them."
     )
     layers: list[NonNegativeInt] | None = Field(None, description="These layers of the teacher, counted from 0.")
 
+    params: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="All layers, narrower: this share of the teacher's parameters at most, what does most on the "
+        "calibration rows (`calibration`).",
+    )
+    method: Literal["neurons", "heads", "structured"] = Field(
+        "neurons", description="params only. What goes: neurons of the MLPs, heads, or both."
+    )
+
     @model_validator(mode="after")
-    def _one_of_two(self) -> "StudentSection":
-        if (self.num_layers is None) == (self.layers is None):
-            raise ValueError("num_layers or layers, one of them, says which of the teacher's layers it gets")
+    def _one_of_three(self) -> "StudentSection":
+        if sum(each is not None for each in (self.num_layers, self.layers, self.params)) != 1:
+            raise ValueError("num_layers, layers or params, one of them, says what the student gets of its teacher")
+        if self.params is None and "method" in self.model_fields_set:
+            raise ValueError("method is of params: layers go as a whole")
         if self.layers is not None and self.layers != sorted(set(self.layers)):
             raise ValueError("layers are numbers in ascending order, none twice")
         return self

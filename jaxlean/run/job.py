@@ -34,8 +34,9 @@ from jaxlean.models.cpu import hold
 from jaxlean.models.quantized import Matmuls
 from jaxlean.run.image import image_of
 from jaxlean.run.losses import loss_of, said_by_teacher
+from jaxlean.run.match import inside_of_teacher
 from jaxlean.run.merge import labels_of
-from jaxlean.run.student import from_teacher, inside_of_teacher
+from jaxlean.run.student import from_teacher
 from jaxlean.run.vocabulary import grown, with_new_tokens
 from jaxlean.train.diloco import (
     DilocoState,

@@ -10,7 +10,7 @@ from jaxlean.errors import ConfigError
 from jaxlean.hub.load import Model
 from jaxlean.models.layout import layout_on, layout_within
 from jaxlean.run.image import image_of
-from jaxlean.run.student import match_of
+from jaxlean.run.match import match_of
 from jaxlean.train.classify import Judge, image_logits, judge_labels, label_logits, label_objective
 from jaxlean.train.contrast import contrast_objective, judge_vectors, text_vectors
 from jaxlean.train.distill import IDS, LOGS, Distilled

@@ -1,13 +1,13 @@
-"""A student made of its teacher: some of the layers, and all that stands around them.
+"""A student made of its teacher: some of its layers, or all of them with less in each.
 
 Layers spread evenly, the first and the last among them, is what DistilBERT began with (arXiv 1910.01108, section 3) and
-what deep students of shallow copies do best with (arXiv 2010.13002). A narrower student is a checkpoint like any other:
-prune the teacher's width first, and name what comes out in `model.path`.
+what deep students of shallow copies do best with (arXiv 2010.13002). A narrower student has those neurons and heads
+that do most on the calibration rows (Minitron, arXiv 2407.14679), which make up for the others by least squares: at
+half of the parameters it starts much nearer to its teacher.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,21 @@ import jax
 import numpy as np
 
 from jaxlean import tree
-from jaxlean.compress.structured import depth
+from jaxlean.compress import structured
+from jaxlean.compress.sizes import num_params, sizes
 from jaxlean.config import RunConfig, StudentSection, TeacherSection
-from jaxlean.errors import ConfigError, ModelError
+from jaxlean.errors import ConfigError
 from jaxlean.hub import load as hub
 from jaxlean.hub.adapter import trained_over
 from jaxlean.hub.load import Model
+from jaxlean.hub.shape import reshaped
+from jaxlean.models.build import abstract
+from jaxlean.run.calibration import calibration_batches
+from jaxlean.run.generate import chat_template
+from jaxlean.run.inputs import tokenizer_of
 from jaxlean.run.merge import load_adapted, merged
-from jaxlean.train.match import HIDDEN, RELATED, Match, widths
 from jaxlean.xla.mesh import make_mesh, place
+from jaxlean.xla.spread import put
 
 
 def chosen_layers(section: StudentSection, num: int) -> list[int]:
@@ -42,7 +48,7 @@ def chosen_layers(section: StudentSection, num: int) -> list[int]:
                 wanted=f"numbers from 0 to {num - 1}",
             )  # fmt: skip
         return list(section.layers)
-    assert section.num_layers is not None, "the config checks this"
+    assert section.num_layers is not None, "one of the two says which"
     if section.num_layers > num:
         raise ConfigError(
             "the teacher has fewer layers than its student is to have", where="distill.student.num_layers",
@@ -67,7 +73,7 @@ def shallower(model: Model, layers: Sequence[int]) -> Model:
 
     def fewer(params: tree.Tree) -> tree.Tree:
         nonlocal smaller
-        smaller = depth(model.with_params(params), layers)
+        smaller = structured.depth(model.with_params(params), layers)
         return smaller.params
 
     leaf = jax.tree.leaves(model.params)[0]
@@ -139,92 +145,49 @@ def from_teacher(
         head: as of `job.head_of`.
     """
     assert config.distill is not None
-    assert config.distill.student is not None
+    section = config.distill.student
+    assert section is not None
     named = config.model
+    # calibration visits one layer after another, on one device
+    there = mesh if shapes or section.params is None else make_mesh(devices=jax.local_devices()[:1])
     teacher = load_teacher(
-        config.distill.teacher, mesh, trains=trains, shapes=shapes, dtype=named.dtype, tokenizer=named.tokenizer,
-        matmul=named.matmul, attention=named.attention, **head,
+        config.distill.teacher, there, trains=trains, shapes=shapes, dtype=named.dtype, tokenizer=named.tokenizer,
+        matmul=named.matmul if section.params is None else "default", attention=named.attention, **head,
     )  # fmt: skip
+    if section.params is not None:
+        asked: dict[str, Any] = sizes(teacher, section.params, section.method)
+        config_of_student = structured.narrowed(teacher, **asked)
+        num, of = num_params(config_of_student), num_params(teacher.config)
+        said = ", ".join(f"{name} {size:,}" for name, size in asked.items())
+        say(f"student: {said}: {num:,} of the teacher's {of:,} parameters ({num / of:.1%})")
+        student = (
+            _narrow_outline(teacher, config_of_student, mesh) if shapes else _narrower(config, teacher, asked, mesh)
+        )
+        return replace(student, matmul=named.matmul).with_params(student.params)
     num = getattr(teacher.config, "num_layers", 0)
-    layers = chosen_layers(config.distill.student, num)
+    layers = chosen_layers(section, num)
     say(f"student: layers {', '.join(map(str, layers))} of the teacher's {num}")
     return shallower(teacher, layers)
 
 
-# ---- what is alike in both
+def _narrower(config: RunConfig, teacher: Model, asked: dict[str, Any], mesh: jax.sharding.Mesh) -> Model:
+    """The teacher with those neurons and heads that do most on the calibration rows, on another mesh."""
+    tokenizer, template = tokenizer_of(teacher), chat_template(config.model)
+    if template is not None:
+        tokenizer.chat_template = template
+    batches = calibration_batches(config, tokenizer, vocab_size=teacher.config.vocab_size)
+    student, _ = structured.width(teacher, batches, **asked)
+    where = place(mesh)
+    params = tree.map_with_path(lambda path, x: put(np.asarray(x), where(path, tuple(x.shape))), student.params)
+    return student.with_params(params)
 
 
-def match_of(config: RunConfig, student: Model) -> Match | None:
-    """Which layers are to be alike, and in what; None where nothing of the kind is asked for.
+def _narrow_outline(teacher: Model, config: Any, mesh: jax.sharding.Mesh) -> Model:
+    """What `_narrower` gives, with shapes for parameters."""
+    dtypes, where = {path: leaf.dtype for path, leaf in tree.flatten(teacher.params).items()}, place(mesh)
 
-    Args:
-        config: resolved.
-        student: the model that trains.
+    def shape(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, dtypes[path], sharding=where(path, tuple(leaf.shape)))
 
-    Raises:
-        ConfigError: a layer that one of the two has not, or hidden states of other widths.
-        ModelError: a mixture of experts, or latent attention.
-    """
-    if config.distill is None or config.distill.match is None:
-        return None
-    section, teacher = config.distill.match, _teacher_config(config)
-    ours = student.config
-    for name, each in (("student", ours), ("teacher", teacher)):
-        if each.experts is not None or each.latent is not None:
-            raise ModelError(f"distill.match is not for experts and latent attention, which the {name} has")
-    pairs = section.layers
-    if pairs is None:
-        made = config.distill.student
-        of = made if made is not None else StudentSection(num_layers=min(ours.num_layers, teacher.num_layers))
-        theirs = chosen_layers(of, teacher.num_layers)
-        pairs = dict(zip(chosen_layers(StudentSection(num_layers=len(theirs)), ours.num_layers), theirs, strict=True))
-    for which, numbers, num in (
-        ("student", pairs.keys(), ours.num_layers), ("teacher", pairs.values(), teacher.num_layers)
-    ):  # fmt: skip
-        if not numbers or max(numbers) >= num:
-            raise ConfigError(
-                f"the {which} has no such layer", where="distill.match.layers", got=max(numbers, default=None),
-                wanted=f"numbers from 0 to {num - 1}",
-            )  # fmt: skip
-    if section.hidden and section.hidden_loss != "cka" and ours.hidden_size != teacher.hidden_size:
-        raise ConfigError(
-            f"hidden states of other widths have no {section.hidden_loss}", where="distill.match.hidden_loss",
-            got=f"{ours.hidden_size} of the student's, {teacher.hidden_size} of the teacher's",
-            fix="distill.match.hidden_loss=cka, or distill.match.hidden=0 distill.match.attention=1: these compare any",
-        )  # fmt: skip
-    heads = math.gcd(ours.num_kv_heads, teacher.num_kv_heads)
-    layers = tuple(sorted(pairs.items()))
-    return Match(layers, section.hidden, section.attention, section.hidden_loss, heads, widths(teacher))
-
-
-def inside_of_teacher(config: RunConfig) -> dict[str, tuple[int, int]]:
-    """What a batch has of the teacher's inside: name -> (layers, features)."""
-    if config.distill is None or config.distill.match is None:
-        return {}
-    section, teacher = config.distill.match, _teacher_config(config)
-    if section.layers is not None:
-        num = len(section.layers)
-    elif config.distill.student is not None:
-        num = len(chosen_layers(config.distill.student, teacher.num_layers))
-    else:
-        num = min(_student_layers(config), teacher.num_layers)
-    found = {HIDDEN: (num, teacher.hidden_size)} if section.hidden else {}
-    return found | ({RELATED: (num, sum(widths(teacher)))} if section.attention else {})
-
-
-def _student_layers(config: RunConfig) -> int:
-    named = config.model
-    if named.path is None:
-        raise ConfigError("a student that starts from zero has no layers to go by", wanted="distill.match.layers")
-    return int(_config_of(named.path, named.revision).num_layers)
-
-
-def _teacher_config(config: RunConfig) -> Any:
-    assert config.distill is not None
-    return _config_of(config.distill.teacher.path, config.distill.teacher.revision)
-
-
-@cache
-def _config_of(path: str, revision: str | None) -> Any:
-    """Of a model's layers, without its weights."""
-    return hub.outline(path, "float32", make_mesh(devices=jax.devices()[:1]), revision=revision).config
+    params = tree.map_with_path(shape, abstract(config)[1])
+    return replace(teacher, config=config, hf_config=reshaped(teacher, config)).with_params(params)

@@ -21,7 +21,8 @@ from jaxlean.hub.task import not_in_files
 from jaxlean.models.layout import layout_on
 from jaxlean.run.image import image_of
 from jaxlean.run.job import head_of
-from jaxlean.run.student import load_teacher, match_of
+from jaxlean.run.match import match_of
+from jaxlean.run.student import load_teacher
 from jaxlean.train.distill import Teach, Teaching, make_teach, make_teach_labels
 from jaxlean.train.loss import chunk_budget
 from jaxlean.xla.mesh import batch_sharding, make_mesh, num_batch_shards, replicated
