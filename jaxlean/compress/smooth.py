@@ -52,6 +52,7 @@ def sites(config: LayersConfig, leaves: Mapping[str, Any]) -> list[Site]:
         return tuple(path for path in paths if f"{path}.kernel" in leaves)
 
     attention = there("attention.query", "attention.key", "attention.value", "attention.qkv")
+    attention += there("attention.query_a", "attention.key_value_a")  # of latent attention
     mlp = there("mlp.gate", "mlp.up", "mlp.gate_up")
     found = []
     if config.parallel and config.shared_norm:

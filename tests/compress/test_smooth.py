@@ -11,9 +11,10 @@ from flax import nnx
 from jaxlean import tree
 from jaxlean.compress.smooth import Site, awq, divided, moved, shared, sites, smoothquant
 from jaxlean.compress.walk import Inputs
-from jaxlean.models.config import Kind
+from jaxlean.models.config import Kind, Latent
 from jaxlean.models.decoder import DecoderConfig
 from jaxlean.models.layer import Layer
+from jaxlean.models.rope import Rope
 from jaxlean.models.stack import put_together, take_apart
 
 pytestmark = pytest.mark.slow
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.slow
 SHAPE = DecoderConfig(
     vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
 )  # fmt: skip
+LATENT = replace(SHAPE, num_kv_heads=4, rope=Rope(dim=4))
 SHAPES = {
     "llama": SHAPE,
     "one head each": replace(SHAPE, num_kv_heads=4, qkv_bias=True),
@@ -29,6 +31,8 @@ SHAPES = {
     "ungated layer norm": replace(SHAPE, norm="layer", norm_bias=True, gated=False, mlp_bias=True, activation="gelu"),
     "parallel": replace(SHAPE, parallel=True, shared_norm=True),
     "normalised sums": replace(SHAPE, norm_at=("sum",)),
+    "latent": replace(LATENT, latent=Latent(rank=6, query_rank=None, rope_dim=4, value_dim=4)),
+    "latent queries": replace(LATENT, latent=Latent(rank=6, query_rank=6, rope_dim=4, value_dim=4)),
 }
 
 
@@ -59,7 +63,7 @@ def test_a_model_computes_what_it_did(name):
             leaves, num = moved(leaves, site, scale, config), num + 1
         layers[number] = tree.unflatten(leaves)
     wanted = {"llama": 8, "one head each": 8, "gemma": 8, "fused": 4, "ungated layer norm": 6, "parallel": 6}
-    assert num == wanted.get(name, 4)
+    assert num == (wanted | {"latent": 6, "latent queries": 6}).get(name, 4)
     tokens = jnp.asarray(random.integers(0, 32, (2, 9)), jnp.int32)
     changed = {**params, "layers": put_together(layers, config.all_kinds)}
     before, after = (nnx.merge(graph, p)(tokens) for p in (params, changed))
