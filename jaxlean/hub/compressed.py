@@ -82,6 +82,7 @@ def read_scheme(config: Mapping[str, Any], where: object) -> Scheme | None:
     groups = list((found.get("config_groups") or {}).values())
     weights = (groups[0].get("weights") or {}) if groups else {}
     given = (groups[0].get("input_activations") or None) if groups else None
+    of_outputs = groups[0].get("output_activations") if groups else None
     strategy = weights.get("strategy")
     targets, form = groups[0].get("targets") if groups else None, found.get("format")
     of_activations = (
@@ -96,10 +97,21 @@ def read_scheme(config: Mapping[str, Any], where: object) -> Scheme | None:
         (not weights.get("symmetric", True), "weights.symmetric", False, True),
         (strategy not in ("channel", "group"), "weights.strategy", strategy, "channel or group"),
         (weights.get("actorder") in ("group", True), "weights.actorder", weights.get("actorder"), "none, or weight"),
+        (bool(found.get("transform_config")), "transform_config", "rotations of what layers are given", None),
         (found.get("kv_cache_scheme") is not None, "kv_cache_scheme", found.get("kv_cache_scheme"), None),
+        (of_outputs is not None, "output_activations", of_outputs, None),
         (
             of_activations not in (None, (8, "int", True, "token")),
             *("input_activations", of_activations, "8 bits, int, dynamic, a scale a token"),
+        ),
+        (given is not None and not given.get("symmetric", True), "input_activations.symmetric", False, True),
+        (
+            given is not None and (weights.get("num_bits") != 8 or strategy != "channel"),
+            *(
+                "input_activations",
+                f"beside weights of {weights.get('num_bits')} bits, {strategy}",
+                "beside 8, channel",
+            ),
         ),
     ]
     for wrong, key, got, wanted in refused:

@@ -95,12 +95,16 @@ def test_layers_that_stayed_wide_are_read_as_such(model, tmp_path):
     assert ignore == ["lm_head", *sorted([*attention, "model.layers.1.mlp.down_proj"])]
 
 
+TOKEN = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+
+
 def change(folder, **changes):
     file = folder / "config.json"
     raw = json.loads(file.read_text())
-    weights = raw["quantization_config"]["config_groups"]["group_0"]["weights"]
+    whole = raw["quantization_config"]
+    group = whole["config_groups"]["group_0"]
     for key, value in changes.items():
-        (raw["quantization_config"] if key in raw["quantization_config"] else weights)[key] = value
+        next((part for part in (group, group["weights"]) if key in part), whole)[key] = value
     file.write_text(json.dumps(raw))
 
 
@@ -113,6 +117,10 @@ def change(folder, **changes):
         ({"strategy": "block"}, "weights.strategy"),
         ({"format": "marlin-24"}, "format"),
         ({"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme"),
+        ({"transform_config": {"config_groups": {"R4": {"type": "hadamard"}}}}, "transform_config"),
+        ({"output_activations": {"num_bits": 8}}, "output_activations"),
+        ({"input_activations": TOKEN}, "input_activations"),  # W4A8
+        ({"input_activations": TOKEN | {"symmetric": False}}, "input_activations.symmetric"),
     ],
 )
 def test_schemes_that_are_not_read(model, tmp_path, changes, words):
