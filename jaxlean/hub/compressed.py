@@ -14,7 +14,7 @@ and static scales of activations are refused by name.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -227,6 +227,12 @@ def whole_names(files: Mapping[str, Path]) -> dict[str, Path]:
         elif not name.endswith((_SCALE, _SHAPE)):
             out[name] = file
     return out
+
+
+def is_packed(name: str, every: Container[str]) -> bool:
+    """Whether a weight, `...weight`, is held in fewer bits in files with these tensors."""
+    module = name.removesuffix(".weight")
+    return module + _PACKED in every or module + _SCALE in every
 
 
 def read_leaves(files: Mapping[str, Path], name: str, shape: tuple[int, int], scheme: Scheme) -> dict[str, np.ndarray]:

@@ -71,12 +71,14 @@ def read_params(
     _check_names(folder, names, wanted, files)
     params: dict[str, jax.Array] = {}
     opened = _Opened()
+    every = {} if scheme is None else tensors_by_file(folder)
     for path, leaf in wanted.items():
         source = _Source(path, tuple(leaf.shape), names, files, np.dtype(dtype(path)), opened)
         held_in = form(path)
         if scheme is not None and held_in is not None:
-            params |= _packed(source, scheme, tensors_by_file(folder), place)
+            params |= _packed(source, scheme, every, place)
             continue
+        source.check_wide(every)
         source.check()
         if held_in is not None:
             params |= _quantized(source, held_in, place)
@@ -132,6 +134,17 @@ class _Source:
                 raise ModelError(
                     f"a tensor has the wrong shape: {stored.name}", where=stored.file, got=got, wanted=want
                 )
+
+    def check_wide(self, every: Mapping[str, Path]) -> None:
+        """Refuse what the files hold in fewer bits and we do not: a head, an embedding."""
+        for _, name in self.names.tensors(self.path, self.shape):
+            stored = self.files[name]
+            if compressed.is_packed(stored.name, every):
+                raise ModelError(
+                    f"a quantized tensor that is not read: {stored.name}", where=stored.file,
+                    wanted="the linear layers of layers alone in fewer bits, and lm_head in `ignore`",
+                    fix="the wide model, with model.quantization=int8 or nf4",
+                )  # fmt: skip
 
     def read(self, index: tuple[slice, ...] | None) -> np.ndarray:
         """The part that `index` cuts out of the parameter, put together from its tensors."""

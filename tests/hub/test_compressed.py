@@ -147,3 +147,23 @@ def test_what_does_not_fit(model, tmp_path):
     save_file({k: v for k, v in tensors.items() if k != name}, file)
     with pytest.raises(ModelError, match="a tensor of a quantized weight is missing: " + name):
         load(folder)
+
+
+@pytest.mark.parametrize("scheme", [SCHEMES["w8a8"], GROUPS], ids=["int-quantized", "pack-quantized"])
+def test_a_head_in_fewer_bits_is_refused(model, tmp_path, scheme):
+    """Its whole numbers would be taken for weights."""
+    folder = tmp_path / "small"
+    write_model(quantize(model, How(scheme))[0], folder)
+    raw = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
+    raw["quantization_config"]["ignore"] = []
+    (folder / "config.json").write_text(json.dumps(raw))
+    found = load_file(folder / "model.safetensors")
+    layer = [name for name in found if name.startswith("model.layers.0.mlp.down_proj.")]
+    size, inputs = found["model.embed_tokens.weight"].shape
+    of_head = {"lm_head" + name.removeprefix("model.layers.0.mlp.down_proj"): found[name] for name in layer}
+    of_head |= {k: np.resize(v, (size, *v.shape[1:])) for k, v in of_head.items() if v.ndim == 2}
+    if scheme.activations:
+        of_head["lm_head.weight"] = np.ones((size, inputs), np.int8)
+    save_file(found | of_head, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"a quantized tensor that is not read: lm_head\.weight"):
+        load(folder)
