@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ def write_model(model: Model, folder: Path, *, dtype: str | None = None, bytes_p
     config.pop("torch_dtype", None)
     config.pop("quantization_config", None)  # what was read packed (`hub.mxfp4`) is written wide
     if scheme is not None:
-        config["quantization_config"] = compressed.settings(scheme)
+        beside = {name.removesuffix(".weight") for name, array in _carried(model, held) if array.ndim == 2}
+        whole = replace(scheme, ignore=tuple(sorted({*scheme.ignore, *beside})))
+        config["quantization_config"] = compressed.settings(whole)
     text = json.dumps(config, indent=2, sort_keys=True, default=str) + "\n"
     (part / "config.json").write_text(text, encoding="utf-8")
     if _has_tokenizer(model) and model.tokenizer is not None:
@@ -69,8 +72,8 @@ def write_model(model: Model, folder: Path, *, dtype: str | None = None, bytes_p
         length = read_sentence(model.folder).max_length if model.folder is not None else None
         said = Sentence(model.config.pooling, model.config.normalize, length)
         write_sentence(part, said, hidden_size=model.config.hidden_size, source=model.folder)
-    beside = [model.folder / name for name in _BESIDE] if model.folder is not None else []
-    for file in beside:
+    files = [model.folder / name for name in _BESIDE] if model.folder is not None else []
+    for file in files:
         if file.exists():
             shutil.copy(file, part)
     if folder.exists():

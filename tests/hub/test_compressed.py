@@ -167,3 +167,12 @@ def test_a_head_in_fewer_bits_is_refused(model, tmp_path, scheme):
     save_file(found | of_head, folder / "model.safetensors")
     with pytest.raises(ModelError, match=r"a quantized tensor that is not read: lm_head\.weight"):
         load(folder)
+
+
+def test_what_files_hold_beside_the_layers_is_no_layer(golden, tmp_path):
+    """An encoder's pooler, which vectors do not need, is a linear layer to whoever loads the folder."""
+    encoder = load(golden / "bert_sentence", "float32")
+    write_model(quantize(encoder, How(SCHEMES["w8a16"]))[0], tmp_path / "small")
+    assert "pooler.dense.weight" in load_file(tmp_path / "small" / "model.safetensors")
+    stated = json.loads((tmp_path / "small" / "config.json").read_text())["quantization_config"]
+    assert stated["ignore"] == ["pooler.dense"]
