@@ -107,10 +107,17 @@ def write_tensors(file: Path, tensors: Mapping[str, np.ndarray], **said: str) ->
 
     Args:
         said: more of its metadata.
+
+    Raises:
+        OSError: the disk is full, or will not have it (safetensors has an error of its own for that).
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     file.touch()
     mode = file.stat().st_mode
-    save_file(dict(tensors), file, metadata={"format": "pt"} | said)
+    try:
+        save_file(dict(tensors), file, metadata={"format": "pt"} | said)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     file.chmod(mode)

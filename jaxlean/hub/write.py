@@ -54,7 +54,18 @@ def write_model(model: Model, folder: Path, *, dtype: str | None = None, bytes_p
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    held = np.dtype(dtype) if dtype is not None else np.dtype(model.dtype)
+    try:
+        _write(model, part, scheme, np.dtype(dtype) if dtype is not None else np.dtype(model.dtype), bytes_per_file)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if folder.exists():
+        folder.rmdir()
+    part.rename(folder)
+
+
+def _write(model: Model, part: Path, scheme: compressed.Scheme | None, held: np.dtype, bytes_per_file: int) -> None:
+    """All files of a model, into a folder that is there."""
     _write_tensors(part, chain(tensors(model.names, model.params, held, scheme), _carried(model, held)), bytes_per_file)
     config = dict(model.hf_config) | {"dtype": held.name}
     config["architectures"] = config.get("architectures") or [model.family.architecture]
@@ -76,9 +87,6 @@ def write_model(model: Model, folder: Path, *, dtype: str | None = None, bytes_p
     for file in files:
         if file.exists():
             shutil.copy(file, part)
-    if folder.exists():
-        folder.rmdir()
-    part.rename(folder)
 
 
 def tensors(
