@@ -10,7 +10,18 @@ from jaxlean.run.folder import check_writable
 
 
 def check_output(folder: Path) -> None:
-    """Refuse a folder that holds something, or cannot be written. Raises: RunError."""
+    """Refuse a folder that holds something, cannot be made anew, or cannot be written. Raises: RunError."""
+    what = None
+    if folder.is_symlink():
+        what = "a link"
+    elif folder.resolve() == Path.cwd():
+        what = "the current one"
+    elif folder.resolve().is_mount():
+        what = "a mount point"
+    if what is not None:
+        raise RunError(
+            f"the output folder is {what}: it would be made anew", where=folder, fix="name a folder inside of it"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "is not empty" if folder.is_dir() else "is a file"
         raise RunError(f"the output folder {what}", where=folder, fix="choose another, or remove it")
@@ -21,13 +32,13 @@ def check_output(folder: Path) -> None:
 def staged(folder: Path) -> Iterator[Path]:
     """A path beside the folder, to write to; it becomes the folder at the end, and is removed where that fails.
 
-    What a killed process left there is removed first.
+    What a killed process left there is removed first: its name, `.NAME.new`, is none that people give.
 
     Raises:
         RunError: the folder holds something, or cannot be written.
     """
     check_output(folder)
-    part = folder.with_name(folder.name + ".new")
+    part = folder.with_name(f".{folder.name}.new")
     try:
         shutil.rmtree(part, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
 """A folder that is whole or not there."""
 
+from pathlib import Path
+
 import pytest
 
 from jaxlean.errors import RunError
@@ -17,8 +19,8 @@ def test_it_appears_at_the_end(tmp_path):
 
 
 def test_what_fails_leaves_nothing(tmp_path):
-    (tmp_path / "out.new").mkdir()  # of a process that was killed
-    (tmp_path / "out.new" / "old").touch()
+    (tmp_path / ".out.new").mkdir()  # of a process that was killed
+    (tmp_path / ".out.new" / "old").touch()
     with pytest.raises(ZeroDivisionError), staged(tmp_path / "out") as part:
         assert not part.exists()
         part.mkdir()
@@ -35,3 +37,20 @@ def test_what_is_there_stays(tmp_path):
     with pytest.raises(RunError, match="the output folder is a file"), staged(tmp_path / "file"):
         raise AssertionError("not begun")
     assert (tmp_path / "out" / "mine").exists()
+
+
+def test_a_folder_that_cannot_be_made_anew_is_refused_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    for folder, words in ((Path("."), "the current one"), (tmp_path / "link", "a link"), (Path("/"), "a mount point")):
+        with pytest.raises(RunError, match=f"the output folder is {words}"), staged(folder):
+            raise AssertionError("not begun")
+
+
+def test_a_folder_of_a_like_name_stays(tmp_path):
+    (tmp_path / "out.new").mkdir()
+    (tmp_path / "out.new" / "mine").touch()
+    with staged(tmp_path / "out") as part:
+        part.mkdir()
+    assert (tmp_path / "out.new" / "mine").exists()
