@@ -33,7 +33,10 @@ def calibration_batches(config: RunConfig, tokenizer: Any, *, vocab_size: int) -
             "there are no calibration rows: data.train is not set", fix="data.train=FILE, of texts like those to come"
         )
     length = min(wanted.max_length, int(getattr(tokenizer, "model_max_length", wanted.max_length)))
-    data = config.data.model_copy(update={"packing": True, "max_length": length, "curriculum": None})
+    # a row that training took may be longer than these: its beginning is as good; and nothing is learned, so nothing
+    # must be left to learn
+    long = {"on_long": "truncate", "train_on": "all"} if config.data.on_long != "drop" else {}
+    data = config.data.model_copy(update={"packing": True, "max_length": length, "curriculum": None, **long})
     rows = min(wanted.batch_size, wanted.num_rows)
     num = math.ceil(wanted.num_rows / rows)
     steps = num if config.data.streaming else None

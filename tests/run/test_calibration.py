@@ -23,6 +23,14 @@ def test_rows_are_packed_and_of_one_shape(tiny_run, tiny_base):
     np.testing.assert_array_equal(again[1]["tokens"], batches[1]["tokens"])
 
 
+def test_rows_that_training_took_may_be_longer(tiny_run, tiny_base):
+    """`data.on_long: error` is about `data.max_length`; a prompt alone may be as long as a calibration row."""
+    config = tiny_run("calibration.num_rows=4", "calibration.max_length=8", "calibration.batch_size=2")
+    batches = calibration_batches(config, load(tiny_base).tokenizer, vocab_size=2048)
+    assert [batch["tokens"].shape for batch in batches] == [(2, 8), (2, 8)]
+    assert all((batch["segments"] > 0).all() for batch in batches)
+
+
 def test_too_few_rows_are_refused(tiny_run, tiny_base):
     with pytest.raises(DataError, match="too few calibration rows") as caught:
         calibration_batches(tiny_run(), load(tiny_base).tokenizer, vocab_size=2048)
