@@ -195,7 +195,11 @@ def tensor_bytes(folder: Path) -> int:
 
 
 def _bytes(model: Model, dtype: str) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(model.params)) * np.dtype(dtype).itemsize
+    """Of its tensors, were all of them wide."""
+    return (
+        sum(codec.num_params(path, leaf) for path, leaf in tree.flatten(model.params).items())
+        * np.dtype(dtype).itemsize
+    )
 
 
 def stored_dtype(model: Model) -> str:

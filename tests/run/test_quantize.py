@@ -8,6 +8,7 @@ import pytest
 
 from jaxlean import load
 from jaxlean.adapt import lora
+from jaxlean.compress.quantize import How, Scheme, quantize
 from jaxlean.config import LoraSection
 from jaxlean.errors import ModelError
 from jaxlean.hub.adapter import write_adapter
@@ -112,3 +113,10 @@ def test_what_is_read_back_as_another_is_an_error(tiny_base):
     other = model.with_params(jax.tree.map(lambda x: 1.1 * x, model.params))
     with pytest.raises(ModelError, match="read back as another"):
         run.compare(other, model, tiny_base)
+
+
+def test_bytes_before_are_those_of_wide_kernels(tiny_base):
+    """Also of a base that was quantized before, whose adapter is folded into its numbers."""
+    wide = load(tiny_base, "float32")
+    four, _ = quantize(wide, How(Scheme(4, 32, activations=False)))
+    assert run._bytes(four, "float32") == run._bytes(wide, "float32")
