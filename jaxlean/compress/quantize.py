@@ -37,6 +37,7 @@ from jaxlean.models.quantized import round_tokens
 from jaxlean.models.stack import take_apart
 
 Method = Literal["rtn", "gptq", "awq"]
+_FUSED = ({"attention.query", "attention.key", "attention.value"}, {"mlp.gate", "mlp.up"})
 # Factors of a group's largest value that clipping tries.
 _CLIPS = tuple(1.0 - 0.05 * i for i in range(9))
 
@@ -120,7 +121,8 @@ def quantize(
             sensitive = {m for m in chosen if how.max_error is not None and errors[m] > how.max_error}
             if not sensitive:
                 break
-            kept |= sensitive  # others may move less now: what feeds them may have been scaled
+            # others may move less now: what feeds them may have been scaled
+            kept |= _together(sensitive) & visited.inputs.keys()
         for module in visited.inputs:
             rounded = Rounded(visited.number, module, float(errors.get(module, 0.0)), module in kept)
             found.append(rounded)
@@ -260,6 +262,11 @@ def _with_kinds(config: Any, wide: Mapping[int, Sequence[str]]) -> Any:
     if not any(own.values()):
         return config
     return replace(config, kinds=tuple(replace(kind, wide=own[i]) for i, kind in enumerate(config.all_kinds)))
+
+
+def _together(modules: set[str]) -> set[str]:
+    """With those that whoever serves the model multiplies at once: vLLM loads none of which a part is wide."""
+    return modules.union(*(group for group in _FUSED if modules & group))
 
 
 def _is_ignored(number: int, module: str, rules: Sequence[str]) -> bool:

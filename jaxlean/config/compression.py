@@ -41,10 +41,12 @@ class QuantizeSection(Section):
     ignore: list[str] = Field(
         default_factory=list,
         description="Regexes of linear layers that stay as they are, such as layers.0.mlp.down. The embedding and the "
-        "head always do.",
+        "head always do. vLLM wants query, key and value alike, and gate and up.",
     )
     max_error: NonNegativeFloat | None = Field(
-        None, description="A linear layer whose outputs would be off by more than this share stays as it is."
+        None,
+        description="A linear layer whose outputs would be off by more than this share stays as it is, and what vLLM "
+        "fuses with it: query, key and value; gate and up.",
     )
 
     @field_validator("ignore")
