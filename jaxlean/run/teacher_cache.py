@@ -9,7 +9,7 @@
         ids.npy               uint16 or int32 [places, k]; of labels there are none
         logs.npy              float16 or float32 [places, k + 1]; of labels [places, labels]
         complete.json         size and CRC-32 of each (run/manifest.py)
-      rows-8c1f....part/      one being written, or left by a killed process
+      rows-8c1f....host.4711.part/   one being written by that process, or left by it when it was killed
 
 A place is a token that carries loss, or a label. A row is known by what it holds, not by its number: another order,
 packing, seed, mixture or choice of rows finds the same words, and rows that are new are asked about and added.
@@ -18,6 +18,7 @@ packing, seed, mixture or choice of rows finds the same words, and rows that are
 import json
 import os
 import shutil
+import socket
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
@@ -150,12 +151,15 @@ class TeacherCache:
         assert self._examples is not None
         own = self._keys[rows]
         name = _SHARD + blake2b(own.tobytes(), digest_size=8).hexdigest()
-        part = self.folder / f"{name}{_PART}"
+        # of this process alone: two runs that begin with one empty cache write the same shards at the same time
+        part = self.folder / f"{name}{_own_part()}"
         ends = np.cumsum([len(places(self._examples, int(i))) for i in rows]).astype(np.int64)
         try:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._write_whose()
+            self._remove_left()
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
             files = {LOGS: (self._num_logs, self._dtype)}
             if self._num_ids:
                 files[IDS] = (self._num_ids, self._id_dtype)
@@ -173,8 +177,12 @@ class TeacherCache:
             np.save(part / "keys.npy", own)
             np.save(part / "ends.npy", ends)
             write_manifest(part, {"format": _FORMAT, "rows": len(rows)})
-            if not (self.folder / name).exists():  # another run may have written the same
+            try:
                 os.rename(part, self.folder / name)
+            except OSError:
+                if not (self.folder / name).exists():
+                    raise
+                shutil.rmtree(part)  # another run has written the same meanwhile
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
             raise RunError("what the teacher says cannot be written", where=self.folder, got=error) from error
@@ -184,6 +192,14 @@ class TeacherCache:
         file = self.folder / _TEACHER
         if not file.exists():
             _write_json(file, self._whose)
+        self._check_whose()  # another run may have begun it meanwhile, with another teacher
+
+    def _remove_left(self) -> None:
+        """What processes of this machine that are no more have left half written."""
+        for part in self.folder.glob(f"{_SHARD}*{_PART}"):
+            who, _, process = part.name.removesuffix(_PART).rpartition(".")
+            if who.endswith(f".{socket.gethostname()}") and process.isdecimal() and not _is_alive(int(process)):
+                shutil.rmtree(part, ignore_errors=True)
 
     # ---- the teacher's own quality
 
@@ -229,6 +245,13 @@ class TeacherCache:
                     wanted=f"{_TEACHER}, or nothing", fix="distill.cache=... names another",
                 )  # fmt: skip
             return
+        self._check_whose()
+        for shard in sorted(self.folder.glob(f"{_SHARD}*")):
+            if not shard.name.endswith(_PART):
+                self._read(shard)
+
+    def _check_whose(self) -> None:
+        file = self.folder / _TEACHER
         try:
             stated = json.loads(file.read_text(encoding="utf-8"))
             differs = {key for key in {*stated, *self._whose} if stated.get(key) != self._whose.get(key)}
@@ -240,9 +263,6 @@ class TeacherCache:
                 where=self.folder, got="; ".join(f"{key} {stated.get(key)}" for key in sorted(differs)),
                 wanted="; ".join(f"{key} {self._whose.get(key)}" for key in sorted(differs)), fix=_ANEW,
             )  # fmt: skip
-        for shard in sorted(self.folder.glob(f"{_SHARD}*")):
-            if not shard.name.endswith(_PART):
-                self._read(shard)
 
     def _read(self, shard: Path) -> None:
         try:
@@ -265,8 +285,23 @@ _FILES = {IDS: "ids.npy", LOGS: "logs.npy", "keys": "keys.npy", "ends": "ends.np
 _ANEW = "distill.cache=... names another folder; or remove this one, and it is written anew"
 
 
+def _own_part() -> str:
+    """The end of the name of what this process writes."""
+    return f".{socket.gethostname()}.{os.getpid()}{_PART}"
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
 def _write_json(file: Path, value: Any) -> None:
-    partial = file.with_name(f"{file.name}{_PART}")
+    partial = file.with_name(f"{file.name}{_own_part()}")
     partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, file)
 

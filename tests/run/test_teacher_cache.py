@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -46,6 +50,12 @@ def fill(found, examples):
     if len(missing):
         found.add(missing, (words(examples, int(i)) for i in missing))
     return missing
+
+
+def reopened(folder, examples):
+    found = cache(folder)
+    found.of(examples, np.arange(len(examples)))
+    return found
 
 
 def test_what_was_said_comes_back_with_any_packing_order_and_choice_of_rows(tmp_path):
@@ -110,11 +120,63 @@ def test_a_killed_pass_goes_on_behind_the_last_whole_shard(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         first.add(missing[10:20], killed())
-    assert len(list(tmp_path.glob("*.part"))) == 1
+    (left,) = tmp_path.glob("*.part")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left.rename(left.with_name(f"{left.name.rpartition('.')[0].rpartition('.')[0]}.{gone.pid}.part"))
     second = cache(tmp_path)
     np.testing.assert_array_equal(second.of(examples, np.arange(30)), missing[10:])
     fill(second, examples)
     assert not len(cache(tmp_path).of(examples, np.arange(30)))
+    assert not list(tmp_path.glob("*.part")), "what a process that is no more left is removed"
+
+
+def test_two_runs_that_begin_with_one_empty_cache_write_it_together(tmp_path):
+    """The first ends in the midst of the second's pass: neither reads what the other has half written."""
+    examples = Ragged.of(rows(30))
+    files = {"first": cache(tmp_path), "second": cache(tmp_path)}
+    missing = {name: found.of(examples, np.arange(30)) for name, found in files.items()}["second"]
+    half, ended = threading.Event(), threading.Event()
+
+    def said(stops_at, then):
+        for number, i in enumerate(missing):
+            if number == stops_at:
+                then()
+            yield words(examples, int(i))
+
+    def waits():
+        half.set()
+        assert ended.wait(60)
+
+    with ThreadPoolExecutor() as pool, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module.os, "getpid", lambda: threading.get_ident() % 2**22)  # threads in place of processes
+        patched.setattr(module, "_is_alive", lambda process: True)
+
+        def begin():
+            began.append(pool.submit(files["second"].add, missing, said(20, waits)))
+            assert half.wait(60)
+
+        began = []
+        files["first"].add(missing, said(10, begin))
+        try:
+            for found in (files["first"], reopened(tmp_path, examples)):
+                for i in range(30):
+                    np.testing.assert_array_equal(found.said(i)[LOGS], words(examples, i)[LOGS])
+        finally:
+            ended.set()
+        began[0].result(60)
+    assert len(reopened(tmp_path, examples).of(examples, np.arange(30))) == 0
+    assert {entry.name[:5] for entry in tmp_path.iterdir()} == {"rows-", "teach"}
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_another_teacher_that_came_first_meanwhile_is_refused(tmp_path):
+    examples = Ragged.of(rows(4))
+    late = cache(tmp_path, {"teacher": "b", "top_k": K})
+    fill(cache(tmp_path), examples)
+    with pytest.raises(RunError, match="of another teacher"):
+        fill(late, Ragged.of(rows(4, seed=1)))
+    assert len(list(tmp_path.glob("rows-*"))) == 1
 
 
 @pytest.mark.parametrize("change", ["cut", "alter", "lose"])
