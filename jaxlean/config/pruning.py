@@ -82,7 +82,9 @@ class PruneSection(Section):
         other = (*_ALL_SIZES, "params") if self.leaves_zeros else _MASKS
         if not self.leaves_zeros:
             other += tuple(name for name in _ALL_SIZES if name not in _SIZES[self.method])
-        given = [name for name in other if name in self.model_fields_set and getattr(self, name) not in (None, [], {})]
+        # at its default it may have been written out with all others (`config.dump`)
+        fields = type(self).model_fields
+        given = [name for name in other if getattr(self, name) != fields[name].default]
         if given:
             raise ValueError(f"prune.{given[0]} is not for prune.method: {self.method}")
         for rule in (*self.ignore, *self.rules):

@@ -1,8 +1,9 @@
 """What of the settings of pruning goes together."""
 
 import pytest
+import yaml
 
-from jaxlean.config import build
+from jaxlean.config import build, dump
 from jaxlean.errors import ConfigError
 
 
@@ -10,6 +11,12 @@ def test_patterns():
     assert build({"prune": {"pattern": "2:4"}}).prune.of == (2, 4)
     assert build({"prune": {"pattern": 2 * 60 + 4}}).prune.of == (2, 4)  # as YAML 1.1 reads 2:4
     assert build({}).prune.of is None
+
+
+@pytest.mark.parametrize("prune", [{"method": "neurons", "params": 0.5}, {"method": "sparsegpt", "rules": {"up": 0.1}}])
+def test_a_config_that_is_written_out_is_read_again(prune):
+    config = build({"prune": prune})
+    assert build(yaml.safe_load(dump(config))) == config
 
 
 @pytest.mark.parametrize(
