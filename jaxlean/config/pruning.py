@@ -87,6 +87,7 @@ class PruneSection(Section):
         given = [name for name in other if getattr(self, name) != fields[name].default]
         if given:
             raise ValueError(f"prune.{given[0]} is not for prune.method: {self.method}")
+        self._check_nothing_is_unheard()
         for rule in (*self.ignore, *self.rules):
             try:
                 re.compile(rule)
@@ -99,6 +100,22 @@ class PruneSection(Section):
             if self.num_hidden_layers is not None and self.keep_layers is not None:
                 raise ValueError("prune.num_hidden_layers and prune.keep_layers say the same thing twice")
         return self
+
+    def _check_nothing_is_unheard(self) -> None:
+        """Refuse what would change nothing."""
+        fits = not self.leaves_zeros and self.method != "layers"
+        if self.pattern is not None and self.sparsity != type(self).model_fields["sparsity"].default:
+            raise ValueError("prune.pattern and prune.sparsity say the same thing twice: leave one out")
+        shares = {0.0, 1 - self.of[0] / self.of[1]} if self.of is not None else set(self.rules.values())
+        if not shares.issuperset(self.rules.values()):
+            raise ValueError(
+                f"prune.rules: with prune.pattern a share is {max(shares)} (n of m), or 0 (stays as it is)"
+            )
+        if not self.compensate and not fits:
+            raise ValueError(f"prune.compensate is not for prune.method: {self.method}")
+        damps = self.method == "sparsegpt" or (fits and self.compensate)
+        if not damps and self.damping != type(self).model_fields["damping"].default:
+            raise ValueError("prune.damping is for prune.method: sparsegpt, and for prune.compensate")
 
 
 class GradualSection(Section):
