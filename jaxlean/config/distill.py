@@ -124,3 +124,15 @@ class DistillSection(Section):
     )  # fmt: skip
     fsdp: PositiveInt = Field(1, description="The teacher's parameters split over so many of its devices.")
     tensor: PositiveInt = Field(1, description="Its matrices split over so many of its devices.")
+
+    @model_validator(mode="after")
+    def _nothing_is_unheard(self) -> "DistillSection":
+        fields = type(self).model_fields
+        if self.divergence != "jsd" and self.beta != fields["beta"].default:
+            raise ValueError(f"distill.beta is not for distill.divergence: {self.divergence}; jsd has it")
+        for name in ("on_policy_temperature", "on_policy_max_new_tokens"):
+            if not self.on_policy and getattr(self, name) != fields[name].default:
+                raise ValueError(f"distill.{name} is of what the student writes: distill.on_policy is 0")
+        if self.cache is None and self.cache_shard != fields["cache_shard"].default:
+            raise ValueError("distill.cache_shard is of a cache: distill.cache names none")
+        return self

@@ -397,6 +397,10 @@ class RunConfig(Section):
                 "distill.on_policy needs task: generate, alpha: 1 (what the student wrote is no task to learn) and "
                 "rows that are not streamed"
             )
+        if distill.alpha == 1 and (self.train.label_smoothing_factor or self.train.z_loss):
+            raise ValueError(
+                "train.label_smoothing_factor and train.z_loss are of the task's own loss; distill.alpha: 1 has none"
+            )
         if self.mesh.auto and distill.devices is not None:
             raise ValueError("distill.devices and mesh: auto: name the axes of the student's mesh")
 

@@ -35,6 +35,10 @@ def test_a_path_is_a_teacher_and_a_student_trains_whole_unless_it_is_said_otherw
         ({"distill": PART, "model": {"quantization": "int8"}}, "quantize the student when it is written"),
         ({"distill": PART, "train": {"sync": "diloco"}}, "train.sync: step"),
         ({"distill": PART | {"cache": "c"}, "data": {"streaming": True}, "train": {"max_steps": 1}}, "a stream"),
+        ({"distill": PART | {"beta": 0.1}}, "distill.beta is not for distill.divergence: forward_kl"),
+        ({"distill": PART | {"on_policy_max_new_tokens": 8}}, "distill.on_policy is 0"),
+        ({"distill": PART | {"cache_shard": 8}}, "distill.cache names none"),
+        ({"distill": PART | {"alpha": 1}, "train": {"z_loss": 1e-4}}, "distill.alpha: 1 has none"),
         ({"distill": PART | {"devices": 1}, "mesh": "auto"}, "name the axes"),
     ],
 )
