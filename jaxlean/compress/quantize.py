@@ -12,7 +12,8 @@ How weights are rounded (`compress/gptq.py`, `compress/smooth.py`):
     awq    to the nearest, after weights that meet large activations were scaled up, with each group's largest numbers
            clipped where that spoils less
 
-The layers are visited in order, and each sees what those before it make of the calibration rows now. All that is not a
+The layers are visited in order, and each sees what those before it make of the calibration rows now (with w8a8, of
+inputs that are not rounded). All that is not a
 linear layer of a layer stays as it is: norms, the embedding, the head.
 """
 

@@ -148,6 +148,11 @@ def narrowed(model: Model, **sizes: int | None) -> Any:
             "heads that do not share keys and values as before", got=f"{config.num_heads} heads, "
             f"{config.num_kv_heads} keys", wanted=f"for each key the same number of heads, at most {per_group}",
         )  # fmt: skip
+    if config.hidden_size != was.hidden_size and was.norm == "rms" and {"output", "sum"} & set(was.norm_at):
+        raise ModelError(
+            f"{model.family.model_type} normalises what its branches give by all features: without some it is another "
+            "norm", got=f"hidden_size={config.hidden_size}", fix="prune its neurons (intermediate_size) or its layers",
+        )  # fmt: skip
     heads_go = config.num_heads != was.num_heads
     if heads_go and was.qk_norm == "all":
         raise ModelError(

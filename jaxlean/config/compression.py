@@ -40,7 +40,7 @@ class QuantizeSection(Section):
     )
     ignore: list[str] = Field(
         default_factory=list,
-        description="Regexes of linear layers that stay as they are, such as layers.0.mlp.down. The embedding and the "
+        description="Regexes of linear layers that stay wide, such as layers.0.mlp.down. The embedding and the "
         "head always do. vLLM wants query, key and value alike, and gate and up.",
     )
     max_error: NonNegativeFloat | None = Field(

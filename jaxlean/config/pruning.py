@@ -123,9 +123,11 @@ class GradualSection(Section):
 
     final_sparsity: Fraction = Field(0.5, description="Share of zeros at the end.")
     initial_sparsity: Fraction = Field(0.0, description="Share at the first of them.")
-    begin_step: NonNegativeInt = Field(0, description="The step after which there are the first zeros.")
+    begin_step: PositiveInt = Field(1, description="The step after which there are the first zeros.")
     end_step: PositiveInt | None = Field(None, description="The step of the last; default: three quarters of the run.")
-    frequency: PositiveInt = Field(100, description="Steps from one time to the next.")
+    frequency: PositiveInt | None = Field(
+        None, description="Steps from one time to the next; default: a twentieth of the way from first to last."
+    )
 
     @model_validator(mode="after")
     def _it_grows(self) -> "GradualSection":

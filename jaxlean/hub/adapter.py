@@ -77,7 +77,7 @@ def write_adapter(
         tensors |= more
         stated |= {"base_model_name_or_path": base, "task_type": task_type}
         stated["trainable_token_indices"] = rows.indices or None
-    part = folder.with_name(folder.name + ".part")
+    part = folder.resolve().with_name(f".{folder.resolve().name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     said = {f"jaxlean.{key}": value for key, value in (trained_over or {}).items()}

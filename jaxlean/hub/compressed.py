@@ -79,12 +79,14 @@ def read_scheme(config: Mapping[str, Any], where: object) -> Scheme | None:
     found = config.get("quantization_config") or {}
     if found.get("quant_method") != METHOD:
         return None
+    _check_form(found, where)
     groups = list((found.get("config_groups") or {}).values())
     weights = (groups[0].get("weights") or {}) if groups else {}
     given = (groups[0].get("input_activations") or None) if groups else None
     of_outputs = groups[0].get("output_activations") if groups else None
     strategy = weights.get("strategy")
     targets, form = groups[0].get("targets") if groups else None, found.get("format")
+    own_form = groups[0].get("format") if groups else None
     of_activations = (
         None if given is None else tuple(given.get(key) for key in ("num_bits", "type", "dynamic", "strategy"))
     )
@@ -92,6 +94,7 @@ def read_scheme(config: Mapping[str, Any], where: object) -> Scheme | None:
         (len(groups) != 1, "config_groups", f"{len(groups)} groups", "one"),
         (targets != ["Linear"], "targets", targets, ["Linear"]),
         (form not in ("int-quantized", "pack-quantized"), "format", form, "int-quantized or pack-quantized"),
+        (own_form not in (None, form), "format of the group", own_form, form),
         (weights.get("type", "int") != "int", "weights.type", weights.get("type"), "int"),
         (weights.get("num_bits") not in (4, 8), "weights.num_bits", weights.get("num_bits"), "4 or 8"),
         (not weights.get("symmetric", True), "weights.symmetric", False, True),
@@ -122,6 +125,31 @@ def read_scheme(config: Mapping[str, Any], where: object) -> Scheme | None:
             )  # fmt: skip
     size = weights.get("group_size") if strategy == "group" else None
     return Scheme(weights["num_bits"], size, given is not None, tuple(found.get("ignore") or ()))
+
+
+def _check_form(found: Mapping[str, Any], where: object) -> None:
+    """Refuse what is no description of a scheme at all. Raises: ModelError."""
+    groups, ignore = found.get("config_groups") or {}, found.get("ignore") or []
+
+    def wrong(what: str, got: object, wanted: str) -> ModelError:
+        return ModelError(f"quantization_config.{what} is malformed", where=where, got=repr(got), wanted=wanted)
+
+    if not isinstance(groups, Mapping) or not all(isinstance(group, Mapping) for group in groups.values()):
+        raise wrong("config_groups", groups, "an object of objects")
+    for group in groups.values():
+        weights = group.get("weights") or {}
+        if not isinstance(weights, Mapping) or not isinstance(group.get("input_activations") or {}, Mapping):
+            raise wrong("config_groups", group, "weights and input_activations that are objects, or null")
+        size = weights.get("group_size")
+        if weights.get("strategy") == "group" and (not isinstance(size, int) or size < 1):
+            raise wrong("config_groups: weights.group_size", size, "a whole number, 1 or more")
+    if not isinstance(ignore, Sequence) or not all(isinstance(rule, str) for rule in ignore):
+        raise wrong("ignore", ignore, "a list of names and of regexes, re:...")
+    for rule in ignore:
+        try:
+            re.compile(rule.removeprefix("re:"))
+        except re.error as error:
+            raise wrong("ignore", rule, f"a regular expression ({error})") from error
 
 
 def settings(scheme: Scheme) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def write_model(model: Model, folder: Path, *, dtype: str | None = None, bytes_p
         scheme = compressed.scheme_of(model.params, model.names, activations=model.matmul in ("stored", "int8"))
     if folder.exists() and any(folder.iterdir()):
         raise RunError("the output folder is not empty", where=folder, fix="choose another, or remove it")
-    part = folder.with_name(folder.name + ".part")
+    part = folder.resolve().with_name(f".{folder.resolve().name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:

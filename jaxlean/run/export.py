@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxlean import config as settings
 from jaxlean import tree
+from jaxlean.compress.quantize import SCHEMES
 from jaxlean.config import RunConfig
 from jaxlean.errors import ConfigError, ModelError, RunError
 from jaxlean.hub.adapter import read_adapter, trained_over
@@ -46,6 +47,7 @@ def export(run: Path, output: Path, form: str, overrides: list[str] | None = Non
     if form not in FORMS:
         raise ConfigError("--format is unknown", got=form, wanted=", ".join(FORMS))
     check_output(output)
+    _check_overrides(form, overrides or [])
     config, adapter = _result(run, overrides)
     trained = config
     if adapter is None:  # all of it trained: the run's model is the one to go on from
@@ -64,7 +66,7 @@ def export(run: Path, output: Path, form: str, overrides: list[str] | None = Non
         (folder / "README.md").write_text(text, encoding="utf-8")
         (folder / "run_config.yaml").write_text(settings.dump(trained), encoding="utf-8")
 
-    if form in ("w8a8", "w8a16", "w4a16"):
+    if form in SCHEMES:
         section = config.quantize.model_copy(update={"scheme": form})
         config = config.model_copy(update={"quantize": section})
         quantize_model(config, output, adapter=adapter, finish=finish)
@@ -72,6 +74,16 @@ def export(run: Path, output: Path, form: str, overrides: list[str] | None = Non
     with staged(output) as folder:
         _write(config, adapter, folder, form, finish)
     print(f"{form}: {show_bytes(_bytes(output))}: {output}")
+
+
+def _check_overrides(form: str, overrides: list[str]) -> None:
+    """Refuse settings that would do nothing. Raises: ConfigError."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if form not in SCHEMES and key.partition(".")[0] in ("quantize", "calibration"):
+            raise ConfigError(f"--format {form} is not quantized", got=override, fix="--format w8a8, w8a16 or w4a16")
+        if key == "quantize.scheme" and value != form:
+            raise ConfigError(f"--format {form} says the scheme", got=override, fix="one of the two")
 
 
 def _result(run: Path, overrides: list[str] | None) -> tuple[RunConfig, Path | None]:

@@ -17,6 +17,7 @@ from jaxlean.hub.load import Model, load, load_tokenizer
 from jaxlean.hub.vocabulary import resized
 from jaxlean.hub.write import write_model
 from jaxlean.models.quantized import Matmuls
+from jaxlean.run.staging import check_output
 
 
 def load_adapted(model: Model, adapter: Path) -> Model:
@@ -48,9 +49,7 @@ def merge(adapter: Path, folder: Path, *, base: str | None = None, dtype: str = 
         ModelError: the base is not known or not found, or the adapter does not fit it.
         RunError: the output folder is not empty, or cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what = "is not empty" if folder.is_dir() else "is a file"
-        raise RunError(f"the output folder {what}", where=folder, fix="choose another, or remove it")
+    check_output(folder)
     stated = read_settings(adapter)
     if base is None:
         base = stated.get("base_model_name_or_path")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from jaxlean.compress.walk import Batch, check_plain
 from jaxlean.config import RunConfig
 from jaxlean.config.read import told
 from jaxlean.errors import ConfigError
-from jaxlean.hub.load import Model, outline
+from jaxlean.hub.load import Model, load
 from jaxlean.hub.shape import reshaped
 from jaxlean.hub.write import write_model
 from jaxlean.run.calibration import calibration_batches
@@ -26,6 +26,7 @@ from jaxlean.run.generate import chat_template
 from jaxlean.run.inputs import tokenizer_of
 from jaxlean.run.job import resolved
 from jaxlean.run.merge import check_base, merged, with_labels_of
+from jaxlean.run.quantize import compare
 from jaxlean.run.sensitivity import check_file, draw, measure
 from jaxlean.run.staging import check_output, staged
 from jaxlean.run.summary import Evaluation
@@ -106,7 +107,7 @@ def prune(
         tokenizer.chat_template = template
     batches = calibration_batches(config, tokenizer, vocab_size=model.config.vocab_size)
     tokens = sum(int((batch["segments"] > 0).sum()) for batch in batches)
-    _check_tokens(config, model, tokens)
+    _check_tokens(config, model, asked, tokens, drawn=sensitivity is not None)
     print(f"calibration: {config.calibration.num_rows:,} sequences, {tokens:,} tokens")
     if sensitivity is not None:
         draw(measure(model, batches, choice, wanted), sensitivity, method=wanted.method)
@@ -198,12 +199,23 @@ def _smaller(model: Model, batches: Sequence[Batch], config: RunConfig, asked: d
     return result
 
 
-def _check_tokens(config: RunConfig, model: Model, tokens: int) -> None:
-    """What is fitted to the inputs of a matrix needs as many of them as it has directions. Raises: ConfigError."""
+def _check_tokens(config: RunConfig, model: Model, asked: dict[str, Any], tokens: int, *, drawn: bool) -> None:
+    """What is fitted to the inputs of a matrix needs as many of them as it has directions. Raises: ConfigError.
+
+    Args:
+        asked: the sizes, as of `_asked`.
+        drawn: the sensitivity of all matrices is wanted too.
+    """
     wanted = config.prune
-    fits = wanted.method in _FITTED or (wanted.method in ("neurons", "heads", "structured") and wanted.compensate)
-    widest = max(model.config.intermediate_size, model.config.num_heads * model.config.head_dim)
-    own = ", or prune.compensate=false"
+    neurons, heads = model.config.intermediate_size, model.config.num_heads * model.config.head_dim
+    if drawn or wanted.method in _FITTED:
+        sizes = [neurons, heads]
+    else:
+        sizes = [neurons] * ("intermediate_size" in asked) + [heads] * bool(
+            {"num_heads", "num_kv_heads"} & asked.keys()
+        )
+    fits = wanted.method in _FITTED or (not wanted.leaves_zeros and wanted.compensate)
+    widest, own = max(sizes, default=0), ", or prune.compensate=false"
     if fits and tokens < widest:
         raise ConfigError(
             "too few calibration tokens: what stays would be fitted to noise", where="calibration.num_rows",
@@ -267,8 +279,8 @@ def _write(model: Model, output: Path, said: dict[str, Any], dtype: str) -> None
     with staged(output) as folder:
         write_model(model, folder, dtype=dtype)
         (folder / PRUNING).write_text(json.dumps(said, indent=2, default=_plain_number) + "\n", encoding="utf-8")
-        again = outline(folder, "float32", make_mesh(devices=jax.devices()[:1]), **_head(model))
-        assert replace(again.config) == replace(model.config), "what was written is another model"
+        here = make_mesh(devices=jax.devices()[:1])
+        compare(load(folder, np.dtype(model.dtype).name, here, **_head(model)), model, folder)
 
 
 def _head(model: Model) -> dict[str, Any]:

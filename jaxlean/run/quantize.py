@@ -18,7 +18,7 @@ from jaxlean.compress.quantize import SCHEMES, How, Rounded, check, quantize
 from jaxlean.config import RunConfig
 from jaxlean.errors import ConfigError, ModelError
 from jaxlean.hub.adapter import trained_over
-from jaxlean.hub.compressed import scheme_of
+from jaxlean.hub.compressed import Scheme, scheme_of
 from jaxlean.hub.load import Model, load
 from jaxlean.hub.write import write_model
 from jaxlean.run.calibration import calibration_batches
@@ -71,7 +71,7 @@ def quantize_model(
     model = whole_model(config, mesh, adapter)
     done = adapter is not None and codec.is_quantized(tree.flatten(model.params))
     if done:
-        _check_scheme(model, how)
+        _check_scheme(model, how, config.quantize.group_size)
     else:
         check(model, how)
     tokenizer, needs_data = model.tokenizer, how.needs_data and not done
@@ -155,19 +155,22 @@ def whole_model(config: RunConfig, mesh: jax.sharding.Mesh, adapter: Path | None
     return model
 
 
-def _check_scheme(model: Model, how: How) -> None:
-    """What was trained rounded is of the scheme that it was rounded to."""
+def _check_scheme(model: Model, how: How, size: int | None) -> None:
+    """What was trained rounded is of the scheme that it was rounded to; `size` of groups, where the config names it."""
     held = scheme_of(model.params, model.names, activations=model.matmul == "stored")
-    asked, there = ((one.bits, one.activations) for one in (how.scheme, held))
-    if asked != there:
+    if (how.scheme.bits, how.scheme.activations) != (held.bits, held.activations) or (
+        size is not None and size != held.group_size
+    ):
         raise ConfigError(
-            "the adapter was trained for other numbers (lora.quantization_aware)", got=_said(*asked),
-            wanted=_said(*there), fix="the scheme of its base; or --format hf, and quantize that anew",
+            "the adapter was trained for other numbers (lora.quantization_aware)",
+            got=_said(how.scheme, size), wanted=_said(held, held.group_size),
+            fix="the scheme of its base; or --format hf, and quantize that anew",
         )  # fmt: skip
 
 
-def _said(bits: int, activations: bool) -> str:
-    return f"w{bits}a{8 if activations else 16}"
+def _said(scheme: Scheme, size: int | None) -> str:
+    groups = f" in groups of {size}" if size is not None else ""
+    return f"w{scheme.bits}a{8 if scheme.activations else 16}{groups}"
 
 
 def compare(got: Model, wanted: Model, folder: Path) -> None:

@@ -55,17 +55,25 @@ def gradual(section: GradualSection | None, num_steps: int) -> Gradual | None:
     """The schedule of a run.
 
     Raises:
-        ConfigError: it ends after the run.
+        ConfigError: it ends after the run, or has no step between its first and its last.
     """
     if section is None:
         return None
-    end = section.end_step if section.end_step is not None else max(round(0.75 * num_steps), section.begin_step + 1)
+    begin = section.begin_step
+    end = section.end_step if section.end_step is not None else max(round(0.75 * num_steps), begin + 1)
     if end > num_steps:
         raise ConfigError(
             "train.pruning ends after the run", got=f"end_step {end:,}, {num_steps:,} steps in all",
             fix="a smaller train.pruning.end_step (and begin_step), or more steps",
         )  # fmt: skip
-    return Gradual(section.initial_sparsity, section.final_sparsity, section.begin_step, end, section.frequency)
+    frequency = section.frequency if section.frequency is not None else max(round((end - begin) / 20), 1)
+    if frequency > end - begin:
+        raise ConfigError(
+            "train.pruning would make all zeros at once, at its last step", where="train.pruning.frequency",
+            got=f"every {frequency:,} steps, from step {begin:,} to {end:,}", wanted=f"at most {end - begin:,}",
+            fix="leave it out, or more steps",
+        )  # fmt: skip
+    return Gradual(section.initial_sparsity, section.final_sparsity, begin, end, frequency)
 
 
 def with_zeros(rule: optax.GradientTransformation, schedule: Gradual | None = None) -> optax.GradientTransformation:

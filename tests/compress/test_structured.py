@@ -182,6 +182,7 @@ def test_what_cannot_be_made_smaller(golden, tiny_base):
         ("mixtral_old", {"intermediate_size": 8}, "a mixture of experts is not made narrower"),
         ("deepseekv2_lite", {"num_kv_heads": 1}, "is not made narrower"),
         ("olmo2_gqa", {"num_kv_heads": 1}, "olmo2 normalises the queries of all heads together"),
+        ("olmo2_gqa", {"hidden_size": 8}, "olmo2 normalises what its branches give by all features"),
     ):
         other = load(golden / name, "float32")
         with pytest.raises(ModelError, match=words):

@@ -131,6 +131,27 @@ def test_schemes_that_are_not_read(model, tmp_path, changes, words):
     assert "config.json" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ignore": ["re:(["]}, "quantization_config.ignore is malformed"),
+        ({"ignore": "lm_head"}, "quantization_config.ignore is malformed"),
+        ({"config_groups": {"group_0": None}}, "quantization_config.config_groups is malformed"),
+        ({"weights": "int4"}, "quantization_config.config_groups is malformed"),
+        ({"group_size": 0}, "weights.group_size is malformed"),
+        ({"group_size": -1}, "weights.group_size is malformed"),
+    ],
+)
+def test_what_is_no_scheme_at_all(changes, words):
+    raw = {"quantization_config": settings(Scheme(4, 32, activations=False))}
+    whole = raw["quantization_config"]
+    group = whole["config_groups"]["group_0"]
+    for key, value in changes.items():
+        next((part for part in (group, group["weights"]) if key in part), whole)[key] = value
+    with pytest.raises(ModelError, match=words):
+        read_scheme(raw, "config.json")
+
+
 def test_what_does_not_fit(model, tmp_path):
     folder = tmp_path / "small"
     write_model(quantize(model, How(GROUPS))[0], folder)

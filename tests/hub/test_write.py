@@ -144,7 +144,7 @@ def test_a_folder_that_holds_something_is_left_alone(loaded, tmp_path):
     with pytest.raises(RunError, match="the output folder is not empty"):
         write_model(loaded("llama_gqa"), tmp_path / "out")
     assert sorted((tmp_path / "out").iterdir()) == before
-    assert not (tmp_path / "out.part").exists()
+    assert not (tmp_path / ".out.part").exists()
 
 
 def test_an_adapter_is_not_dropped_in_silence(loaded, tmp_path):
@@ -187,11 +187,11 @@ def test_a_failure_leaves_no_folder_and_the_next_try_starts_anew(loaded, tmp_pat
         with pytest.raises(OSError, match="No space left"):
             write_model(loaded("llama_gqa"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "out.part").mkdir(exist_ok=True)
-    (tmp_path / "out.part" / "old").touch()
+    (tmp_path / ".out.part").mkdir(exist_ok=True)
+    (tmp_path / ".out.part" / "old").touch()
     write_model(loaded("llama_gqa"), tmp_path / "out")
     assert not (tmp_path / "out" / "old").exists()
-    assert not (tmp_path / "out.part").exists()
+    assert not (tmp_path / ".out.part").exists()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -76,6 +76,8 @@ def test_fewer_bits_are_calibrated_on_the_runs_own_data(cli, run, trained, tmp_p
         (("--format", "gguf"), "--format is unknown"),
         (("--format", "w4a16", "calibration.num_rows=500", "quantize.group_size=32"), "too few calibration rows"),
         (("--format", "w4a16"), "a group size that does not divide"),
+        (("--format", "hf", "quantize.method=awq"), "--format hf is not quantized"),
+        (("--format", "w8a8", "quantize.scheme=w4a16"), "--format w8a8 says the scheme"),
     ],
 )
 def test_what_is_refused_leaves_no_folder(cli, run, tmp_path, arguments, words):

@@ -46,6 +46,16 @@ def test_merging_changes_nothing(cli, tiny_yaml, bases, tmp_path, scheme):
     changed = [path for path in base if not np.array_equal(base[path], merged[path])]
     assert changed
     assert {path.rpartition(".")[2] for path in changed} == {"kernel_int4" if scheme == "w4a16" else "kernel_int8"}
+    # merged by itself it is the same: the adapter's file says that it was trained so
+    code, _, err = cli("merge", run / "adapter", tmp_path / "merged")
+    assert code == 0, err
+    assert all(
+        np.array_equal(merged[path], x) for path, x in tree.flatten(load(tmp_path / "merged", "float32").params).items()
+    )
+    if scheme == "w4a16":
+        code, _, err = cli("export", run, tmp_path / "other", "quantize.group_size=16", "--format", scheme)
+        assert code == 2
+        assert "w4a16 in groups of 32" in err
     # evaluated as the adapter that it is, it is the same
     code, out, _ = cli("evaluate", tiny_yaml, *how, "--adapter", run / "adapter")
     assert code == 0

@@ -64,7 +64,10 @@ def test_the_schedule_is_the_papers():
     assert schedule.sparsity(4) == pytest.approx(0.1)
     assert schedule.sparsity(20) == pytest.approx(0.8)
     assert schedule.sparsity(12) == pytest.approx(0.8 - 0.7 * 0.5**3)
-    assert gradual(GradualSection(final_sparsity=0.6), 200) == Gradual(0.0, 0.6, 0, 150, 100)
+    assert gradual(GradualSection(final_sparsity=0.6), 200) == Gradual(0.0, 0.6, 1, 150, 7)
+    assert gradual(GradualSection(initial_sparsity=0.2), 4) == Gradual(0.2, 0.5, 1, 3, 1)
+    with pytest.raises(ConfigError, match=r"all zeros at once(?s:.)*every 100 steps, from step 1 to 75"):
+        gradual(GradualSection(frequency=100), 100)
     assert gradual(None, 5) is None
     with pytest.raises(ConfigError, match="ends after the run"):
         gradual(GradualSection(end_step=30), 20)
