@@ -2,13 +2,13 @@
 
     python benchmarks/quantization.py --data DIR [--base FOLDER] [--group-size 128] [--work DIR] [--out DIR] [--quick]
                                       [--rows 128] [--held-out 64] [--max-length 512] [--tokens 64] [--repeats 5]
-                                      [--torch PYTHON]
+                                      [--max-error 0.05] [--only REGEX] [--torch PYTHON]
 
 `--data` holds wikitext2_valid.txt: of its first half are calibration rows, of its second half the perplexity.
 `--base` is a folder with a model (benchmarks/smollm2.py makes one of SmolLM2-135M); default: the quickstart's.
 
     quality  perplexity of each scheme and method, and its change; bytes of the files, beside the same in bfloat16, and
-             of the quantized matrices alone
+             of the quantized matrices alone; `kept`: linear layers that stay wide, being more than --max-error off
     speed    tokens a second of greedy generation at 1 and 16 rows, the model in bfloat16, in float32, and in W8A8 over
              both, in turn, so that a busy machine is busy for all of them; medians, and the largest less the smallest
     torch    with --torch (a Python that has torch, transformers and compressed-tensors): on how many of 20 prompts
@@ -20,6 +20,7 @@ What is in --work is not made again.
 import argparse
 import json
 import math
+import re
 import subprocess
 import time
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from report import median, publish
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart" / "base"
 COLUMNS = {
     "what": "", "perplexity": ".4f", "change_percent": "+.3f", "bytes": ",", "smaller": ".2f",
-    "matrices_smaller": ".2f", "seconds": ".0f", "rows": "", "tokens_s": ",.1f",
+    "matrices_smaller": ".2f", "kept": "", "seconds": ".0f", "rows": "", "tokens_s": ",.1f",
     "spread": ".1%", "speedup": ".2f", "equal_prompts": "",
 }  # fmt: skip
 # Greedy tokens by transformers, in another Python.
@@ -51,21 +52,26 @@ json.dump(found, open(out, "w"))
 """
 
 
-def hows(group_size: int) -> dict[str, Any]:
+def hows(args: argparse.Namespace) -> dict[str, Any]:
     """Every row of the table: its name and folder -> how the model is quantized."""
     from jaxlean.compress.quantize import SCHEMES, How, Scheme
 
+    group_size = args.group_size
     four = Scheme(4, group_size, activations=False)
-    return {
+    found = {
         "w8a8 rtn": How(SCHEMES["w8a8"]),
         "w8a8 rtn smoothed": How(SCHEMES["w8a8"], alpha=None),
         "w8a8 gptq smoothed": How(SCHEMES["w8a8"], "gptq", alpha=None),
+        f"w8a8 gptq smoothed, at most {args.max_error:.0%} off": How(
+            SCHEMES["w8a8"], "gptq", alpha=None, max_error=args.max_error
+        ),
         "w8a16 rtn": How(SCHEMES["w8a16"]),
         "w8a16 gptq": How(SCHEMES["w8a16"], "gptq"),
         f"w4a16 g{group_size} rtn": How(four),
         f"w4a16 g{group_size} gptq": How(four, "gptq"),
         f"w4a16 g{group_size} awq": How(four, "awq"),
     }
+    return {name: how for name, how in found.items() if re.search(args.only, name)}
 
 
 def rows_of(text: str, tokenizer: Any, num: int, length: int) -> np.ndarray:
@@ -122,12 +128,12 @@ def quality(args: argparse.Namespace) -> list[dict[str, Any]]:
         {"what": "float32", "perplexity": before},
         {"what": "bfloat16", "perplexity": half, "change_percent": 100 * (half / before - 1), "bytes": wide},
     ]
-    for name, how in hows(args.group_size).items():
-        folder, seconds = args.work / name.replace(" ", "_"), None
+    for name, how in hows(args).items():
+        folder, seconds, kept = folder_of(args, name), None, None
         if not folder.exists():
             started = time.perf_counter()
-            small, _ = quantize(model, how, batches if how.needs_data else ())
-            seconds = time.perf_counter() - started
+            small, rows = quantize(model, how, batches if how.needs_data else ())
+            seconds, kept = time.perf_counter() - started, sum(row.kept for row in rows)
             write_model(small, folder, dtype="bfloat16")
         small = load(folder, "float32")  # what others load is what is measured
         own = perplexity(small, held_out)
@@ -135,11 +141,16 @@ def quality(args: argparse.Namespace) -> list[dict[str, Any]]:
         found.append(
             {
                 "what": name, "perplexity": own, "change_percent": 100 * (own / before - 1), "bytes": size(folder),
-                "smaller": wide / size(folder), "matrices_smaller": of_them / packed, "seconds": seconds,
+                "smaller": wide / size(folder), "matrices_smaller": of_them / packed, "kept": kept, "seconds": seconds,
             }
         )  # fmt: skip
         print(json.dumps(found[-1]), flush=True)
     return found
+
+
+def folder_of(args: argparse.Namespace, name: str) -> Path:
+    """Of a quantized model."""
+    return args.work / re.sub("[^a-z0-9]+", "_", name)
 
 
 def size(folder: Path) -> int:
@@ -151,7 +162,7 @@ def speed(args: argparse.Namespace) -> list[dict[str, Any]]:
     from jaxlean import load
     from jaxlean.run.generate import generate
 
-    eight = args.work / "w8a8_rtn"
+    eight = folder_of(args, "w8a8 rtn")
     models = {
         "bfloat16": load(args.base, "bfloat16"), "float32": load(args.base, "float32"),
         "w8a8, else bfloat16": load(eight, "bfloat16"), "w8a8, else float32": load(eight, "float32"),
@@ -189,8 +200,8 @@ def with_torch(args: argparse.Namespace) -> list[dict[str, Any]]:
     script, asked = args.work / "greedy.py", args.work / "prompts.json"
     script.write_text(_TORCH, encoding="utf-8")
     found = []
-    for name in hows(args.group_size):
-        folder = args.work / name.replace(" ", "_")
+    for name in hows(args):
+        folder = folder_of(args, name)
         model = load(folder, "float32")
         prompts = rows_of(text[len(text) // 2 :], model.tokenizer, 20, 24).tolist()
         asked.write_text(json.dumps(prompts), encoding="utf-8")
@@ -217,7 +228,9 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=64)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=64, help="generated a row")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="of each generation; 0: speed is not measured")
+    parser.add_argument("--max-error", type=float, default=0.05, help="above it a layer stays wide in one of the rows")
+    parser.add_argument("--only", default="", help="regex of the schemes' names")
     parser.add_argument("--torch", type=Path, help="a Python with torch, transformers and compressed-tensors")
     args = parser.parse_args()
     if args.group_size is None:
@@ -225,11 +238,11 @@ def main() -> None:
     if args.quick:
         args.rows, args.held_out, args.max_length, args.tokens, args.repeats = 8, 4, 64, 8, 1
     args.work.mkdir(parents=True, exist_ok=True)
-    rows = quality(args) + speed(args) + (with_torch(args) if args.torch else [])
+    rows = quality(args) + (speed(args) if args.repeats else []) + (with_torch(args) if args.torch else [])
     config = {
         "base": args.base.name if args.base != QUICKSTART else "quickstart", "group_size": args.group_size,
         "rows": args.rows, "held_out": args.held_out, "max_length": args.max_length, "tokens": args.tokens,
-        "repeats": args.repeats,
+        "repeats": args.repeats, "max_error": args.max_error,
     }  # fmt: skip
     publish("quantization", config, rows, COLUMNS, args.out)
 
