@@ -143,7 +143,7 @@ def _check_form(found: Mapping[str, Any], where: object) -> None:
         size = weights.get("group_size")
         if weights.get("strategy") == "group" and (not isinstance(size, int) or size < 1):
             raise wrong("config_groups: weights.group_size", size, "a whole number, 1 or more")
-    if not isinstance(ignore, Sequence) or not all(isinstance(rule, str) for rule in ignore):
+    if not isinstance(ignore, list) or not all(isinstance(rule, str) for rule in ignore):
         raise wrong("ignore", ignore, "a list of names and of regexes, re:...")
     for rule in ignore:
         try:

@@ -123,8 +123,12 @@ def _existing(folder: Path) -> Path:
     return next(place for place in (absolute, *absolute.parents) if os.path.lexists(place))
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, *, named: str = "output_dir") -> None:
     """Fail now: the folder, or where it is to be made, must be one that can be written.
+
+    Args:
+        folder: which.
+        named: what the user calls it.
 
     Raises:
         RunError: it is not.
@@ -132,11 +136,10 @@ def check_writable(folder: Path) -> None:
     place = _existing(folder)
     if not place.is_dir():
         raise RunError(
-            "output_dir is a file" if place == folder.absolute() else "output_dir lies under a file",
-            where=place,
-            wanted="a folder, or a place for one",
-            fix="output_dir=... names another",
-        )
+            f"{named} is a file" if place == folder.absolute() else f"{named} lies under a file",
+            where=place, wanted="a folder, or a place for one",
+            fix="output_dir=... names another" if named == "output_dir" else "name another",
+        )  # fmt: skip
     if not os.access(place, os.W_OK | os.X_OK):
         raise RunError("the output folder cannot be written", where=place, got="no permission to write there")
 

@@ -25,7 +25,7 @@ def check_output(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "is not empty" if folder.is_dir() else "is a file"
         raise RunError(f"the output folder {what}", where=folder, fix="choose another, or remove it")
-    check_writable(folder)
+    check_writable(folder, named="the output folder")
 
 
 @contextmanager

@@ -131,7 +131,7 @@ def test_an_adapter_that_does_not_fit(adapter, tmp_path):
 
 def test_a_place_that_cannot_be_written(adapter, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="the merged model cannot be written"):
+    with pytest.raises(RunError, match="the output folder lies under a file"):
         merge(adapter, tmp_path / "file" / "merged")
 
 
