@@ -1,13 +1,13 @@
 """A student of at most half of its teacher's size: taught by it, and by the task alone, at equal steps.
 
-    python benchmarks/distillation.py [--base FOLDER] [--params 0.5] [--epochs 3] [--seeds 3] [--quick] [--out DIR]
+    python benchmarks/distillation.py [--base FOLDER] [--params 0.5] [--epochs 1] [--seeds 3] [--quick] [--out DIR]
 
 The teacher is the base, fine-tuned on the quickstart task (configs/quickstart) with the adapter of quickstart.yaml. The
 student is the teacher pruned to --params of its parameters by neurons of its MLPs, those that do least on the task's
 rows (`jaxlean prune`); `as it starts` is what it makes of the held-out rows then. Every arm starts from the same
-weights, sees the same batches and takes the same steps. `task alone` is `jaxlean finetune`; `online` and `cached` are
-`jaxlean distill`, which differ in when the teacher is asked. `of_teacher` is an arm's exact match on the held-out rows
-as a share of the teacher's.
+weights, sees the same batches and takes the same steps: `task alone` is `jaxlean finetune`; `cached` learns what the
+teacher expects at each token, from the cache; `hidden states` learns that and each layer's hidden states from the
+running teacher (`distill.match`). `of_teacher` is an arm's exact match on held-out rows as a share of the teacher's.
 
 What a cached step costs is measured apart: both steps with their batches, as a run takes them, in turns of ten, so that
 whatever else the machine does meets both; `step_cost` is the median over the turns of cached over plain.
@@ -31,10 +31,11 @@ from report import median, publish
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TURN = 10
+# What each arm's `distill` has beside the teacher; None: there is none.
 ARMS: dict[str, dict[str, Any] | None] = {
     "task alone": None,
-    "online": {},
     "cached": {"cache": True},
+    "hidden states": {"alpha": 0.5, "match": {"hidden": 1.0, "hidden_loss": "mse"}},
 }
 COLUMNS = {
     "arm": "", "seed": "", "parameters": ",", "steps": ",", "exact_match": ".1%", "of_teacher": ".1%",
@@ -164,14 +165,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=CONFIGS / "quickstart" / "base")
     parser.add_argument("--params", type=float, default=0.5, help="of the student, as a share of the teacher's")
-    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--epochs", type=float, default=1, help="of each student")
+    parser.add_argument("--teacher-epochs", type=float, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--divergence", default="forward_kl")
     parser.add_argument("--alpha", type=float, default=0.7)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the students, all of whose weights train")
-    parser.add_argument("--online", type=int, default=1, help="seeds that are asked for online as well")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -189,7 +190,13 @@ def main() -> None:
         work = (out if out is not None and not given.quick else Path(temporary)) / "runs_distillation"
         work.mkdir(parents=True, exist_ok=True)
         lora = {"r": 32, "lora_alpha": 64}
-        taught = run(given, work / "teacher", model={"path": str(base)}, lora=lora, train={"num_train_epochs": 1})
+        taught = run(
+            given,
+            work / "teacher",
+            model={"path": str(base)},
+            lora=lora,
+            train={"num_train_epochs": given.teacher_epochs},
+        )
         start = student_of(given, work / "teacher" / "adapter", work)
         student, sizes = work / "student", (start["num_params_before"], start["num_params"])
         config |= {"size": sizes[1] / sizes[0]}
@@ -211,9 +218,9 @@ def main() -> None:
         kept = distill | {"cache": str(work / "cache")}
         for seed in range(given.seeds):
             for arm, how in ARMS.items():
-                if arm == "online" and seed >= given.online:
-                    continue
-                more = {} if how is None else {"distill": kept if how.get("cache") else distill}
+                more: dict[str, Any] = {}
+                if how is not None:
+                    more = {"distill": kept if how.get("cache") else distill | how}
                 name = f"{arm.replace(' ', '_')}_{seed}"
                 found = run(
                     given, work / name, model={"path": str(student)}, lora=None, seed=seed,
