@@ -142,7 +142,7 @@ def depth(job: Job) -> dict[str, float]:
         def scan(body: Any, carry: Any, xs: Any) -> Any:
             return jax.lax.scan(jax.checkpoint(body), carry, xs, unroll=True)
 
-    loss = objective(graph, shape, logits_bytes=chunk_budget("auto", 1), scan=scan)
+    loss = objective(graph, shape, logits_bytes=chunk_budget("auto", 1, shape.vocab_size), scan=scan)
     state = jax.eval_shape(partial(init_state, transform=transform), trainable)
     kinds = {"tokens": jnp.int32, "loss_mask": jnp.bool_, "segments": jnp.int32, "positions": jnp.int32}
     batch = {name: jax.ShapeDtypeStruct((1, 4, 512), kind) for name, kind in kinds.items()}

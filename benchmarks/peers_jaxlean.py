@@ -53,7 +53,7 @@ def main() -> None:
     graph, config, backend = model.graph, model.config, model.attention
     del model, params, trainable, adapter
 
-    budget = chunk_budget("auto", mesh.size)
+    budget = chunk_budget("auto", mesh.size, config.vocab_size)
     shardings = jax.tree.map(lambda x: x.sharding, state)
 
     def build(policy: Policy) -> jax.stages.Wrapped:

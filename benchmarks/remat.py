@@ -89,7 +89,8 @@ def prepare(job: Job, rows: int) -> tuple[Callable[[Any], Any], tuple[Any, ...]]
 
     def build(policy: Any) -> Any:
         scan = scan_layers(policy, ACTIVATIONS)
-        return make_step(objective(graph, config, logits_bytes=chunk_budget("auto", 1), scan=scan), transform)
+        budget = chunk_budget("auto", 1, config.vocab_size)
+        return make_step(objective(graph, config, logits_bytes=budget, scan=scan), transform)
 
     return build, (state, jax.eval_shape(hold, frozen), batch)
 

@@ -116,7 +116,7 @@ class TrainSection(Section):
     loss_chunk_bytes: PositiveInt | Literal["auto"] | None = Field(
         "auto",
         description="Float32 logits that one device holds at a time, in bytes; null: those of the whole batch. "
-        "auto: 32 MiB on CPU, 256 MiB on GPU and TPU.",
+        "auto: 256 MiB on GPU and TPU; on CPU 32 MiB, and those of at most 256 positions.",
     )
     logging_steps: PositiveInt = 10
     save_steps: PositiveInt | None = Field(None, description="Steps between checkpoints; default: a tenth of the run.")

@@ -155,7 +155,7 @@ class _Judge:
         if template is not None:
             model.tokenizer.chat_template = template
         if config.task == "generate":
-            budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size)
+            budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size, model.config.vocab_size)
             scores = completion_scores(model.graph, model.config, logits_bytes=budget, layout=layout_on(mesh))
         else:
             scores = label_scores(label_logits(model.graph, config.task, layout=layout_on(mesh)))

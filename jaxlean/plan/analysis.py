@@ -117,8 +117,9 @@ class Analysis:
         narrow = 0.5 + 0.5 / axes["tensor"]  # what lies along the hidden size is not split by tensor
         budget = None
         if self._config.task == "generate":
-            logits = tokens * self.outline.model.config.vocab_size * 4 / axes["tensor"]
-            budget = chunk_budget(self._config.train.loss_chunk_bytes, 1)
+            vocab_size = self.outline.model.config.vocab_size
+            logits = tokens * vocab_size * 4 / axes["tensor"]
+            budget = chunk_budget(self._config.train.loss_chunk_bytes, 1, vocab_size)
         else:  # of labels: few, and those of all positions at once
             logits = tokens * len(self._config.data.labels or []) * 4
         chunk = 2 * (logits if budget is None else min(logits, budget))

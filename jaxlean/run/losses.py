@@ -29,14 +29,14 @@ def loss_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Pol
     if config.task != "generate":
         return _task_loss(config, model, mesh, remat)
     if remat is None:
-        budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size)
+        budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size, model.config.vocab_size)
         return objective(model.graph, model.config, logits_bytes=budget, layout=layout_on(mesh))
     alone = config.train.sync == "diloco"
     devices = mesh.size // mesh.shape["data"] if alone else mesh.size
     return objective(
         model.graph,
         model.config,
-        logits_bytes=chunk_budget(config.train.loss_chunk_bytes, devices),
+        logits_bytes=chunk_budget(config.train.loss_chunk_bytes, devices, model.config.vocab_size),
         criterion=criterion_of(config),
         beside=list(said_by_teacher(config)),
         dropout_rate=config.lora.lora_dropout if config.lora is not None else 0.0,

@@ -43,7 +43,7 @@ def row_losses(config: RunConfig, model: Model, examples: Ragged, mesh: jax.shar
         examples, Mix([len(examples)], None, 0, shuffle=False), rows=rows, length=length, packing=config.data.packing
     )
     own = OwnRows(mesh, rows)
-    budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size)
+    budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size, model.config.vocab_size)
     step = jax.jit(completion_scores(model.graph, model.config, logits_bytes=budget, layout=layout_on(mesh)))
     for number in range(len(steps)):
         sums = step(model.params, own.whole_on_devices(steps[number]))

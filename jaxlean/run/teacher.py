@@ -171,7 +171,7 @@ class Teacher:
         model, layout = self.model, layout_on(self.mesh)
         if self._config.task != "generate":
             return make_teach_labels(model.graph, self._config.task, self.teaching, layout=layout, match=self._match)
-        budget = chunk_budget(self._config.train.loss_chunk_bytes, self.mesh.size)
+        budget = chunk_budget(self._config.train.loss_chunk_bytes, self.mesh.size, model.config.vocab_size)
         return make_teach(
             model.graph, model.config, self.teaching, logits_bytes=budget, layout=layout, match=self._match
         )

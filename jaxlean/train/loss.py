@@ -170,16 +170,17 @@ def chunked_tokens(
     return jax.tree.map(lambda each: jnp.take_along_axis(each, back[..., None], axis=1), found)
 
 
-def chunk_budget(setting: int | Literal["auto"] | None, num_devices: int) -> int | None:
+def chunk_budget(setting: int | Literal["auto"] | None, num_devices: int, vocab_size: int) -> int | None:
     """Bytes that logits may take over all devices, from `train.loss_chunk_bytes`, which is those of one.
 
-    auto: 32 MiB on CPU, where a chunk gains nothing from being larger, and 256 MiB on GPU and TPU, whose products need
-    some hundreds of rows (512 of a vocabulary of 131,072) to be worth the reading of the head.
+    auto: on CPU 32 MiB, and no more than 256 positions, from which on a product gains nothing from being larger, while
+    more and smaller chunks leave out more positions without loss; 256 MiB on GPU and TPU, whose products need some
+    hundreds of rows (512 of a vocabulary of 131,072) to be worth the reading of the head.
     """
     if setting is None:
         return None
     if setting == "auto":
-        setting = (32 if platform() == "cpu" else 256) << 20
+        setting = min(32 << 20, 256 * 4 * vocab_size) if platform() == "cpu" else 256 << 20
     return setting * num_devices
 
 

@@ -305,9 +305,10 @@ def test_a_chunk_keeps_to_the_budget(length, row_bytes, budget):
 
 
 def test_the_budget_is_a_device_s():
-    assert chunk_budget(None, 8) is None
-    assert chunk_budget(1000, 8) == 8000
-    assert chunk_budget("auto", 1) == 32 << 20
+    assert chunk_budget(None, 8, 2048) is None
+    assert chunk_budget(1000, 8, 2048) == 8000
+    assert chunk_budget("auto", 1, 49152) == 32 << 20
+    assert chunk_budget("auto", 2, 2048) == 2 * 256 * 4 * 2048  # no more than 256 positions
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4, 6])
