@@ -45,7 +45,7 @@ class StudentSection(Section):
     def _one_of_three(self) -> "StudentSection":
         if sum(each is not None for each in (self.num_layers, self.layers, self.params)) != 1:
             raise ValueError("num_layers, layers or params, one of them, says what the student gets of its teacher")
-        if self.params is None and "method" in self.model_fields_set:
+        if self.params is None and self.method != "neurons":
             raise ValueError("method is of params: layers go as a whole")
         if self.layers is not None and self.layers != sorted(set(self.layers)):
             raise ValueError("layers are numbers in ascending order, none twice")
