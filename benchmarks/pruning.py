@@ -3,7 +3,7 @@
     python benchmarks/pruning.py --data DIR [--base FOLDER] [--work DIR] [--out DIR] [--quick] [--seeds 0 1 2]
                                  [--rows 64] [--held-out 64] [--max-length 512] [--heal-steps 200] [--repeats 7]
 
-`--data` holds wikitext2_valid.txt: of its first half are calibration and healing, of its second half the perplexity.
+`--data` holds gsm8k_train.jsonl, of which are calibration and healing, and gsm8k_test.jsonl, of which is the perplexity.
 `--base` is a folder with a model (benchmarks/smollm2.py makes one of SmolLM2-135M); default: the quickstart's.
 
     zeros       at 50 % and at 2 of 4: magnitude, Wanda, SparseGPT; for each seed other calibration rows
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from problems import problems
 from report import median, publish
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart" / "base"
@@ -44,27 +45,20 @@ COLUMNS = {
 
 
 def make_rows(args: argparse.Namespace) -> None:
-    """Paragraphs as rows of a few hundred characters, the two halves apart."""
-    lines = [line.strip() for line in (args.data / "wikitext2_valid.txt").read_text(encoding="utf-8").split("\n")]
-    lines = [line for line in lines if line]
-    for name, half in (("first", lines[: len(lines) // 2]), ("second", lines[len(lines) // 2 :])):
-        rows, own = [], ""
-        for line in half:
-            own += line + "\n"
-            if len(own) > 700:
-                rows.append(own)
-                own = ""
+    """A problem a row."""
+    for name in ("train", "test"):
+        rows = problems(args.data / f"gsm8k_{name}.jsonl")
         text = "".join(json.dumps({"text": row}) + "\n" for row in rows)
         (args.work / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
 def config_of(args: argparse.Namespace, model: Path, **more: Any) -> dict[str, Any]:
     """What all arms share."""
-    held_out = {"path": str(args.work / "second.jsonl"), "limit": args.held_out}
+    held_out = {"path": str(args.work / "test.jsonl"), "limit": args.held_out}
     return {
         "model": {"path": str(model), "dtype": args.dtype},
         "data": {
-            "train": str(args.work / "first.jsonl"), "eval": [held_out], "max_length": args.max_length,
+            "train": str(args.work / "train.jsonl"), "eval": [held_out], "max_length": args.max_length,
             "on_long": "truncate", "train_on": "all",
         },
         "calibration": {"num_rows": args.rows, "max_length": args.max_length},
@@ -204,7 +198,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few rows, under a minute")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", type=int, default=64, help="calibration sequences")
-    parser.add_argument("--held-out", type=int, default=64, help="held-out rows")
+    parser.add_argument("--held-out", type=int, default=256, help="held-out problems")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--heal-steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=8)

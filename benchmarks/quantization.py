@@ -4,7 +4,7 @@
                                       [--rows 128] [--held-out 64] [--max-length 512] [--tokens 64] [--repeats 5]
                                       [--max-error 0.05] [--only REGEX] [--torch PYTHON]
 
-`--data` holds wikitext2_valid.txt: of its first half are calibration rows, of its second half the perplexity.
+`--data` holds gsm8k_train.jsonl, of which are calibration rows, and gsm8k_test.jsonl, of which is the perplexity.
 `--base` is a folder with a model (benchmarks/smollm2.py makes one of SmolLM2-135M); default: the quickstart's.
 
     quality  perplexity of each scheme and method, and its change; bytes of the files, beside the same in bfloat16, and
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from problems import problems
 from report import median, publish
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart" / "base"
@@ -74,9 +75,9 @@ def hows(args: argparse.Namespace) -> dict[str, Any]:
     return {name: how for name, how in found.items() if re.search(args.only, name)}
 
 
-def rows_of(text: str, tokenizer: Any, num: int, length: int) -> np.ndarray:
-    """int32 [num, length]: the text cut into rows; fewer where it is shorter."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+def rows_of(texts: Sequence[str], tokenizer: Any, num: int, length: int) -> np.ndarray:
+    """int32 [num, length]: the texts end to end, cut into rows; fewer where they are shorter."""
+    ids = tokenizer("\n".join(texts[: num * length // 16 + 1]), add_special_tokens=False)["input_ids"]
     num = min(num, len(ids) // length)
     return np.asarray(ids[: num * length], np.int32).reshape(num, length)
 
@@ -109,8 +110,7 @@ def quality(args: argparse.Namespace) -> list[dict[str, Any]]:
     from jaxlean.hub.write import write_model
 
     model = load(args.base, "float32")
-    text = (args.data / "wikitext2_valid.txt").read_text(encoding="utf-8")
-    first, second = text[: len(text) // 2], text[len(text) // 2 :]
+    first, second = (problems(args.data / f"gsm8k_{part}.jsonl") for part in ("train", "test"))
     calibration = rows_of(first, model.tokenizer, args.rows, args.max_length)
     held_out = rows_of(second, model.tokenizer, args.held_out, args.max_length)
     batch = 8
@@ -196,14 +196,14 @@ def with_torch(args: argparse.Namespace) -> list[dict[str, Any]]:
     from jaxlean import load
     from jaxlean.run.generate import generate
 
-    text = (args.data / "wikitext2_valid.txt").read_text(encoding="utf-8")
+    texts = problems(args.data / "gsm8k_test.jsonl")
     script, asked = args.work / "greedy.py", args.work / "prompts.json"
     script.write_text(_TORCH, encoding="utf-8")
     found = []
     for name in hows(args):
         folder = folder_of(args, name)
         model = load(folder, "float32")
-        prompts = rows_of(text[len(text) // 2 :], model.tokenizer, 20, 24).tolist()
+        prompts = rows_of(texts, model.tokenizer, 20, 24).tolist()
         asked.write_text(json.dumps(prompts), encoding="utf-8")
         answers = args.work / f"{folder.name}.answers.json"
         command: Sequence[Any] = [args.torch, script, folder, asked, args.tokens // 2, answers]
@@ -218,7 +218,7 @@ def with_torch(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with wikitext2_valid.txt")
+    parser.add_argument("--data", type=Path, required=True, help="folder with gsm8k_train.jsonl and gsm8k_test.jsonl")
     parser.add_argument("--base", type=Path, default=QUICKSTART)
     parser.add_argument("--group-size", type=int, default=None, help="of w4a16; default: 128, the quickstart's base 64")
     parser.add_argument("--work", type=Path, default=Path("work_quantization"), help="folder for the models")
