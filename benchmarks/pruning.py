@@ -3,7 +3,7 @@
     python benchmarks/pruning.py --data DIR [--base FOLDER] [--work DIR] [--out DIR] [--quick] [--seeds 0 1 2]
                                  [--rows 64] [--held-out 64] [--max-length 512] [--heal-steps 200] [--repeats 7]
 
-`--data` holds gsm8k_train.jsonl, of which are calibration and healing, and gsm8k_test.jsonl, of which is the perplexity.
+`--data` holds gsm8k_train.jsonl, of which are calibration and healing, and gsm8k_test.jsonl: of it is the perplexity.
 `--base` is a folder with a model (benchmarks/smollm2.py makes one of SmolLM2-135M); default: the quickstart's.
 
     zeros       at 50 % and at 2 of 4: magnitude, Wanda, SparseGPT; for each seed other calibration rows
@@ -82,7 +82,7 @@ def pruned(args: argparse.Namespace, name: str, settings: Mapping[str, Any], see
 
 
 def healed(args: argparse.Namespace, model: Path, name: str, seed: int) -> float:
-    """The perplexity after LoRA on the first half."""
+    """The perplexity after LoRA on the training problems."""
     from jaxlean.config import build
     from jaxlean.run.finetune import finetune
 
