@@ -191,7 +191,7 @@ def _layer(
         gram = inputs[module].gram
         scales = codec.group_scales(kernel, scheme.bits, scheme.group_size)
         if how.method != "rtn":
-            scales = _clipped(kernel, jnp.diagonal(gram), scales, scheme.bits)
+            scales = _clipped(kernel, gram, scales, scheme.bits, alone=how.method == "gptq")
         if how.method == "gptq":
             values = gptq(kernel, gram, scales, scheme.bits)
         else:
@@ -227,14 +227,23 @@ def _nearest(kernel: jax.Array, gram: jax.Array, scheme: Scheme) -> jax.Array:
     return values.astype(jnp.float32) * codec.spread(scales, kernel.shape[0])
 
 
-def _clipped(kernel: jax.Array, weights: jax.Array, scales: jax.Array, bits: int) -> jax.Array:
-    """Each group's scale, made smaller where that spoils less, each input weighed by the sum of its squares [in]."""
+def _clipped(kernel: jax.Array, gram: jax.Array, scales: jax.Array, bits: int, *, alone: bool) -> jax.Array:
+    """Each group's scale, made smaller where that spoils less.
+
+    What clipping takes away has the sign of the weight, so it adds up over inputs that go together: a group's error is
+    that of its part of the outputs. (`alone`: each input by itself, since GPTQ makes up for what goes together.)
+    """
+    (groups, out), rows = scales.shape, kernel.shape[0]
+    at = jnp.arange(rows).reshape(groups, -1)
+    own = jnp.diagonal(gram)[at] if alone else gram[at[:, :, None], at[:, None, :]]
 
     def lost(factor: jax.Array) -> jax.Array:
         smaller = scales * factor
         values = codec.round_to_groups(kernel, smaller, bits).astype(jnp.float32)
-        off = weights[:, None] * jnp.square(values * codec.spread(smaller, kernel.shape[0]) - kernel)
-        return off.reshape(scales.shape[0], -1, kernel.shape[1]).sum(axis=1)
+        off = (values * codec.spread(smaller, rows) - kernel).reshape(groups, -1, out)
+        if alone:
+            return (own[:, :, None] * jnp.square(off)).sum(axis=1)
+        return jnp.einsum("gio,gij,gjo->go", off, own, off, precision="highest")
 
     factors = jnp.asarray(_CLIPS, jnp.float32)
     return scales * factors[jnp.argmin(jax.lax.map(lost, factors), axis=0)]
