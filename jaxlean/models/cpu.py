@@ -84,20 +84,21 @@ def transpose(x: jax.Array) -> jax.Array:
     return from_bits(turned.reshape(*stack, columns, rows))
 
 
-# Rows below which a product with a large matrix in bfloat16 or int8 takes a path that is many times slower, and how
-# large: 1 x 576 x 49152 takes 132 ms in bfloat16, 16 x 576 x 49152 17 ms; in int8 92 and 11.
-_FEW_ROWS = 16
-_LARGE = 2**20
+# Rows below which a product takes a path that is many times slower. In bfloat16 with a large matrix: 1 x 576 x 49152
+# takes 132 ms, 16 x 576 x 49152 17 ms. In int8 with any: a few rows are widened to int32 first, 1 x 2048 x 8192 takes
+# 10.8 ms, 4 x 2048 x 8192 3.5; 1 x 384 x 1024 takes 0.18 and 0.08.
+_FEW_ROWS = {jnp.dtype(jnp.bfloat16): 16, jnp.dtype(jnp.int8): 4}
+_LARGE = {jnp.dtype(jnp.bfloat16): 2**20, jnp.dtype(jnp.int8): 0}
 
 
 def enough_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[..., in], as [rows, in] with rows of zeros added where a product with that kernel is faster so."""
-    rows = math.prod(x.shape[:-1])
-    if not on_cpu() or kernel.size < _LARGE or x.dtype not in (jnp.bfloat16, jnp.int8):
+    rows, dtype = math.prod(x.shape[:-1]), jnp.dtype(x.dtype)
+    if not on_cpu() or dtype not in _FEW_ROWS or kernel.size < _LARGE[dtype]:
         return x
-    if not isinstance(rows, int) or rows >= _FEW_ROWS:  # of an exported program their number may be any
+    if not isinstance(rows, int) or rows >= _FEW_ROWS[dtype]:  # of an exported program their number may be any
         return x
-    return from_bits(jnp.pad(to_bits(x).reshape(rows, -1), ((0, _FEW_ROWS - rows), (0, 0))))
+    return from_bits(jnp.pad(to_bits(x).reshape(rows, -1), ((0, _FEW_ROWS[dtype] - rows), (0, 0))))
 
 
 def own_rows(y: jax.Array, x: jax.Array) -> jax.Array:

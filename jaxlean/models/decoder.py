@@ -14,14 +14,14 @@ from flax import nnx
 from jaxlean.models.attention import Slots
 from jaxlean.models.config import ACTIVATIONS, LayersConfig
 from jaxlean.models.embedding import Embedding
-from jaxlean.models.key_value import KeyValue, empty
+from jaxlean.models.key_value import Kept, KeyValue, empty
 from jaxlean.models.layer import LAYER_INPUT, Layer
 from jaxlean.models.layout import ALONE, Layout
 from jaxlean.models.linear import Dropout, Linear, dot_wide
 from jaxlean.models.mixture import Load, balance_loss
 from jaxlean.models.new_tokens import NewTokens
 from jaxlean.models.self_attention import make_norm
-from jaxlean.models.stack import Scan, stacked, stacks, through
+from jaxlean.models.stack import Scan, Stack, stacked, stacks, through
 from jaxlean.models.transformer import Entered, Transformer
 
 __all__ = ["ACTIVATIONS", "LAYER_INPUT", "Cache", "Decoder", "DecoderConfig", "Scan"]
@@ -56,7 +56,7 @@ class DecoderConfig(LayersConfig):
 class Cache(NamedTuple):
     """Keys and values of the tokens so far, for generation."""
 
-    layers: tuple[KeyValue, ...]  # of each stack of layers, [layers, batch, slots, kv_heads, head_dim]
+    layers: tuple[tuple[Kept, Kept], ...]  # of each stack of layers, [layers, batch, kv_heads, slots, head_dim]
     segments: jax.Array  # int32 [batch, slots], 0 where there is nothing to see
     filled: jax.Array  # int32 [], slots in use
 
@@ -64,8 +64,8 @@ class Cache(NamedTuple):
     def empty(config: DecoderConfig, batch: int, slots: int, dtype: jnp.dtype) -> "Cache":
         """A cache with room for `slots` tokens a row, none there yet; int8 for a dtype: in 8 bits."""
 
-        def zeros(count: int) -> KeyValue:
-            first, second = (empty((count, batch, slots, *shape), dtype) for shape in config.cached)
+        def zeros(count: int) -> tuple[Kept, Kept]:
+            first, second = (empty((count, batch, heads, slots, size), dtype) for heads, size in config.cached)
             return first, second
 
         layers = tuple(zeros(stack.num) for stack in stacks(config.all_kinds))
@@ -214,16 +214,22 @@ class Decoder(Transformer):
         else:
             seen = jax.lax.dynamic_update_slice(cache.segments, segments, (0, cache.filled))
             slots = Slots(steps + cache.filled, jnp.arange(seen.shape[1], dtype=jnp.int32), segments, seen)
-        angles = config.angles(fold(positions))
+        angles, places = config.angles(fold(positions)), stacks(config.all_kinds)
 
-        def apply(
-            layer: Layer, x: jax.Array, cached: KeyValue | None, number: jax.Array, kind: Any
-        ) -> tuple[jax.Array, tuple[KeyValue | None, Load | None]]:
+        def apply(layer: Layer, carry: Any, number: jax.Array, stack: Stack) -> tuple[Any, Load | None]:
             drop = dropout.fold(number) if dropout is not None else None
-            return layer(x, angles, slots, cached, drop, number)
+            if cache is None:
+                x, (_, load) = layer(carry, angles, slots, None, drop, number)
+                return x, load
+            x, kept = carry
+            place = places.index(stack)
+            keys, values = kept[place]
+            x, (own, load) = layer(x, angles, slots, KeyValue(keys, values, stack.place(number)), drop, number)
+            assert own is not None
+            return (x, (*kept[:place], (own.keys, own.values), *kept[place + 1 :])), load
 
         x = self.layout.constrain(self._embedded(fold(tokens), fold(positions)), LAYER_INPUT)
-        return Entered(x, apply, slots)
+        return Entered(x if cache is None else (x, cache.layers), apply, slots)
 
     def leave(self, x: jax.Array) -> jax.Array:
         """The normalised hidden states of what the last layer gave."""
@@ -240,10 +246,11 @@ class Decoder(Transformer):
     ) -> tuple[jax.Array, Cache | None, list[Load | None]]:
         config = self.config
         x, apply, slots = self.enter(tokens, positions=positions, segments=segments, cache=cache, dropout=dropout)
-        x, found = through(self.layers, config.all_kinds, apply, x, None if cache is None else cache.layers, scan)
+        x, loads = through(self.layers, config.all_kinds, apply, x, scan)
         if cache is not None:
-            cache = Cache(tuple(written for written, _ in found), slots.key_segments, cache.filled + tokens.shape[1])
-        return self.leave(x), cache, [load for _, load in found]
+            x, layers = x
+            cache = Cache(layers, slots.key_segments, cache.filled + tokens.shape[1])
+        return self.leave(x), cache, loads
 
     def _embedded(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         x = self.embed(tokens)

@@ -172,7 +172,7 @@ class Encoder(Transformer):
             [batch, length, hidden].
         """
         entered = self.enter(tokens, positions=positions, segments=segments, token_types=token_types, dropout=dropout)
-        x, _ = through(self.layers, self.config.all_kinds, entered.apply, entered.x, None, scan)
+        x, _ = through(self.layers, self.config.all_kinds, entered.apply, entered.x, scan)
         return self.leave(x)
 
     def enter(
@@ -200,7 +200,7 @@ class Encoder(Transformer):
         positions = jnp.where(segments > 0, positions, 0)
         slots, angles = Slots(steps, steps, segments, segments), config.angles(fold(positions))
 
-        def apply(layer: Layer, x: jax.Array, beside: Any, number: jax.Array, kind: Any) -> tuple[jax.Array, None]:
+        def apply(layer: Layer, x: jax.Array, number: jax.Array, stack: Any) -> tuple[jax.Array, None]:
             drop = dropout.fold(number) if dropout is not None else None
             return layer(x, angles, slots, None, drop, number)[0], None
 

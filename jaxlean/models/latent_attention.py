@@ -10,7 +10,7 @@ from flax import nnx
 from jaxlean.models.attention import Backend, Slots, attention
 from jaxlean.models.config import Kind, LayersConfig
 from jaxlean.models.cpu import keep
-from jaxlean.models.key_value import KeyValue, get, put
+from jaxlean.models.key_value import KeyValue
 from jaxlean.models.layout import ALONE, Layout
 from jaxlean.models.linear import Dropout, Linear
 from jaxlean.models.norm import RMSNorm
@@ -62,7 +62,7 @@ class LatentAttention(nnx.Module):
         dropout: Dropout | None,
         number: jax.Array,
     ) -> tuple[jax.Array, KeyValue | None]:
-        """As `Attention.__call__`; cached are latents [batch, slots, 1, rank] and keys [batch, slots, 1, rope]."""
+        """As `Attention.__call__`; cached are latents [.., 1, slots, rank] and keys [.., 1, slots, rope]."""
         config, layout, latent = self.config, self.layout, self.config.latent
         assert latent is not None
         # places of their own beside those of the MLP
@@ -83,8 +83,9 @@ class LatentAttention(nnx.Module):
         shared = rotate(narrow[:, :, None, latent.rank :], *cos_sin, interleaved=interleaved)
         if cache is not None:
             first = slots.query_index[0]
-            cache = put(cache[0], latents[:, :, None], first), put(cache[1], shared, first)
-            latents, shared = get(cache[0], x.dtype)[:, :, 0], get(cache[1], x.dtype)
+            cache = cache.put(latents[:, :, None], shared, first)
+            narrow, shared = cache.get(x.dtype)
+            latents = narrow[:, :, 0]
 
         (expanded,) = project(latents, (self.key_value_b,), drop[3:4])
         expanded = expanded.reshape(*expanded.shape[:2], config.num_heads, plain_dim + latent.value_dim)

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxlean.models.attention import Backend, Slots, attention
 from jaxlean.models.config import Kind, LayersConfig
 from jaxlean.models.cpu import keep
-from jaxlean.models.key_value import KeyValue, get, put
+from jaxlean.models.key_value import KeyValue
 from jaxlean.models.layout import ALONE, Layout
 from jaxlean.models.linear import Dropout, Linear
 from jaxlean.models.norm import LayerNorm, RMSNorm
@@ -95,8 +95,8 @@ class Attention(nnx.Module):
             query, key = keep(self._turned(query, angles), "query"), keep(self._turned(key, angles), "key")
         if cache is not None:
             first = slots.query_index[0]
-            cache = put(cache[0], key, first), put(cache[1], value, first)
-            key, value = get(cache[0], query.dtype), get(cache[1], query.dtype)
+            cache = cache.put(key, value, first)
+            key, value = cache.get(query.dtype)
         if config.attention_scale_by_layer:
             query = query / (number + 1).astype(query.dtype)
         query, key, value = map(layout.unfold, (query, key, value))

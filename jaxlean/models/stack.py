@@ -35,6 +35,10 @@ class Stack(NamedTuple):
         """The layers, by their number in the model."""
         return range(self.first, self.first + self.step * self.num, self.step)
 
+    def place(self, number: jax.Array) -> jax.Array:
+        """int32 []: where in the stack the layer of that number is."""
+        return (number.astype(jnp.int32) - self.first) // self.step
+
 
 @cache
 def runs(kinds: tuple[Kind, ...]) -> tuple[tuple[Stack, ...], ...]:
@@ -141,9 +145,8 @@ def put_together(layers: Sequence[Mapping[str, Any]], kinds: tuple[Kind, ...]) -
 def through(
     layers: nnx.Module,
     kinds: tuple[Kind, ...],
-    apply: Callable[[Any, Any, Any, Any, Kind], tuple[Any, Any]],
+    apply: Callable[[Any, Any, Any, Stack], tuple[Any, Any]],
     x: Any,
-    beside: Sequence[Any] | None,
     scan: Scan,
 ) -> tuple[Any, list[Any]]:
     """Run all layers.
@@ -151,9 +154,8 @@ def through(
     Args:
         layers: as `stacked` made them.
         kinds: one a layer.
-        apply: (layer, x, what stands beside it, its number, its kind) -> (x, anything).
-        x: what goes through.
-        beside: for each stack a tree whose leaves have a leading dim of its layers; None: nothing.
+        apply: (layer, x, its number in the model, the stack that it is of) -> (x, anything).
+        x: what goes through: any tree.
         scan: runs a body over a stack (`xla.remat.scan_layers` makes one of a policy).
 
     Returns:
@@ -166,10 +168,9 @@ def through(
         xs: list[Any] = []
         for stack in run:
             graph, params = nnx.split(next(every))
-            own = None if beside is None else beside[len(out) + len(bodies)]
             numbers = jnp.arange(stack.first, stack.numbers.stop, stack.step, jnp.uint32)
-            bodies.append(partial(_layer, graph, stack.kind, apply))
-            xs.append((jax.tree.map(frozen_bits, params), own, numbers))
+            bodies.append(partial(_layer, graph, stack, apply))
+            xs.append((jax.tree.map(frozen_bits, params), numbers))
         if len(run) == 1:
             x, ys = scan(bodies[0], x, xs[0])
             out.append(ys)
@@ -179,9 +180,9 @@ def through(
     return x, out
 
 
-def _layer(graph: nnx.GraphDef, kind: Kind, apply: Callable[..., Any], x: Any, per_layer: Any) -> tuple[Any, Any]:
-    params, beside, number = per_layer
-    return apply(nnx.merge(graph, jax.tree.map(from_bits, params)), x, beside, number, kind)
+def _layer(graph: nnx.GraphDef, stack: Stack, apply: Callable[..., Any], x: Any, per_layer: Any) -> tuple[Any, Any]:
+    params, number = per_layer
+    return apply(nnx.merge(graph, jax.tree.map(from_bits, params)), x, number, stack)
 
 
 def _stack(build: Callable[[nnx.Rngs], nnx.Module], num: int, rngs: nnx.Rngs) -> Any:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
-import jax
 from flax import nnx
 
 from jaxlean.models.attention import Slots
@@ -16,11 +15,11 @@ from jaxlean.models.stack import modules
 class Entered(NamedTuple):
     """What goes into the layers, and how one is run.
 
-    `apply(layer, x, cache or None, number, kind) -> (x, anything)`, as `stack.through` takes it.
+    `apply(layer, x, number, stack) -> (x, anything)`, as `stack.through` takes it.
     """
 
-    x: jax.Array
-    apply: Callable[[Any, Any, Any, Any, Any], tuple[Any, Any]]
+    x: Any  # [batch, length, hidden]; of a decoder with a cache (that, the cache's layers)
+    apply: Callable[[Any, Any, Any, Any], tuple[Any, Any]]
     slots: Slots
 
 

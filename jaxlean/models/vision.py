@@ -163,12 +163,12 @@ class VisionEncoder(Transformer):
         steps, segments = jnp.arange(config.num_tokens, dtype=jnp.int32), jnp.ones(x.shape[:2], jnp.int32)
         slots = Slots(steps, steps, segments, segments)
 
-        def apply(layer: Layer, x: jax.Array, beside: None, number: jax.Array, kind: Any) -> tuple[jax.Array, None]:
+        def apply(layer: Layer, x: jax.Array, number: jax.Array, stack: Any) -> tuple[jax.Array, None]:
             return layer(x, {}, slots, None, dropout.fold(number) if dropout is not None else None, number)[0], None
 
         x = self.layout.constrain(self.layout.fold(x), LAYER_INPUT)
         x = self.pre_norm(x) if self.pre_norm is not None else x
-        x, _ = through(self.layers, config.all_kinds, apply, x, None, scan)
+        x, _ = through(self.layers, config.all_kinds, apply, x, scan)
         return self.layout.unfold(self.norm(x) if config.norm_of == "tokens" else x)
 
     def pool(self, hidden: jax.Array, dropout: Dropout | None = None) -> jax.Array:

@@ -223,13 +223,14 @@ def test_a_decoder_computes_the_same_from_what_is_held(params):
 
 
 @pytest.mark.parametrize("leading", [(1, 1), (3,), (), (20,)])
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "float32"])
-def test_few_rows_become_enough_of_them_and_own_ones_again(leading, dtype):
+@pytest.mark.parametrize(("dtype", "enough"), [("bfloat16", 16), ("int8", 4), ("float32", 0)])
+def test_few_rows_become_enough_of_them_and_own_ones_again(leading, dtype, enough):
     kernel = jax.ShapeDtypeStruct((1024, 1024), dtype)
     x = jnp.asarray(np.random.default_rng(0).integers(-9, 9, (*leading, 1024)), dtype)
     more = enough_rows(x, kernel)
-    few = math.prod(leading) < 16 and dtype != "float32"
-    assert more.shape == ((16, 1024) if few else x.shape)
+    few = math.prod(leading) < enough
+    assert more.shape == ((enough, 1024) if few else x.shape)
     assert more.dtype == dtype
     np.testing.assert_array_equal(own_rows(more, x).astype(jnp.float32), x.astype(jnp.float32))
-    assert enough_rows(x, jax.ShapeDtypeStruct((1024, 8), dtype)) is x
+    # in bfloat16 few rows are slow with a large matrix only
+    assert enough_rows(x, jax.ShapeDtypeStruct((1024, 8), dtype)).shape == (x if dtype != "int8" else more).shape

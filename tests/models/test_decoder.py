@@ -178,7 +178,7 @@ def test_decoding_token_by_token_equals_the_forward_pass(run, padding):
         np.testing.assert_allclose(np.asarray(got)[seen], want[:, cut][seen], atol=2e-5, rtol=1e-5)
     assert int(cache.filled) == LENGTH
     shapes = [(key.values.shape, value.values.shape) for key, value in cache.layers]
-    assert shapes == [((stack.num, 2, slots, 2, 8),) * 2 for stack in stacks(run.config.all_kinds)]
+    assert shapes == [((stack.num, 2, 2, slots, 8),) * 2 for stack in stacks(run.config.all_kinds)]
     np.testing.assert_array_equal(cache.segments, np.pad(segments, ((0, 0), (0, 3))))
     assert run.decode._cache_size() == 2  # one for the prompt, one for a token
 

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from jaxlean.models.decoder import Cache, DecoderConfig
-from jaxlean.models.key_value import empty, get, put
+from jaxlean.models.key_value import empty
 
 SHAPE = DecoderConfig(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=16,
@@ -20,16 +20,18 @@ def array(seed, *shape):
 
 @pytest.mark.parametrize(("dtype", "near"), [("float32", 0.0), ("bfloat16", 2**-8), ("int8", 1 / 250)])
 def test_what_is_put_is_got(dtype, near):
-    kept = empty((2, 9, 3, 16), jnp.dtype(dtype))
+    layer = jnp.int32(1)
+    kept = empty((2, 2, 3, 9, 16), jnp.dtype(dtype))
     first, more = array(0, 2, 4, 3, 16), array(1, 2, 2, 3, 16)
-    kept = put(put(kept, first, jnp.int32(0)), more, jnp.int32(4))
-    found = np.asarray(get(kept, jnp.float32))
+    kept = kept.put(first, layer, jnp.int32(0)).put(more, layer, jnp.int32(4))
+    found = np.asarray(kept.get(layer, jnp.float32))
     wanted = np.concatenate([first, more], axis=1)
     # int8: half a step of the head's own largest number
     largest = np.abs(wanted).max(axis=-1, keepdims=True)
     assert (np.abs(found[:, :6] - wanted) <= near * largest).all()
     assert not found[:, 6:].any()
-    assert get(kept, jnp.bfloat16).dtype == jnp.bfloat16
+    assert kept.get(layer, jnp.bfloat16).dtype == jnp.bfloat16
+    assert not kept.get(jnp.int32(0), jnp.float32).any()  # the other layer's
 
 
 def test_eight_bits_are_a_quarter_of_float32_and_decode_nearly_the_same():

@@ -73,5 +73,5 @@ def test_it_is_a_loop_over_heads(query_rank, backend):
 
 def test_what_is_cached_is_the_latent():
     (latents, keys), *_ = Cache.empty(config(None), 2, 10, jnp.float32).layers
-    assert latents.values.shape == (2, 2, 10, 1, RANK)
-    assert keys.values.shape == (2, 2, 10, 1, TURNING)
+    assert latents.values.shape == (2, 2, 1, 10, RANK)
+    assert keys.values.shape == (2, 2, 1, 10, TURNING)

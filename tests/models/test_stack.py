@@ -123,10 +123,10 @@ def _through_one(model, x, tokens):
     angles = model.config.angles(jnp.broadcast_to(steps, tokens.shape))
     slots = Slots(steps, steps, ones, ones)
 
-    def apply(layer, x, beside, number, kind):
+    def apply(layer, x, number, stack):
         return layer(x, angles, slots, None, None, number)
 
-    return through(model.layers, model.config.all_kinds, apply, x, None, jax.lax.scan)[0]
+    return through(model.layers, model.config.all_kinds, apply, x, jax.lax.scan)[0]
 
 
 @pytest.mark.parametrize("policy", ["full", "attention", "nested", ["query", "gate"]])
@@ -178,10 +178,11 @@ def test_dropout_differs_from_layer_to_layer_in_every_stack():
     graph, params = draw(replace(SHAPE, kinds=KINDS["groups and a rest"]))
     model = nnx.merge(graph, params)
 
-    def apply(layer, x, beside, number, kind):
+    def apply(layer, x, number, stack):
+        assert stack in stacks(KINDS["groups and a rest"])
         return x, number
 
-    _, found = through(model.layers, KINDS["groups and a rest"], apply, jnp.zeros(()), None, jax.lax.scan)
+    _, found = through(model.layers, KINDS["groups and a rest"], apply, jnp.zeros(()), jax.lax.scan)
     for numbers in found:
         seen += np.asarray(numbers).tolist()
     assert sorted(seen) == list(range(8))
