@@ -232,11 +232,12 @@ def export(
     form: Annotated[
         str, typer.Option("--format", "-f", help="peft, hf, w8a8, w8a16, w4a16 (compressed-tensors) or stablehlo.")
     ] = "hf",
+    length: Annotated[int | None, typer.Option(help="stablehlo: tokens of a row. Default: 128.")] = None,
 ) -> None:
     """Write what a run trained as it is served: adapter, whole model, in fewer bits, or a program; with a card."""
     from jaxlean.run.export import export
 
-    export(run, output, form, overrides)
+    export(run, output, form, overrides, length=length)
 
 
 @app.command()

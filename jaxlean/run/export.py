@@ -29,10 +29,12 @@ from jaxlean.xla.mesh import make_mesh
 
 Form = Literal["peft", "hf", "w8a8", "w8a16", "w4a16", "stablehlo"]
 FORMS: tuple[str, ...] = get_args(Form)
-_LENGTH = 128  # tokens of a StableHLO program's rows, where the model takes as many
+_LENGTH = 128  # tokens of a StableHLO program's rows, where nobody says how many and the model takes as many
 
 
-def export(run: Path, output: Path, form: str, overrides: list[str] | None = None) -> None:
+def export(
+    run: Path, output: Path, form: str, overrides: list[str] | None = None, *, length: int | None = None
+) -> None:
     """Write what a run trained.
 
     Args:
@@ -40,15 +42,20 @@ def export(run: Path, output: Path, form: str, overrides: list[str] | None = Non
         output: folder to be made.
         form: peft, the adapter; hf, a whole model; w8a8, w8a16, w4a16, one in fewer bits; stablehlo, a program.
         overrides: of its config, such as `quantize.method=awq`.
+        length: of stablehlo: tokens of a row.
 
     Raises:
         UserError: what the user can mend; nothing is written then.
     """
     if form not in FORMS:
         raise ConfigError("--format is unknown", got=form, wanted=", ".join(FORMS))
+    if length is not None and form != "stablehlo":
+        raise ConfigError("--length is for --format stablehlo", got=f"--format {form}", fix="leave it out")
     check_output(output)
     _check_overrides(form, overrides or [])
     config, adapter = _result(run, overrides)
+    if form in SCHEMES:
+        config = config.model_copy(update={"quantize": config.quantize.model_copy(update={"scheme": form})})
     trained = config
     if adapter is None:  # all of it trained: the run's model is the one to go on from
         changed = {"path": str(run / "model"), "architecture": None, "new_tokens": None, "revision": None}
@@ -58,21 +65,19 @@ def export(run: Path, output: Path, form: str, overrides: list[str] | None = Non
     use_cache(config.compilation_cache)
     summary = read_json(run / "summary.json") if (run / "summary.json").exists() else {}
 
-    def finish(folder: Path, quantized: dict[str, Any] | None = None) -> None:
+    def finish(folder: Path, quantized: dict[str, Any] | None = None, length: int | None = None) -> None:
         text = card(
             trained, summary, name=output.name, form=form, num_bytes=_bytes(folder),
-            bytes_before=_base_bytes(trained), quantized=quantized,
+            bytes_before=_base_bytes(trained), quantized=quantized, length=length,
         )  # fmt: skip
         (folder / "README.md").write_text(text, encoding="utf-8")
         (folder / "run_config.yaml").write_text(settings.dump(trained), encoding="utf-8")
 
     if form in SCHEMES:
-        section = config.quantize.model_copy(update={"scheme": form})
-        config = config.model_copy(update={"quantize": section})
         quantize_model(config, output, adapter=adapter, finish=finish)
         return
     with staged(output) as folder:
-        _write(config, adapter, folder, form, finish)
+        _write(config, adapter, folder, form, finish, length)
     print(f"{form}: {show_bytes(_bytes(output))}: {output}")
 
 
@@ -101,7 +106,9 @@ def _result(run: Path, overrides: list[str] | None) -> tuple[RunConfig, Path | N
     )  # fmt: skip
 
 
-def _write(config: RunConfig, adapter: Path | None, folder: Path, form: str, finish: Callable[[Path], None]) -> None:
+def _write(
+    config: RunConfig, adapter: Path | None, folder: Path, form: str, finish: Callable[..., None], length: int | None
+) -> None:
     config = resolved(with_labels_of(adapter, config), trains=False)
     mesh = make_mesh(devices=jax.devices()[:1])
     if form == "peft":
@@ -121,15 +128,18 @@ def _write(config: RunConfig, adapter: Path | None, folder: Path, form: str, fin
         return
     model = wide(whole_model(config, mesh, adapter))
     if form == "hf":
-        write_model(model, folder, dtype=stored_dtype(model))
+        write_model(model, folder, dtype=stored_dtype(model, config))
         compare(load(folder, "float32", mesh, **head_of(config)), model, folder)
     else:
         folder.mkdir()
-        length = min(_LENGTH, model.config.max_position_embeddings)
+        longest = model.config.max_position_embeddings
+        length = min(_LENGTH, longest) if length is None else length
+        if not 1 < length <= longest:
+            raise ConfigError("no length that the model takes", where="--length", got=length, wanted=f"2 to {longest}")
         write_stablehlo(model, folder, length=length)
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(folder)
-    finish(folder)
+    finish(folder, length=length)
 
 
 def _bytes(folder: Path) -> int:

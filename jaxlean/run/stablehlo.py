@@ -12,6 +12,7 @@ from jaxlean import tree
 from jaxlean.errors import ModelError
 from jaxlean.hub.load import Model
 from jaxlean.models.cpu import from_bits
+from jaxlean.run.generate import stop_ids
 
 PROGRAM, NUMBERS, SCRIPT = "model.stablehlo", "params.npz", "run.py"
 _PLATFORMS = ("cpu", "cuda", "tpu")
@@ -25,17 +26,19 @@ import jax
 import numpy as np
 from jax import export
 
-LENGTH = {length}  # tokens of a row, at most; what stands behind the last one changes nothing before it
+LENGTH, VOCABULARY, STOP = {length}, {vocabulary}, {stop}  # tokens of a row; ids are below; they end a text
 here = Path(__file__).parent
 program = jax.jit(export.deserialize(bytearray((here / "model.stablehlo").read_bytes())).call)
-with np.load(here / "params.npz") as file:
-    params = {{name: file[name] for name in file.files}}
-tokens = [int(number) for number in sys.argv[1:]] or [1]
-while len(tokens) < LENGTH:
-    rows = np.zeros((1, LENGTH), np.int32)  # any number of rows
-    rows[0, : len(tokens)] = tokens
-    logits = program(params, rows)  # float32 [rows, LENGTH, vocabulary]
-    tokens.append(int(logits[0, len(tokens) - 1].argmax()))
+params = dict(np.load(here / "params.npz"))
+tokens = [int(word) if word.isdigit() else -1 for word in sys.argv[1:]]
+if not 0 < len(tokens) < LENGTH or not all(0 <= token < VOCABULARY for token in tokens):
+    sys.exit(f"wanted: 1 to {{LENGTH - 1}} token ids below {{VOCABULARY}}, from the tokenizer beside this script")
+for at in range(len(tokens), LENGTH):
+    row = tokens + [0] * (LENGTH - at)  # what stands behind the last one changes nothing before it
+    logits = program(params, np.array([row], np.int32))  # any number of rows -> float32 [rows, LENGTH, VOCABULARY]
+    tokens.append(int(logits[0, at - 1].argmax()))
+    if tokens[-1] in STOP:
+        break
 print(*tokens)
 '''
 
@@ -75,7 +78,9 @@ def write_stablehlo(model: Model, folder: Path, *, length: int) -> None:
     (folder / PROGRAM).write_bytes(exported.serialize())
     np.savez(folder / NUMBERS, **numbers)  # type: ignore[arg-type]
     if causal:
-        (folder / SCRIPT).write_text(_RUN.format(length=length), encoding="utf-8")
+        stop = stop_ids(model) if model.tokenizer is not None else []
+        text = _RUN.format(length=length, vocabulary=model.config.vocab_size, stop=stop)
+        (folder / SCRIPT).write_text(text, encoding="utf-8")
     _compare(model, folder, length)
 
 

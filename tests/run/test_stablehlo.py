@@ -10,6 +10,7 @@ import pytest
 from jaxlean import load
 from jaxlean.errors import ModelError
 from jaxlean.run import stablehlo
+from jaxlean.run.generate import stop_ids
 from jaxlean.run.stablehlo import write_stablehlo
 
 
@@ -24,8 +25,11 @@ def test_a_script_completes_with_jax_alone(tiny_base, tmp_path, dtype):
     command = [sys.executable, "-I", script, "12", "45", "7"]
     found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     tokens = [int(number) for number in found.stdout.split()]
-    assert len(tokens) == 24
+    assert len(tokens) == 24 or tokens[-1] in stop_ids(model)
     assert tokens[:3] == [12, 45, 7]
+    for words in (["99999"], ["hello"], [], [str(number) for number in range(24)]):
+        refused = subprocess.run([*command[:3], *words], capture_output=True, text=True, timeout=300)
+        assert (refused.returncode, "wanted: 1 to 23 token ids below 2048" in refused.stderr) == (1, True)
     if dtype == "float32":
         logits = np.asarray(model(np.asarray([tokens[:-1]])))[0]
         np.testing.assert_array_equal(logits[2:].argmax(-1), tokens[3:])
