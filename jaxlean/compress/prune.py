@@ -42,7 +42,7 @@ class Pruned(NamedTuple):
     layer: int
     module: str  # `attention.query`
     sparsity: float  # share of zeros
-    error: float  # squared change of what it gives for its inputs, relative to the square of what it gave
+    error: float  # root of the squared change of what it gives for its inputs, relative to what it gave
 
 
 class Choice(NamedTuple):
@@ -218,7 +218,7 @@ def apply(params: Mapping[str, Any], masks: Masks) -> tree.Tree:
 
 
 def relative_error(kernel: jax.Array, changed: jax.Array, gram: jax.Array) -> float:
-    """tr(d^T G d) / tr(W^T G W), where d is the change: of the squares of what the matrix gives for its inputs."""
+    """sqrt(tr(d^T G d) / tr(W^T G W)), where d is the change: of what the matrix gives for its inputs."""
     return float(_measured(kernel, changed, gram)[1])
 
 
@@ -230,7 +230,9 @@ def _measured(kernel: jax.Array, changed: jax.Array, gram: jax.Array) -> tuple[j
     def square(x: jax.Array) -> jax.Array:
         return (x * jnp.matmul(gram, x, precision="highest")).sum()
 
-    return (changed == 0).mean(), square(is_now - was) / jnp.maximum(square(was), jnp.finfo(jnp.float32).tiny)
+    ratio = square(is_now - was) / jnp.maximum(square(was), jnp.finfo(jnp.float32).tiny)
+    # of what hardly changes the sum of products may come out just below zero
+    return (changed == 0).mean(), jnp.sqrt(jnp.maximum(ratio, 0.0))
 
 
 def _check_of(n: int, m: int) -> None:

@@ -44,7 +44,7 @@ class Narrowed(NamedTuple):
 
     layer: int
     module: str  # `mlp.down` or `attention.out`
-    error: float  # squared change of what it gives, relative to the square of what it gave
+    error: float  # root of the squared change of what it gives, relative to what it gave
 
 
 def width(

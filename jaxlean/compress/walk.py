@@ -98,7 +98,7 @@ def walk(
         at = jnp.asarray(number, jnp.uint32)
 
         def run(own: tree.Tree, x: jax.Array, batch: dict[str, jax.Array], observed: bool) -> _Run:
-            return _run(model.graph, graphs[number], kind, observed, model.params, own, at, x, batch)  # noqa: B023
+            return _run(model.graph, graphs[number], observed, model.params, own, at, x, batch)  # noqa: B023
 
         found: dict[str, Inputs] = {}
         similarity, after = 0.0, []
@@ -154,11 +154,10 @@ def _embed(graph: nnx.GraphDef, params: tree.Tree, batch: dict[str, jax.Array]) 
     return nnx.merge(graph, params).enter(**batch).x
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _run(
     graph: nnx.GraphDef,
     layer_graph: nnx.GraphDef,
-    kind: Kind,
     observed: bool,
     params: tree.Tree,
     own: tree.Tree,
@@ -176,7 +175,7 @@ def _run(
     for path, module in nnx.iter_modules(layer):
         if isinstance(module, Linear) and observed:
             module.observe = partial(observe, ".".join(map(str, path)))
-    y, _ = nnx.merge(graph, params).enter(**batch).apply(layer, x, None, number, kind)
+    y, _ = nnx.merge(graph, params).enter(**batch).apply(layer, x, number, None)
     one, two = x.astype(jnp.float32), y.astype(jnp.float32)
     cosine = (one * two).sum(-1) / jnp.maximum(jnp.linalg.norm(one, axis=-1) * jnp.linalg.norm(two, axis=-1), 1e-12)
     return y, seen, jnp.where(counts, cosine, 0.0).sum() / jnp.maximum(counts.sum(), 1)

@@ -22,7 +22,9 @@ class ModelSection(VocabularySettings):
         "auto", description="What matrices are multiplied in. auto: float32 on CPU, bfloat16 on GPU and TPU."
     )
     save_dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="What a whole written model is held in (lora: null). auto: as dtype."
+        "auto",
+        description="What a whole written model is held in (lora: null). auto: as dtype; export, quantize and prune: "
+        "as the files that they start from.",
     )
     quantization: Literal["none", "int8", "nf4"] = Field(
         "none",

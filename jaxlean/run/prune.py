@@ -26,7 +26,7 @@ from jaxlean.run.generate import chat_template
 from jaxlean.run.inputs import tokenizer_of
 from jaxlean.run.job import resolved
 from jaxlean.run.merge import check_base, merged, with_labels_of
-from jaxlean.run.quantize import compare
+from jaxlean.run.quantize import compare, stored_dtype
 from jaxlean.run.sensitivity import check_file, draw, measure
 from jaxlean.run.staging import check_output, staged
 from jaxlean.run.summary import Evaluation
@@ -142,10 +142,8 @@ def prune(
         "kept_layers": result.kept,
         "layers": result.rows,
     }
-    held = model.hf_config.get("dtype") or model.hf_config.get("torch_dtype") or "float32"
-    dtype = held if config.model.save_dtype == "auto" else config.model.save_dtype
     show(said)
-    _write(result.model, output, said, str(dtype))
+    _write(result.model, output, said, stored_dtype(model, config))
     print(f"pruned model: {output}")
     return said
 
@@ -249,12 +247,12 @@ def show(said: dict[str, Any]) -> None:
     modules = sorted({row["module"] for row in said["layers"]}, key=lambda name: (name.split(".")[0], name))
     numbers = sorted({row["layer"] for row in said["layers"]})
     if numbers:
-        table = Table(title="relative error of what each matrix gives for its inputs")
+        table = Table(title="relative error of what each matrix gives for its inputs, %")
         for name in ("layer", *modules):
             table.add_column(name, justify="right")
         for number in numbers:
             own = {row["module"]: row["error"] for row in said["layers"] if row["layer"] == number}
-            table.add_row(str(number), *(f"{own[name]:.4f}" if name in own else "" for name in modules))
+            table.add_row(str(number), *(f"{100 * own[name]:.2f}" if name in own else "" for name in modules))
         console.print(table)
     if said["kept_layers"] is not None:
         table = Table(title="layers")

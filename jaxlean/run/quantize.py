@@ -81,6 +81,8 @@ def quantize_model(
     def quality(of: Model) -> Evaluation | None:
         return evaluator_of(config, of, tokenizer, mesh)(of, {}, of.params) if measured else None
 
+    if measured:
+        console.print("measuring the model as it is", highlight=False)
     before = quality(model)
     started, layers = time.perf_counter(), model.config.num_layers
 
@@ -89,7 +91,7 @@ def quantize_model(
             console.print(f"layer {rounded.layer + 1} of {layers}: {rounded.module}", end="\r", highlight=False)
 
     quantized, errors = (model, []) if done else quantize(model, how, batches, say=say)
-    seconds, dtype = time.perf_counter() - started, stored_dtype(model)
+    seconds, dtype = time.perf_counter() - started, stored_dtype(model, config)
     with staged(output) as folder:
         write_model(quantized, folder, dtype=dtype)
         again = load(folder, "float32", mesh, attention=config.model.attention, **head_of(config))
@@ -205,8 +207,10 @@ def _bytes(model: Model, dtype: str) -> int:
     )
 
 
-def stored_dtype(model: Model) -> str:
-    """What the base's own files hold; what is not quantized stays in it."""
+def stored_dtype(model: Model, config: RunConfig) -> str:
+    """What is written: `model.save_dtype`, or what the base's own files hold."""
+    if config.model.save_dtype != "auto":
+        return config.model.save_dtype
     return model.hf_config.get("dtype") or model.hf_config.get("torch_dtype") or "float32"
 
 
@@ -214,7 +218,10 @@ def _print(console: Console, report: dict[str, Any], errors: Sequence[Rounded], 
     modules = list(dict.fromkeys(rounded.module for rounded in errors))
     if not errors:
         console.print("the adapter was trained rounded: its numbers are those of the base", highlight=False)
-    table = Table("layer", *modules, title="relative error of each linear layer's outputs, %", title_style="bold")
+    # without calibration rows nobody knows the outputs
+    of = "outputs" if report["calibration_rows"] else "weights"
+    names = [module.replace(".", "\n") for module in modules]
+    table = Table("layer", *names, title=f"relative error of each linear layer's {of}, %", title_style="bold")
     for number in sorted({rounded.layer for rounded in errors}):
         own = {rounded.module: rounded for rounded in errors if rounded.layer == number}
         table.add_row(str(number), *(_shown(own.get(module)) for module in modules))

@@ -69,9 +69,7 @@ def draw(found: Sequence[Alone], file: Path, *, method: str) -> None:
             axes.set_title(f"{_asked(found, i, num):.0%} gone")
             axes.legend(fontsize=7)
     panels[0].set_ylabel(
-        "block influence: 1 - cosine of in and out"
-        if method == "layers"
-        else "relative squared error of what the matrix gives"
+        "block influence: 1 - cosine of in and out" if method == "layers" else "relative error of what the matrix gives"
     )
     what = "what each layer does" if method == "layers" else "each matrix pruned alone (its own error, not the loss)"
     figure.suptitle(f"{method}: {what}")

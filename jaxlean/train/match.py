@@ -93,7 +93,7 @@ def collect(
     )
     layout: Layout = model.layout
 
-    def apply(layer: Any, x: jax.Array, beside: Any, number: jax.Array, kind: Any) -> tuple[jax.Array, Any]:
+    def apply(layer: Any, x: jax.Array, number: jax.Array, stack: Any) -> tuple[jax.Array, Any]:
         seen: list[jax.Array] = []
 
         def observe(*parts: jax.Array) -> None:
@@ -101,11 +101,11 @@ def collect(
 
         if attention:
             layer.attention.observe = observe
-        y, _ = entered.apply(layer, x, beside, number, kind)
+        y, _ = entered.apply(layer, x, number, stack)
         found = ({HIDDEN: layout.unfold(y)} if hidden else {}) | ({RELATED: seen[0]} if attention else {})
         return y, found
 
-    x, found = through(model.layers, model.config.all_kinds, apply, entered.x, None, scan)
+    x, found = through(model.layers, model.config.all_kinds, apply, entered.x, scan)
     where = {n: (place, i) for place, s in enumerate(stacks(model.config.all_kinds)) for i, n in enumerate(s.numbers)}
     kept = {
         name: jnp.stack([found[where[n][0]][name][where[n][1]] for n in layers], axis=2) for name in found[0]

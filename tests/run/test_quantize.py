@@ -50,9 +50,11 @@ def test_it_writes_what_it_measured(cli, tiny_yaml, tiny_base, adapter, tmp_path
         f"loss {report['eval_before']['loss']:.4f}",
         f"loss {report['eval_after']['loss']:.4f}",
         "smaller",
-        "mlp.down",
+        "linear layer's outputs",
     ):
         assert words in out
+    heads = [[cell.strip() for cell in line.split("┃")] for line in out.splitlines() if line.startswith("┃")]
+    assert ("mlp", "down") in zip(*heads, strict=True)  # each linear layer has a column
     code, plain, _ = cli("evaluate", tiny_yaml, "--adapter", adapter)
     assert f"{report['eval_before']['loss']:.4f}" in plain  # of base and adapter together
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("small")] == ["small"]
