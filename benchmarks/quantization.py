@@ -1,7 +1,7 @@
 """What fewer bits cost in quality and give in size and speed, of a trained model on text it was not calibrated on.
 
     python benchmarks/quantization.py --data DIR [--base FOLDER] [--group-size 128] [--work DIR] [--out DIR] [--quick]
-                                      [--rows 128] [--held-out 64] [--max-length 512] [--tokens 64] [--repeats 5]
+                                      [--rows 128] [--held-out 64] [--max-length 512] [--tokens 128] [--repeats 5]
                                       [--max-error 0.05] [--only REGEX] [--torch PYTHON]
 
 `--data` holds gsm8k_train.jsonl, of which are calibration rows, and gsm8k_test.jsonl, of which is the perplexity.
@@ -12,7 +12,8 @@
     speed    tokens a second of greedy generation at 1 and 16 rows, the model in bfloat16, in float32, and in W8A8 over
              both, in turn, so that a busy machine is busy for all of them; medians, and the largest less the smallest
     torch    with --torch (a Python that has torch, transformers and compressed-tensors): on how many of 20 prompts
-             transformers gives the very tokens that jaxlean gives
+             transformers gives the very tokens that jaxlean gives, 32 after each; `apart`: where they part, by how
+             much the logits of the two tokens differ, at most, in standard deviations of the logits there
 
 What is in --work is not made again.
 """
@@ -21,13 +22,13 @@ import argparse
 import json
 import math
 import re
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from greedy import compare
 from problems import problems
 from report import median, publish
 
@@ -35,22 +36,8 @@ QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart" / "base"
 COLUMNS = {
     "what": "", "perplexity": ".4f", "change_percent": "+.3f", "bytes": ",", "smaller": ".2f",
     "matrices_smaller": ".2f", "kept": "", "seconds": ".0f", "rows": "", "tokens_s": ",.1f",
-    "spread": ".1%", "speedup": ".2f", "equal_prompts": "",
+    "spread": ".1%", "speedup": ".2f", "equal_prompts": "", "apart": ".3f",
 }  # fmt: skip
-# Greedy tokens by transformers, in another Python.
-_TORCH = """
-import json, sys, torch
-from transformers import AutoModelForCausalLM
-folder, prompts, num, out = sys.argv[1], json.load(open(sys.argv[2])), int(sys.argv[3]), sys.argv[4]
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-found = []
-for prompt in prompts:
-    ids = torch.tensor([prompt])
-    more = dict(do_sample=False, max_new_tokens=num, min_new_tokens=num, eos_token_id=None, pad_token_id=0)
-    with torch.no_grad():
-        found.append(model.generate(ids, attention_mask=torch.ones_like(ids), **more)[0, len(prompt):].tolist())
-json.dump(found, open(out, "w"))
-"""
 
 
 def hows(args: argparse.Namespace) -> dict[str, Any]:
@@ -179,14 +166,15 @@ def speed(args: argparse.Namespace) -> list[dict[str, Any]]:
                 assert sum(map(len, new)) == rows * args.tokens
                 if repeat:  # the first one compiles
                     seconds[name].append(time.perf_counter() - started)
-        base = rows * args.tokens / median(seconds["bfloat16"])
         for name, each in seconds.items():
             speeds = [rows * args.tokens / own for own in each]
             middle = median(speeds)
+            # of one turn with the same turn's: what slows the machine down slows both
+            turns = [base / own for own, base in zip(each, seconds["bfloat16"], strict=True)]
             found.append(
                 {
-                    "what": f"generate, {name}", "rows": rows, "tokens_s": middle, "speedup": middle / base,
-                    "spread": (max(speeds) - min(speeds)) / middle, "tokens_s_each": speeds,
+                    "what": f"generate, {name}", "rows": rows, "tokens_s": middle, "speedup": median(turns),
+                    "spread": (max(speeds) - min(speeds)) / middle, "tokens_s_each": speeds, "speedup_each": turns,
                 }
             )  # fmt: skip
     return found
@@ -194,24 +182,13 @@ def speed(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def with_torch(args: argparse.Namespace) -> list[dict[str, Any]]:
     from jaxlean import load
-    from jaxlean.run.generate import generate
 
-    texts = problems(args.data / "gsm8k_test.jsonl")
-    script, asked = args.work / "greedy.py", args.work / "prompts.json"
-    script.write_text(_TORCH, encoding="utf-8")
-    found = []
+    texts, num, found = problems(args.data / "gsm8k_test.jsonl"), 8 if args.quick else 32, []
     for name in hows(args):
         folder = folder_of(args, name)
         model = load(folder, "float32")
         prompts = rows_of(texts, model.tokenizer, 20, 24).tolist()
-        asked.write_text(json.dumps(prompts), encoding="utf-8")
-        answers = args.work / f"{folder.name}.answers.json"
-        command: Sequence[Any] = [args.torch, script, folder, asked, args.tokens // 2, answers]
-        subprocess.run([str(word) for word in command], check=True)
-        ours = generate(model, prompts, max_new_tokens=args.tokens // 2, stop=[], batch_size=20)
-        theirs = json.loads(answers.read_text(encoding="utf-8"))
-        same = sum(one == other for one, other in zip(ours, theirs, strict=True))
-        found.append({"what": f"as in transformers, {name}", "equal_prompts": f"{same} of {len(prompts)}"})
+        found.append({"what": f"as in transformers, {name}", **compare(args.torch, model, folder, prompts, num)})
         print(json.dumps(found[-1]), flush=True)
     return found
 
@@ -227,7 +204,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=128, help="calibration rows")
     parser.add_argument("--held-out", type=int, default=64)
     parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--tokens", type=int, default=64, help="generated a row")
+    parser.add_argument("--tokens", type=int, default=128, help="generated a row")
     parser.add_argument("--repeats", type=int, default=5, help="of each generation; 0: speed is not measured")
     parser.add_argument("--max-error", type=float, default=0.05, help="above it a layer stays wide in one of the rows")
     parser.add_argument("--only", default="", help="regex of the schemes' names")
