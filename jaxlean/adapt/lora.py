@@ -232,6 +232,28 @@ def unprincipal(params: tree.Tree, start: tree.Tree) -> tree.Tree:
     return tree.unflatten(out)
 
 
+def padded(adapter: tree.Tree, r: int) -> tree.Tree:
+    """An adapter as one of a higher rank that computes and learns the same: the rest of `lora_a` and `lora_b` is zero.
+
+    The gradient of each zero is a sum of products with the other's zeros, so they stay zero under every rule that moves
+    a parameter by its own gradients or by products of the matrix (not under one that takes means over it: adafactor).
+
+    Args:
+        adapter: leaves of adapters, and whatever else trains, which stays as it is.
+        r: at least the rank that they have.
+    """
+
+    def wide(path: str, leaf: jax.Array) -> jax.Array:
+        dim = {"lora_a": -1, "lora_b": -2}.get(path.rsplit(".", 1)[-1])
+        if dim is None:
+            return leaf
+        width = [(0, 0)] * leaf.ndim
+        width[dim] = (0, r - leaf.shape[dim])
+        return jnp.pad(leaf, width)
+
+    return tree.map_with_path(wide, adapter)
+
+
 def learning_rate_ratios(config: LoraSection | None) -> Callable[[str], float]:
     """path -> how much faster than the base rate it learns: LoRA+ (arXiv 2402.12354) speeds up `lora_b`."""
     ratio = (config.loraplus_lr_ratio if config is not None else None) or 1.0

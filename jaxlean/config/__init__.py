@@ -7,7 +7,8 @@ from jaxlean.config.data import DataSection, SourceSection
 from jaxlean.config.distill import DistillSection, MatchSection, StudentSection, TeacherSection
 from jaxlean.config.model import LoraSection, ModelSection
 from jaxlean.config.pruning import GradualSection, PruneSection
-from jaxlean.config.read import build, dump, load
+from jaxlean.config.read import build, dump, load, with_values
+from jaxlean.config.search import DistributionSection, SearchSection
 from jaxlean.config.section import Section
 from jaxlean.config.sections import (
     CostSection,
@@ -23,6 +24,7 @@ __all__ = [
     "build",
     "dump",
     "load",
+    "with_values",
     "CalibrationSection",
     "CostSection",
     "CurateSection",
@@ -30,6 +32,7 @@ __all__ = [
     "DataSection",
     "DistillSection",
     "DistributedSection",
+    "DistributionSection",
     "EvalSection",
     "GradualSection",
     "LoraSection",
@@ -40,6 +43,7 @@ __all__ = [
     "QuantizeSection",
     "ReportSection",
     "RunConfig",
+    "SearchSection",
     "Section",
     "SourceSection",
     "StepSection",

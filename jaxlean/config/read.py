@@ -1,9 +1,11 @@
 """From a YAML file and `section.key=value` overrides to a `RunConfig`; an unknown key is an error with a suggestion."""
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_origin
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import AliasChoices, ValidationError
@@ -56,6 +58,21 @@ def build(values: dict[str, Any], *, where: object = None) -> RunConfig:
         ConfigError: names the first key that is unknown or holds a wrong value.
     """
     return _checked(values, where, {})
+
+
+def with_values(config: RunConfig, values: Mapping[str, Any], *, where: object = None) -> RunConfig:
+    """The config with other values of some settings, given by `section.key`, and checked as a whole.
+
+    Raises:
+        ConfigError: names the key that is unknown, or the value that does not fit.
+    """
+    changed = told(config)
+    given = {_apply(changed, f"{path}={_as_yaml(value)}"): f"{path}={value}" for path, value in values.items()}
+    return _checked(changed, where, given)
+
+
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("\n").removesuffix("\n...")
 
 
 def dump(config: RunConfig) -> str:
@@ -154,7 +171,7 @@ def _parse(text: str, annotation: Any) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-    kinds = getattr(annotation, "__args__", (annotation,))
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     texts = (str, list, dict) if any(get_origin(kind) is dict for kind in kinds) else (str, list)
     if str in kinds and value is not None and not isinstance(value, texts):
         return text
@@ -243,6 +260,8 @@ def _keys_at(location: list[Any]) -> list[str]:
 def _section_of(annotation: Any) -> type[Section] | None:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
+    if get_origin(annotation) is dict:  # its keys are names of the user's
+        return None
     for inner in getattr(annotation, "__args__", ()):
         found = _section_of(inner)
         if found is not None:

@@ -16,6 +16,7 @@ from jaxlean.config.data import DataSection
 from jaxlean.config.distill import DistillSection
 from jaxlean.config.model import LoraSection, ModelSection
 from jaxlean.config.pruning import GradualSection, PruneSection
+from jaxlean.config.search import SearchSection
 from jaxlean.config.section import Fraction, Section, named
 
 
@@ -297,6 +298,7 @@ class RunConfig(Section):
     calibration: CalibrationSection = Field(default_factory=CalibrationSection)
     quantize: QuantizeSection = Field(default_factory=QuantizeSection)
     prune: PruneSection = Field(default_factory=PruneSection)
+    search: SearchSection = Field(default_factory=SearchSection)
     report: ReportSection = Field(default_factory=ReportSection)
 
     @field_validator("compilation_cache", mode="before")

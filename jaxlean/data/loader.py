@@ -4,6 +4,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -49,13 +50,41 @@ def train_batches(
         DataError: anything wrong with the data, with its place.
         ConfigError: no training data named, or settings that exclude each other.
     """
-    data = config.data
-    if not data.train:
-        raise ConfigError("no training data", wanted="data.train: a file, a folder or a hub id")
-    encoder = _encoder(config, tokenizer, vocab_size)
-    if isinstance(encoder, Encoder) and data.streaming:
+    _check_named(config.data)
+    if config.data.streaming and config.task == "generate":
+        encoder = _encoder(config, tokenizer, vocab_size)
+        assert isinstance(encoder, Encoder)
         return _stream(config, encoder, rows_per_step, held)
-    weights = shares(data.train)
+    examples = read_examples(config, tokenizer, vocab_size=vocab_size)
+    return lay_out(config, examples, rows_per_step=rows_per_step, held=held, losses=losses)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The training rows of a run as tokens, before it is said in which order they come.
+
+    Attributes:
+        tokens: of all sources, one after the other.
+        sizes: rows of each source.
+        columns: float64 [rows], what `data.curriculum.column` names; empty where nothing is named.
+        group: examples that a row became.
+        counts: what became of the rows.
+    """
+
+    tokens: Ragged
+    sizes: tuple[int, ...]
+    columns: np.ndarray
+    group: int
+    counts: Counts
+
+
+def read_examples(config: RunConfig, tokenizer: Any, *, vocab_size: int | None = None) -> Examples:
+    """Read and tokenize every training source. Args, errors: as of `train_batches`."""
+    data = config.data
+    _check_named(data)
+    assert data.train
+    encoder = _encoder(config, tokenizer, vocab_size)
+    shares(data.train)  # refused before anything is read
     counts = Counts()
     read = [_read(source, data, encoder, counts, config.seed) for source in data.train]
     parts = [part for part, _ in read]
@@ -67,21 +96,39 @@ def train_batches(
                 got=f"{counts.rows} rows, {counts.dropped} dropped for their length",
                 fix="raise data.max_length" if counts.dropped else "lower data.eval_fraction",
             )
-    examples, group = Ragged.join(parts), _group(encoder)
+    group = _group(encoder)
+    columns = np.concatenate([column for _, column in read])
+    return Examples(Ragged.join(parts), tuple(len(part) // group for part in parts), columns, group, counts)
+
+
+def lay_out(
+    config: RunConfig,
+    examples: Examples,
+    *,
+    rows_per_step: int,
+    held: Sequence[int] | None = None,
+    losses: Losses | None = None,
+) -> Batches:
+    """The batches that the config makes of these examples: order, mix, curriculum, packing. Args: as `train_batches`.
+
+    Examples may be laid out by any config that would read the same: one that differs in the sources' weights, the
+    shuffling, the curriculum, packing, and (without `data.eval_fraction`) the seed.
+    """
+    data, group = config.data, examples.group
+    assert data.train, "read_examples checks this"
     ordered = None
     if data.curriculum is not None:
-        columns = np.concatenate([column for _, column in read])
-        scores = difficulty(data.curriculum, examples, group, column=columns, losses=losses)
+        scores = difficulty(data.curriculum, examples.tokens, group, column=examples.columns, losses=losses)
         ordered = partial(Curriculum.of_run, data.curriculum, scores)
     return in_memory(
-        examples,
-        Mix([len(part) // group for part in parts], weights, config.seed, data.shuffle),
+        examples.tokens,
+        Mix(list(examples.sizes), shares(data.train), config.seed, data.shuffle),
         rows=rows_per_step,
-        length=sequence_length(examples, data.packing, data.max_length),
+        length=sequence_length(examples.tokens, data.packing, data.max_length),
         packing=data.packing,
         num_epochs=config.train.num_train_epochs,
         max_steps=config.train.max_steps,
-        counts=counts,
+        counts=examples.counts,
         names=[source.path for source in data.train],
         held=held,
         group=group,
@@ -139,8 +186,8 @@ def training_rows(config: RunConfig, tokenizer: Any, *, most: int) -> Iterator[t
         DataError: a row that cannot be read, with its place.
     """
     data = config.data
-    if not data.train:
-        raise ConfigError("no training data", wanted="data.train: a file, a folder or a hub id")
+    _check_named(data)
+    assert data.train
     encoder = _encoder(config, tokenizer, None)
     for source in data.train:
         rows = open_rows(source)
@@ -267,6 +314,11 @@ def _held_out(config: RunConfig, encoder: Encoder | LabelEncoder) -> Iterator[tu
             yield from _examples(rows, chosen, source, data, encoder)
 
     return itertools.islice(every(), config.eval.max_examples)
+
+
+def _check_named(data: DataSection) -> None:
+    if not data.train:
+        raise ConfigError("no training data", wanted="data.train: a file, a folder or a hub id")
 
 
 def shares(sources: Sequence[SourceSection]) -> list[float] | None:

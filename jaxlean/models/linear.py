@@ -22,8 +22,13 @@ LORA_LEAVES = frozenset({"lora_a", "lora_b", "lora_scale", "lora_magnitude"})
 class Dropout(NamedTuple):
     """Dropout of an adapter's input: `rate` in [0, 1) and the PRNG key of this place in the model."""
 
-    rate: float
+    rate: float | jax.Array
     key: jax.Array
+
+    @classmethod
+    def of(cls, rate: float | jax.Array, key: jax.Array) -> "Dropout | None":
+        """None where nothing is dropped. A rate that is an argument of the program may be any."""
+        return None if isinstance(rate, int | float) and rate == 0 else cls(rate, key)
 
     def fold(self, place: int | jax.Array) -> "Dropout":
         """The dropout of a sub-place, with a key of its own."""

@@ -192,7 +192,7 @@ def _check_same_run(folder: Path, config: RunConfig) -> None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RunError("the config of the run cannot be read", where=file, got=error) from error
     # On other devices it is the same run while a step takes the same rows, which the place in the data checks.
-    free = {"output_dir", "report", "cost", "compilation_cache", "mesh", "distributed"}
+    free = {"output_dir", "report", "search", "cost", "compilation_cache", "mesh", "distributed"}
     free_in_train = {"logging_steps", "save_steps", "save_total_limit", "learning_rate"}
     free_in_train |= {"per_device_train_batch_size", "gradient_accumulation_steps", "remat", "memory_budget"}
     old, new = before.model_dump(), config.model_dump()

@@ -20,14 +20,25 @@ from jaxlean.train.objective import Loss, objective
 from jaxlean.xla.remat import Policy, scan_layers
 
 
-def loss_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Policy | None = None) -> Loss:
+def loss_of(
+    config: RunConfig,
+    model: Model,
+    mesh: jax.sharding.Mesh,
+    remat: Policy | None = None,
+    *,
+    dropout_rate: jax.Array | None = None,
+) -> Loss:
     """The model's summed loss as a function of its parameters and a batch.
 
     With no policy it is the cross entropy alone, of rows on the whole mesh; with one it is what is trained on, of rows
     of one replica where replicas train by themselves.
+
+    Args:
+        dropout_rate: float32 [], takes the place of `lora.lora_dropout` while it trains.
     """
+    rate = dropout_rate if dropout_rate is not None else config.lora.lora_dropout if config.lora is not None else 0.0
     if config.task != "generate":
-        return _task_loss(config, model, mesh, remat)
+        return _task_loss(config, model, mesh, remat, rate)
     if remat is None:
         budget = chunk_budget(config.train.loss_chunk_bytes, mesh.size, model.config.vocab_size)
         return objective(model.graph, model.config, logits_bytes=budget, layout=layout_on(mesh))
@@ -39,7 +50,7 @@ def loss_of(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Pol
         logits_bytes=chunk_budget(config.train.loss_chunk_bytes, devices, model.config.vocab_size),
         criterion=criterion_of(config),
         beside=list(said_by_teacher(config)),
-        dropout_rate=config.lora.lora_dropout if config.lora is not None else 0.0,
+        dropout_rate=rate,
         scan=scan_layers(remat, model.config.activations),
         layout=layout_within(mesh, "data") if alone else layout_on(mesh),
         balance=_balance(config, model),
@@ -80,12 +91,14 @@ def _balance(config: RunConfig, model: Model) -> float:
     return experts.aux_coef if model.hf_config.get("output_router_logits") else 0.0
 
 
-def _task_loss(config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Policy | None) -> Loss:
+def _task_loss(
+    config: RunConfig, model: Model, mesh: jax.sharding.Mesh, remat: Policy | None, dropout_rate: float | jax.Array
+) -> Loss:
     """`loss_of` an encoder with a head."""
     train, trains = config.train, remat is not None
     layout = layout_within(mesh, "data") if trains and train.sync == "diloco" else layout_on(mesh)
     scan = scan_layers(remat, model.config.activations) if remat is not None else jax.lax.scan
-    rate = config.lora.lora_dropout if config.lora is not None and trains else 0.0
+    rate = dropout_rate if trains else 0.0
     if config.task == "embed":
         vectors, contrast = text_vectors(model.graph, scan=scan, layout=layout), train.contrast
         return contrast_objective(vectors, scale=contrast.scale, symmetric=contrast.symmetric, dropout_rate=rate)

@@ -73,7 +73,11 @@ def encode(model: Any, batch: Batch, dropout: Dropout | None, scan: Scan) -> jax
 
 
 def label_objective(
-    logits: Logits, *, criterion: Criterion = CROSS_ENTROPY, beside: Sequence[str] = (), dropout_rate: float = 0.0
+    logits: Logits,
+    *,
+    criterion: Criterion = CROSS_ENTROPY,
+    beside: Sequence[str] = (),
+    dropout_rate: float | jax.Array = 0.0,
 ) -> Loss:
     """The summed loss of labels, as `make_step` and `make_eval_step` take it.
 
@@ -84,7 +88,7 @@ def label_objective(
     """
 
     def loss(params: tree.Tree, batch: Batch, key: jax.Array) -> jax.Array:
-        dropout = Dropout(dropout_rate, key) if dropout_rate else None
+        dropout = Dropout.of(dropout_rate, key)
         more = {name: batch[name] for name in beside}
         return label_loss(logits(params, batch, dropout), batch["labels"], criterion, more)
 

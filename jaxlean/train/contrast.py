@@ -39,7 +39,7 @@ def text_vectors(graph: nnx.GraphDef, *, scan: Scan = jax.lax.scan, layout: Layo
 
 
 def contrast_objective(
-    vectors: Vectors, *, scale: float = 20.0, symmetric: bool = False, dropout_rate: float = 0.0
+    vectors: Vectors, *, scale: float = 20.0, symmetric: bool = False, dropout_rate: float | jax.Array = 0.0
 ) -> Loss:
     """The summed loss of pairs, as `make_step` and `make_eval_step` take it: rows 2i and 2i + 1 are pair i.
 
@@ -50,7 +50,7 @@ def contrast_objective(
     """
 
     def loss(params: tree.Tree, batch: Batch, key: jax.Array) -> jax.Array:
-        dropout = Dropout(dropout_rate, key) if dropout_rate else None
+        dropout = Dropout.of(dropout_rate, key)
         return _of_rows(vectors(params, batch, dropout), batch, scale, symmetric)
 
     return loss

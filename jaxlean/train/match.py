@@ -193,7 +193,7 @@ def matched_labels(
     *,
     criterion: Criterion = CROSS_ENTROPY,
     beside: Sequence[str] = (),
-    dropout_rate: float = 0.0,
+    dropout_rate: float | jax.Array = 0.0,
     scan: Scan = jax.lax.scan,
     layout: Layout = ALONE,
 ) -> Any:
@@ -201,7 +201,7 @@ def matched_labels(
     from jaxlean.train.classify import label_loss
 
     def loss(params: tree.Tree, batch: Any, key: jax.Array) -> jax.Array:
-        dropout = Dropout(dropout_rate, key) if dropout_rate else None
+        dropout = Dropout.of(dropout_rate, key)
         model = nnx.merge(graph, params).lay_out(layout)
         layers = [student for student, _ in match.layers]
         hidden, kept = collect(

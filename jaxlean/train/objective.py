@@ -43,7 +43,7 @@ def objective(
     logits_bytes: int | None,
     criterion: Criterion = CROSS_ENTROPY,
     beside: Sequence[str] = (),
-    dropout_rate: float = 0.0,
+    dropout_rate: float | jax.Array = 0.0,
     scan: Scan = jax.lax.scan,
     layout: Layout = ALONE,
     balance: float = 0.0,
@@ -72,7 +72,7 @@ def objective(
     read = (part, "new_tokens")
 
     def loss(params: tree.Tree, batch: Batch, key: jax.Array) -> jax.Array:
-        dropout = Dropout(dropout_rate, key) if dropout_rate else None
+        dropout = Dropout.of(dropout_rate, key)
         model = nnx.merge(graph, params).lay_out(layout)
         tokens, mask = batch["tokens"], batch["loss_mask"]
         how: dict[str, Any] = {
@@ -105,7 +105,8 @@ def objective(
 
         def head(own: Any, x: jax.Array, number: jax.Array) -> jax.Array:
             # its own place among the layers' (0, 1 ... num_layers - 1), then one for each chunk
-            drop = Dropout(dropout_rate, own["key"]).fold(config.num_layers).fold(number) if dropout_rate else None
+            drop = Dropout(own.get("rate", dropout_rate), own["key"]) if dropout is not None else None
+            drop = drop.fold(config.num_layers).fold(number) if drop is not None else None
             return nnx.merge(graph, {**params, **{name: own[name] for name in parts}}).logits(x, drop)
 
         hidden, wanted, counts = jax.tree.map(layout.fold, (hidden, wanted, counts))
@@ -114,7 +115,9 @@ def objective(
         chunk = chunk_length(length, row_bytes=4 * rows * config.vocab_size, budget=logits_bytes)
         run = partial(chunked_loss, head, chunk=chunk, criterion=criterion)
         own = {name: params[name] for name in parts} | {"key": key}
-        drops = dropout_rate and any(".lora_" in path for path in tree.flatten({part: params[part]}))
+        if isinstance(dropout_rate, jax.Array):  # an argument of the program, which `head` may not close over
+            own["rate"] = dropout_rate
+        drops = dropout is not None and any(".lora_" in path for path in tree.flatten({part: params[part]}))
         if layout.mesh is None or drops:  # one mask for all rows, whatever devices they lie on
             return run(own, hidden, wanted, counts)
         return _on_each_device(layout, run, own, hidden, wanted, counts)

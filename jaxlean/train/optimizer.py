@@ -11,6 +11,7 @@ What each rule holds beside a parameter, in bytes:
 """
 
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -22,6 +23,11 @@ from jaxlean.adapt import vocabulary
 from jaxlean.config import TrainSection
 from jaxlean.train.adam8bit import scale_by_adam_8bit
 from jaxlean.train.zeros import gradual, with_zeros
+
+# Settings that may be arguments of a step instead of constants of its program.
+INPUTS = (
+    "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "momentum", "max_grad_norm"
+)  # fmt: skip
 
 
 def schedule(config: TrainSection, num_steps: int) -> optax.Schedule:
@@ -61,7 +67,8 @@ def optimizer(
     num_steps: int,
     params: Mapping[str, Any],
     *,
-    ratio: Callable[[str], float] = lambda path: 1.0,
+    ratio: Callable[[str], float | jax.Array] = lambda path: 1.0,
+    inputs: Mapping[str, jax.Array] | None = None,
 ) -> optax.GradientTransformation:
     """The gradient transformation for a tree of trainable parameters.
 
@@ -70,18 +77,22 @@ def optimizer(
         num_steps: length of the schedule.
         params: the trainable tree (arrays or their shapes).
         ratio: path -> multiple of the learning rate (LoRA+).
+        inputs: float32 [], some of `INPUTS`: these take the place of the config's numbers, so that runs which differ in
+            them share a program. `learning_rate` is then that of the step at hand, and there is no schedule.
 
     Returns:
         an optax transformation whose updates are added to the parameters.
     """
-    rate = schedule(config, num_steps)
+    inputs = inputs if inputs is not None else {}
+    rate = inputs["learning_rate"] if "learning_rate" in inputs else schedule(config, num_steps)
+    own: Any = SimpleNamespace(**dict(config) | dict(inputs))
     ratios = tree.map_with_path(lambda path, leaf: ratio(path), params)
     chain: list[optax.GradientTransformation] = []
-    if config.max_grad_norm is not None:
-        chain.append(_clip(config.max_grad_norm))
-    chain.append(_rule(config, params))
-    if config.weight_decay:
-        chain.append(optax.add_decayed_weights(config.weight_decay, mask=tree.map_with_path(_decays, params)))
+    if own.max_grad_norm is not None:
+        chain.append(_clip(own.max_grad_norm))
+    chain.append(_rule(own, params))
+    if "weight_decay" in inputs or config.weight_decay:
+        chain.append(optax.add_decayed_weights(own.weight_decay, mask=tree.map_with_path(_decays, params)))
     chain.append(_scale_each(ratios))
     chain.append(optax.scale_by_learning_rate(rate))
     if config.keep_zeros or config.pruning is not None:
@@ -89,7 +100,7 @@ def optimizer(
     return optax.chain(*chain)
 
 
-def _rule(config: TrainSection, params: Mapping[str, Any]) -> optax.GradientTransformation:
+def _rule(config: Any, params: Mapping[str, Any]) -> optax.GradientTransformation:
     held = jnp.dtype(config.momentum_dtype)
     match config.optim:
         case "adamw":
@@ -103,11 +114,11 @@ def _rule(config: TrainSection, params: Mapping[str, Any]) -> optax.GradientTran
         case "adafactor":
             # As in arXiv 1804.04235: factored second moments, updates clipped by their own root mean square.
             return _each_layer(optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)), params)
-        case "muon":
+        case _:
             return _muon(config, params)
 
 
-def _clip(limit: float) -> optax.GradientTransformation:
+def _clip(limit: float | jax.Array) -> optax.GradientTransformation:
     """`optax.clip_by_global_norm` as one factor for all, which XLA puts into what comes next.
 
     A choice between the clipped and the unclipped gradient would have both in memory.
@@ -133,7 +144,7 @@ def _each_layer(rule: optax.GradientTransformation, params: Mapping[str, Any]) -
     return optax.partition({kind: rules[kind] for kind in set(tree.flatten(kinds).values())}, kinds)
 
 
-def _muon(config: TrainSection, params: Mapping[str, Any]) -> optax.GradientTransformation:
+def _muon(config: Any, params: Mapping[str, Any]) -> optax.GradientTransformation:
     """Orthogonalised momentum for matrices (kellerjordan.github.io/posts/muon), Adam for all else."""
     from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
@@ -168,6 +179,6 @@ def _decays(path: str, leaf: Any) -> bool:
 
 def _scale_each(ratios: tree.Tree) -> optax.GradientTransformation:
     """Multiply each update with its own constant."""
-    if all(value == 1.0 for value in tree.flatten(ratios).values()):
+    if all(isinstance(value, float) and value == 1.0 for value in tree.flatten(ratios).values()):
         return optax.identity()
     return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, ratios))

@@ -9,7 +9,7 @@ import pytest
 from jaxlean import tree
 from jaxlean.adapt.lora import learning_rate_ratios
 from jaxlean.config import LoraSection, TrainSection
-from jaxlean.train.optimizer import optimizer, schedule
+from jaxlean.train.optimizer import INPUTS, optimizer, schedule
 
 LAYERS, WIDE, NARROW = 3, 8, 6
 FULL = {
@@ -346,3 +346,26 @@ def test_very_short_runs(kind, warmup, num_steps):
 def test_a_decay_longer_than_what_is_left_still_reaches_the_end():
     got = rates(100, lr_scheduler_type="warmup_stable_decay", warmup_ratio=0.5, decay_ratio=0.9)
     np.testing.assert_allclose(got[50:], 1 - np.arange(50) / 50, atol=1e-6)
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_settings_may_be_arguments_of_the_program(optim):
+    settings = {
+        "learning_rate": 0.02, "weight_decay": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-6,
+        "momentum": 0.7, "max_grad_norm": 0.5,
+    }  # fmt: skip
+    params, grads = draw(LORA, 1), [draw(LORA, 2), draw(LORA, 3)]
+    constants = optimizer(config(optim=optim, **settings), 10, params, ratio=lambda path: 2.0)
+
+    @jax.jit
+    def update(inputs, ratio, grad, state, params):
+        transform = optimizer(config(optim=optim), 10, params, ratio=lambda path: ratio, inputs=inputs)
+        updates, state = transform.update(grad, state, params)
+        return optax.apply_updates(params, updates), state
+
+    inputs = {name: jnp.float32(settings[name]) for name in INPUTS}
+    ours, state = params, constants.init(params)
+    for grad, theirs in zip(grads, run(constants, params, grads), strict=True):
+        ours, state = update(inputs, jnp.float32(2.0), grad, state, ours)
+        for path, leaf in tree.flatten(ours).items():
+            np.testing.assert_allclose(leaf, tree.flatten(theirs)[path], rtol=2e-5, atol=2e-7, err_msg=path)
