@@ -287,6 +287,19 @@ def curate(
 
 
 @app.command()
+def search(
+    config: Config,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the search in output_dir.")] = False,
+) -> None:
+    """Try settings (search.space) in trials that share one program, give up the losers early, write best.yaml."""
+    settings = _load(config, overrides)
+    from jaxlean.search.search import search
+
+    search(settings, overwrite=overwrite)
+
+
+@app.command()
 def plan(
     config: Config,
     overrides: Overrides = None,

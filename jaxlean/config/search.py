@@ -84,7 +84,7 @@ class SearchSection(Section):
         "Default: of all steps 1 / reduction_factor^2.",
     )
     objectives: list[Objective] = Field(
-        default_factory=lambda: ["loss"],
+        ["loss"],
         description="What is to be good: held-out loss, a metric of the task, usd, seconds, bytes (of what training "
         "leaves), memory_bytes (of a step). Several: the trials that none other beats in all; nothing is then pruned.",
     )

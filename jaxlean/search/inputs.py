@@ -16,13 +16,16 @@ from jaxlean.config import RunConfig
 from jaxlean.train.optimizer import INPUTS, schedule
 
 # The learning rate of each step is computed outside of the step, and all that it follows from.
-_OF_SCHEDULE = ("learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps", "min_lr_ratio", "decay_ratio")
-_OF_SCHEDULE += ("num_cycles",)
+_OF_SCHEDULE = (
+    "learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps", "min_lr_ratio", "decay_ratio", "num_cycles"
+)  # fmt: skip
 # Of the adapters: in `lora_scale`, in their shape, in the key and the rate of their dropout, in the updates.
 _OF_ADAPTERS = ("lora_alpha", "use_rslora", "r", "lora_dropout", "loraplus_lr_ratio")
 # What only the host needs: which rows come when, how long the run is, how often it says something.
-_OF_HOST = ("train.max_steps", "train.num_train_epochs", "train.logging_steps", "train.save_steps")
-_OF_HOST += ("train.save_total_limit", "data.shuffle", "data.curriculum")
+_OF_HOST = (
+    "train.max_steps", "train.num_train_epochs", "train.logging_steps", "train.save_steps", "train.save_total_limit",
+    "data.shuffle", "data.curriculum",
+)  # fmt: skip
 
 
 def is_argument(path: str, config: RunConfig) -> bool:

@@ -46,7 +46,8 @@ class Program:
 
     Attributes:
         rows: sequences of a trial's step.
-        needed: bytes that the compiled step takes on the device, where it was compiled.
+        compiled: the step, where `compile` found that it fits.
+        needed: bytes that it takes on the device, or would.
     """
 
     def __init__(
@@ -64,7 +65,6 @@ class Program:
         self._base, self._mesh, self._rank, self._names = model, mesh, rank, tuple(names)
         self.config = _with_rank(config, rank)
         self.needed: int | None = None
-        self.seconds_compiling = 0.0
         shapes = jax.eval_shape(lambda p: adapt(self.config, model, p, shapes=True)[0], model.params)
         self.model = model.with_params(shapes)
         self._trains = trains_of(self.config, self.model)
@@ -78,7 +78,7 @@ class Program:
         self._init = jax.jit(lambda trainable: init_state(jax.tree.map(jnp.copy, trainable), self._transform({})))
         self._place = jax.jit(self._placed, donate_argnums=0)
         self._take = jax.jit(lambda trainable, member: jax.tree.map(lambda x: x[member], trainable))
-        self._compiled: jax.stages.Compiled | None = None
+        self.compiled: jax.stages.Compiled | None = None
         self._states: TrainState | None = None
 
     # ---- one step
@@ -140,10 +140,10 @@ class Program:
         """
         if self._policy == "auto":
             self._policy = self._fitting()
-        self._compiled, self.needed = compile_within(self.trace(), self.budget)
+        self.compiled, self.needed = compile_within(self.trace(), self.budget)
         if self.needed > self.budget:
-            self._compiled = None
-        return self._compiled is not None
+            self.compiled = None
+        return self.compiled is not None
 
     def _fitting(self) -> Any:
         job = outline(self.config, self._mesh, length=self.length)
@@ -181,7 +181,7 @@ class Program:
         Returns:
             metrics of each member [members], or of the only one [].
         """
-        assert self._compiled is not None, "compile() first"
+        assert self.compiled is not None, "compile() first"
         assert self._states is not None, "place() first"
         parts = self.config.train.gradient_accumulation_steps
 
@@ -194,7 +194,7 @@ class Program:
         if self.members == 1:
             chosen = {name: value[0] for name, value in chosen.items()}
         where = replicated(self._mesh)
-        self._states, measured = self._compiled(
+        self._states, measured = self.compiled(
             self._states, self.frozen, jax.device_put(batch, where), jax.device_put(chosen, where)
         )
         return measured

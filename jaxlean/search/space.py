@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 # What all trials are measured by, where they write, and the search itself: another value of it is another search.
-_FIXED = ("search", "output_dir", "eval", "data.eval", "data.eval_fraction", "report", "cost", "distributed", "mesh")
-_FIXED += ("curate", "calibration", "quantize", "prune", "compilation_cache")
+_FIXED = (
+    "search", "output_dir", "eval", "data.eval", "data.eval_fraction", "report", "cost", "distributed", "mesh",
+    "curate", "calibration", "quantize", "prune", "compilation_cache",
+)  # fmt: skip
 
 
 def distributions(space: Mapping[str, DistributionSection]) -> "dict[str, BaseDistribution]":

@@ -1,0 +1,182 @@
+"""Trials as processes: each is a `jaxlean finetune` of its own, ended by SIGTERM where it is given up.
+
+For what cannot share a program (several devices, a teacher, PiSSA), and where a trial must not be able to harm others.
+"""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxlean import config as settings
+from jaxlean.config import RunConfig
+from jaxlean.cost.price import Price
+from jaxlean.errors import UserError
+from jaxlean.run.folder import remove
+from jaxlean.search.space import configured
+from jaxlean.search.study import Study
+
+_POLL_SECONDS = 0.2
+_END_SECONDS = 120.0
+
+
+@dataclass
+class Finetune:
+    """A trial's process.
+
+    Args:
+        asked: Optuna's trial.
+        folder: its output_dir.
+    """
+
+    asked: Any
+    folder: Path
+    quality: dict[str, Any] = field(default_factory=dict)
+    done: int = 0
+
+
+@dataclass
+class Processes:
+    """Runs the trials of a study one after the other; several of these processes are several workers.
+
+    Args: as of `Shared`, and
+        folder: of the trials' runs.
+    """
+
+    config: RunConfig
+    study: Study
+    price: Price
+    folder: Path
+    say: Callable[[str], None]
+    told: Callable[[Any], None] = lambda trial: None
+    compiled: int = 0
+    members: int = 1
+
+    def run(self) -> None:
+        """Until the study has enough."""
+        while (asked := self.study.ask()) is not None:
+            try:
+                self._run(asked)
+            except BaseException:
+                self.study.leave([asked])
+                raise
+
+    def _run(self, asked: Any) -> None:
+        folder = self.folder / f"{asked.number:04d}"
+        try:
+            config = configured(self.config, asked.params)
+        except UserError as error:
+            self.study.refuse(asked, str(error).splitlines()[0])
+            self.say(f"trial {asked.number}: not started: {error}")
+            return
+        trial, started = Finetune(asked, folder), time.perf_counter()
+        # every rung is a multiple of the first
+        config = config.model_copy(update={
+            "output_dir": str(folder),
+            "search": settings.SearchSection(),
+            "eval": config.eval.model_copy(update={"before": False, "eval_steps": self.study.rungs[0]}),
+            "train": config.train.model_copy(update={"save_steps": self.study.num_steps * 2}),
+        })  # fmt: skip
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder.with_suffix(".yaml")
+        file.write_text(settings.dump(config), encoding="utf-8")
+        self.compiled += 1
+        with (folder.with_suffix(".log")).open("w") as log:
+            command = [sys.executable, "-m", "jaxlean", "finetune", str(file), "--overwrite"]
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment())
+            try:
+                pruned = self._watch(trial, process)
+            finally:
+                _end(process)
+        seconds = time.perf_counter() - started
+        summary = _json(folder / "summary.json")
+        notes = {"seconds": seconds, "usd": self.price.usd(seconds)}
+        for name in ("checkpoints", "tensorboard"):
+            if (folder / name).exists():
+                remove(folder / name)
+        if process.returncode == 2 and not trial.done:
+            said = (folder.with_suffix(".log")).read_text(errors="replace").partition("error: ")[2]
+            self.study.refuse(asked, said.splitlines()[0] if said else "it did not start")
+            self.say(f"trial {asked.number}: not started: {said}")
+            return
+        ended = process.returncode == 0 and not pruned
+        trial.quality = summary.get("eval_after") or trial.quality if ended else trial.quality
+        trial.done = summary.get("steps") or trial.done
+        found = dict(trial.quality) | notes | {
+            "bytes": _result_bytes(folder), "memory_bytes": summary.get("predicted_memory_bytes"),
+        }  # fmt: skip
+        values = [math.nan if found.get(n) is None else float(found[n]) for n in self.config.search.objectives]
+        self.study.finish(
+            asked, values if ended else None, steps=trial.done, quality=trial.quality,
+            diverged=not pruned and not ended, **notes,
+        )  # fmt: skip
+        self.told(trial)
+
+    def _watch(self, trial: Finetune, process: "subprocess.Popen[bytes]") -> bool:
+        """Report what the run measures; whether it was given up."""
+        seen, objective = 0, self.config.search.objectives[0]
+        while True:
+            ended = process.poll() is not None
+            for line in _lines(trial.folder / "metrics.jsonl")[seen:]:
+                seen += 1
+                trial.done = max(trial.done, line["step"])
+                quality = {key.removeprefix("eval_"): value for key, value in line.items() if key.startswith("eval_")}
+                if "loss" not in quality or line["step"] not in self.study.rungs[:-1]:
+                    continue
+                trial.quality = quality
+                value = quality.get(objective)
+                if len(self.config.search.objectives) > 1 or value is None:
+                    pass  # nothing is given up
+                elif not self.study.report(trial.asked, line["step"], value):
+                    return True
+                if self.study.too_dear() is not None:
+                    return True
+            if ended:
+                return False
+            self.study.alive([trial.asked])
+            time.sleep(_POLL_SECONDS)
+
+
+def _environment() -> dict[str, str]:
+    """That the trial finds the same jaxlean."""
+    package = str(Path(__file__).parents[2])
+    return os.environ | {"PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl; the last may be half written."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _result_bytes(folder: Path) -> int | None:
+    files = [*folder.glob("adapter/*.safetensors"), *folder.glob("model/*.safetensors")]
+    return sum(file.stat().st_size for file in files) or None

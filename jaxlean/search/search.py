@@ -1,0 +1,194 @@
+"""One search, top to bottom: config, study, trials, report, `best.yaml`.
+
+The same command, started again or on another machine beside it, goes on with the same study.
+"""
+
+import importlib.util
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxlean import config as settings
+from jaxlean.config import RunConfig
+from jaxlean.cost.price import lookup
+from jaxlean.errors import ConfigError, RunError
+from jaxlean.run.folder import check_writable, remove
+from jaxlean.run.inputs import batches_of, tokenizer_of
+from jaxlean.run.job import base, resolved, rows_of_step
+from jaxlean.run.peers import Peers
+from jaxlean.run.preemption import Preemption
+from jaxlean.search import report
+from jaxlean.search.processes import Processes
+from jaxlean.search.shared import Shared, cannot_share
+from jaxlean.search.space import check
+from jaxlean.search.study import JOURNAL, Study
+from jaxlean.xla.compile import use_cache
+from jaxlean.xla.mesh import make_mesh, split_host
+
+_CONFIG = "config.yaml"
+# What a search writes into its folder; `--overwrite` removes these and nothing else.
+_RESULTS = ("trials.jsonl", "summary.json", "search.png", "trials", "workers", JOURNAL)
+
+
+def search(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
+    """Try settings as `config.search` says, and write what was found into `output_dir`.
+
+    Args:
+        config: what all trials have in common, and the space.
+        overwrite: remove the search that is there.
+
+    Returns:
+        what `summary.json` holds.
+
+    Raises:
+        UserError: what the user can mend.
+        Preempted: SIGTERM or Ctrl-C came; the trials at hand are left to whoever goes on.
+    """
+    with Preemption() as preemption:
+        try:
+            return _search(config, overwrite)
+        finally:
+            preemption.saved = (Path(config.output_dir) / _CONFIG).exists()
+
+
+def _search(config: RunConfig, overwrite: bool) -> dict[str, Any]:
+    started = time.perf_counter()
+    console = Peers().console()
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+
+    # ---- config
+    _check(config)
+    folder = Path(config.output_dir)
+    _claim(folder, config, overwrite=overwrite)
+    split_host(config.mesh.host_devices)
+    use_cache(config.compilation_cache)
+    mesh = make_mesh(config.mesh)
+    price = lookup(mesh.devices.flat[0].device_kind, mesh.size, config.cost)
+    reason = cannot_share(config) or (f"a mesh of {mesh.size} devices" if mesh.size > 1 else None)
+    if config.search.isolation == "program" and reason is not None:
+        raise ConfigError("search.isolation: program is not for such a run", got=reason, fix="search.isolation=process")
+    apart = config.search.isolation == "process" or reason is not None
+
+    # ---- study
+    num_steps = _num_steps(config, mesh)
+    study = Study(config, folder, num_steps)
+    say(f"study: {study.where}, {config.search.num_trials} trials of {num_steps:,} steps, compared at {study.rungs}")
+    say(f"to look at it: optuna-dashboard {study.where}")
+    before = len(study.trials)
+    if before:
+        say(f"going on: {before} trials are there")
+
+    def told(trial: Any) -> None:
+        row = report.row_of(next(t for t in study.trials if t.number == trial.asked.number), config.search)
+        best = study.best() if len(config.search.objectives) == 1 else []
+        say(report.line_of(row, num_steps, best[0].values[0] if best else None, config.search.objectives[0]))
+
+    # ---- trials
+    runner: Shared | Processes
+    if apart:
+        say(f"each trial is a process{f', for {reason}' if reason is not None else ''}")
+        runner = Processes(config, study, price, folder / "trials", say=say, told=told)
+    else:
+        runner = Shared(config, study, mesh, price, say=say, told=told)
+    try:
+        runner.run()
+    finally:
+        study.close()
+    say(f"the search ends: {study.reason_to_end()}")
+
+    # ---- report
+    rows = [report.row_of(trial, config.search) for trial in study.trials]
+    of_worker = {
+        "compiled": runner.compiled, "members": runner.members, "isolation": "process" if apart else "program",
+        "trials_here": sum(row["worker"] == study.worker and bool(row["steps"]) for row in rows),
+        "seconds_here": time.perf_counter() - started, "storage": study.where, "num_steps": num_steps,
+    }  # fmt: skip
+    best = [trial.number for trial in study.best()]
+    summary = report.summarise(config, rows, best, num_steps=num_steps, of_worker=of_worker)
+    picture = importlib.util.find_spec("matplotlib") is not None
+    report.write_all(folder, config, rows, summary, picture)
+    report.print_table(summary, rows, console)
+    if not best:
+        raise RunError("no trial came to its end", where=folder, fix="more trials, or another space")
+    say(f"best: jaxlean finetune {folder / 'best.yaml' if len(best) == 1 else folder / 'best-0.yaml'}")
+    return summary
+
+
+def _check(config: RunConfig) -> None:
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError("the search needs Optuna, which is not installed", fix="pip install 'jaxlean[search]'")
+    check(config)
+    if config.data.train is None:
+        raise ConfigError("data.train is not set", fix="data.train=FILE, or a `data:` section in the config")
+    if not config.data.eval and not config.data.eval_fraction:
+        raise ConfigError(
+            "trials are compared by held-out data, and there are none", where="data.eval",
+            fix="data.eval=FILE, or data.eval_fraction=0.1",
+        )  # fmt: skip
+    if config.mesh.auto:
+        raise ConfigError("mesh: auto is not for a search", fix="set the axes, or leave them: one process a device")
+
+
+def _num_steps(config: RunConfig, mesh: Any) -> int:
+    """Of a whole trial: `train.max_steps`, or what the epochs come to with the config's own settings."""
+    if config.train.max_steps is not None:
+        return config.train.max_steps
+    config = resolved(config)
+    model = base(config, mesh, shapes=True)
+    batches = batches_of(config, model, tokenizer_of(model), rows=rows_of_step(config, mesh))
+    batches.close()
+    return batches.num_steps
+
+
+def _claim(folder: Path, config: RunConfig, *, overwrite: bool) -> None:
+    """Make the folder this search's; one that is there goes on if it is the same.
+
+    Raises:
+        RunError: it holds a run, another search, or cannot be written.
+    """
+    check_writable(folder)
+    file = folder / _CONFIG
+    plain = config.model_copy(update={"output_dir": "", "report": RunConfig().report, "compilation_cache": True})
+    free = {"num_trials", "max_usd", "members", "isolation", "storage"}
+    try:
+        if file.exists() and not (folder / JOURNAL).exists() and not (folder / "workers").exists():
+            raise RunError("the output folder holds a run, not a search", where=folder, fix="output_dir=... another")
+        if file.exists() and overwrite:
+            for name in _RESULTS:
+                if os.path.lexists(folder / name):
+                    remove(folder / name)
+            for best in folder.glob("best*.yaml"):
+                best.unlink()
+        elif file.exists():
+            before = settings.build(yaml.safe_load(file.read_text(encoding="utf-8")), where=file)
+            old, new = (c.model_dump(mode="json", exclude={"output_dir", "report", "compilation_cache"})
+                        for c in (before, config))  # fmt: skip
+            for content in (old, new):
+                for name in free:
+                    del content["search"][name]
+            differs = _first_difference(old, new)
+            if differs is not None:
+                path, was, wanted = differs
+                raise RunError(
+                    f"the output folder holds a search with another {path}", where=folder, got=wanted, wanted=was,
+                    fix="the same config goes on with it, --overwrite replaces it, output_dir=... leaves it alone",
+                )  # fmt: skip
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "workers").mkdir(exist_ok=True)
+        report.write(file, settings.dump(plain.model_copy(update={"output_dir": config.output_dir})))
+    except OSError as error:
+        raise RunError("the output folder cannot be written", where=folder, got=error) from error
+
+
+def _first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            found = _first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+            if found is not None:
+                return found
+        return None
+    return None if old == new else (path, old, new)
