@@ -46,6 +46,9 @@ def _curves(axes: Any, rows: Sequence[Mapping[str, Any]], objective: str, best: 
         name = f"best: trial {row['number']}" if row["number"] in best else None
         axes.plot(*zip(*points, strict=True), "o-", color=colour, linewidth=1, markersize=3, label=name)
     axes.set(xlabel="step", ylabel=objective, title="trials (grey: given up)", xscale="log")
+    rungs = sorted({step for row in rows for step, _ in _points(row, objective)})
+    axes.set_xticks(rungs, [f"{step:,}" for step in rungs])
+    axes.set_xticks([], minor=True)
     if objective == "loss":
         axes.set_yscale("log")
     if best:

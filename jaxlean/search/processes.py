@@ -89,8 +89,7 @@ class Processes:
         file.write_text(settings.dump(config), encoding="utf-8")
         self.compiled += 1
         with (folder.with_suffix(".log")).open("w") as log:
-            command = [sys.executable, "-m", "jaxlean", "finetune", str(file), "--overwrite"]
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment())
+            process = subprocess.Popen(_command(file), stdout=log, stderr=subprocess.STDOUT, env=_environment())
             try:
                 pruned = self._watch(trial, process)
             finally:
@@ -142,6 +141,10 @@ class Processes:
                 return False
             self.study.alive([trial.asked])
             time.sleep(_POLL_SECONDS)
+
+
+def _command(file: Path) -> list[str]:
+    return [sys.executable, "-m", "jaxlean", "finetune", str(file), "--overwrite"]
 
 
 def _environment() -> dict[str, str]:

@@ -75,7 +75,9 @@ class Program:
         self._scales = {path: x.shape for path, x in tree.flatten(frozen).items() if path.endswith(_SCALE)}
         self.frozen: tree.Tree = held
         self._policy: Any = config.train.remat
-        self._init = jax.jit(lambda trainable: init_state(jax.tree.map(jnp.copy, trainable), self._transform({})))
+        # what state there is depends on which settings are arguments, not on their values
+        start = self._transform(dict.fromkeys(self._names, jnp.zeros((), jnp.float32)))
+        self._init = jax.jit(lambda trainable: init_state(jax.tree.map(jnp.copy, trainable), start))
         self._place = jax.jit(self._placed, donate_argnums=0)
         self._take = jax.jit(lambda trainable, member: jax.tree.map(lambda x: x[member], trainable))
         self.compiled: jax.stages.Compiled | None = None

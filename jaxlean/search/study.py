@@ -8,6 +8,7 @@ import math
 import os
 import re
 import secrets
+import socket
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -86,8 +87,10 @@ class Study:
         )  # fmt: skip
         if [d.name.lower() for d in study.directions] != self.search.directions:
             raise RunError("the study has other objectives", where=self.where, fix="another output_dir or study_name")
-        # a worker that starts later must not draw what the first has drawn
-        study.sampler = self._sampler(seed + len(study.get_trials(deepcopy=False)))
+        # another worker, and another start, must not draw what the first has drawn
+        study.set_user_attr(f"worker {self.worker}", socket.gethostname())
+        order = list(study.user_attrs).index(f"worker {self.worker}")
+        study.sampler = self._sampler(seed + 1000 * order)
         return study
 
     def _storage(self) -> Any:
@@ -99,11 +102,10 @@ class Study:
             return optuna.storages.JournalStorage(Journal(self._journal))
         url = from_environment(self.search.storage or "")
         sqlite = url.startswith("sqlite")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with _quiet():
             return optuna.storages.RDBStorage(
                 url, heartbeat_interval=_BEAT_SECONDS, grace_period=_DEAD_SECONDS,
-                failed_trial_callback=optuna.storages.RetryFailedTrialCallback(max_retry=2),
+                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=2),
                 # others may be writing for a while
                 engine_kwargs={"connect_args": {"timeout": 120}} if sqlite else {"pool_pre_ping": True},
             )  # fmt: skip
@@ -127,8 +129,7 @@ class Study:
 
         if self.search.sampler == "random":
             return optuna.samplers.RandomSampler(seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with _quiet():
             return optuna.samplers.TPESampler(
                 multivariate=True, group=True, constant_liar=True, seed=seed,
                 n_startup_trials=self.search.startup_trials,
@@ -152,7 +153,8 @@ class Study:
             self._rescue()
             if self.reason_to_end() is not None:
                 return None
-            trial = self._study.ask(self._distributions)
+            with _quiet():
+                trial = self._study.ask(self._distributions)
             trial.set_user_attr("worker", self.worker)
             # several workers may have seen room for one
             if len([t for t in self.trials if t.number < trial.number and _counts(t)]) >= self.search.num_trials:
@@ -235,14 +237,23 @@ class Study:
         if self._journal is None:
             import optuna
 
-            optuna.storages.fail_stale_trials(self._study)
+            with _quiet():
+                optuna.storages.fail_stale_trials(self._study)
             return
         for trial in self.trials:
             worker = trial.user_attrs.get("worker")
-            if trial.state.name != "RUNNING" or worker is None or worker == self.worker:
+            if trial.state.name != "RUNNING" or worker == self.worker:
                 continue
-            if self._leases.is_free(self._folder / str(worker)):
+            # killed before it could sign, it may be anybody's who is at work
+            gone = self._is_gone(str(worker)) if worker is not None else all(map(self._is_gone, self._others()))
+            if gone:
                 self._again(trial.number, trial.params)
+
+    def _is_gone(self, worker: str) -> bool:
+        return self._leases.is_free(self._folder / worker)
+
+    def _others(self) -> set[str]:
+        return {file.name.partition(".")[0] for file in self._folder.glob("*.lease")} - {self.worker}
 
     def _again(self, number: int, params: dict[str, Any]) -> None:
         try:
@@ -282,6 +293,17 @@ def _explained(where: str) -> Iterator[None]:
             got += f" ({without_password(str(cause).splitlines()[0])})"
         fix = "see to the storage; what is in it is not lost: the same command goes on"
         raise RunError("the study cannot be read or written", where=where, got=got, fix=fix) from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Optuna's words on what it has had for years, and on a heartbeat that somebody else beats (`alive`)."""
+    from optuna.exceptions import ExperimentalWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)
+        yield
 
 
 def from_environment(url: str) -> str:

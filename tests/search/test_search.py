@@ -1,0 +1,178 @@
+"""A search from end to end: what it leaves, that its numbers are those of `finetune`, that it goes on and ends well."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from jaxlean.config import load
+from jaxlean.run.finetune import finetune
+from jaxlean.search.program import Program
+from jaxlean.search.study import JOURNAL
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_machine")]
+
+SPACE = "search.space={train.learning_rate: {log: [1.0e-4, 0.1]}, lora.r: [2, 4], train.adam_beta2: [0.9, 0.99]}"
+SMALL = (SPACE, "train.max_steps=9", "search.num_trials=6", "search.startup_trials=2")
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def searched(small_machine, tiny_values, tmp_path_factory):
+    """A folder with a finished search, and what it printed."""
+    from contextlib import redirect_stdout
+    from io import StringIO
+
+    from jaxlean.search.search import search
+
+    folder = tmp_path_factory.mktemp("search")
+    file = folder / "tiny.yaml"
+    file.write_text(json.dumps(tiny_values))
+    out = StringIO()
+    with redirect_stdout(out):
+        search(load(file, [*SMALL, f"output_dir={folder / 'search'}"]))
+    return folder / "search", out.getvalue(), file
+
+
+def test_what_it_leaves(searched):
+    folder, said, _ = searched
+    assert {entry.name for entry in folder.iterdir()} == {
+        "config.yaml", "study.journal", "workers", "trials.jsonl", "summary.json", "best.yaml", "search.png"
+    }  # fmt: skip
+    summary = json.loads((folder / "summary.json").read_text())
+    found = rows(folder)
+    assert summary["trials"] == len(found) == 6
+    assert (summary["compiled"], summary["members"], summary["isolation"]) == (1, 1, "program")
+    assert summary["compiles_per_trial"] == pytest.approx(1 / 6)
+    assert summary["steps"] == sum(row["steps"] for row in found) < 6 * 9
+    assert {row["state"] for row in found} == {"complete", "pruned"}
+    best = min((row for row in found if row["state"] == "complete"), key=lambda row: row["values"]["loss"])
+    assert summary["best"][0]["number"] == best["number"]
+    assert "compared at [1, 3, 9]" in said
+    assert said.count("trial ") >= 6
+    assert f"best: jaxlean finetune {folder}/best.yaml" in said.replace("\n", "")
+
+
+def test_the_best_is_what_finetune_makes_of_it(searched):
+    folder, _, _ = searched
+    best = json.loads((folder / "summary.json").read_text())["best"][0]
+    summary = finetune(load(folder / "best.yaml"))
+    assert summary["eval_after"]["loss"] == pytest.approx(best["values"]["loss"], rel=2e-4)
+    assert summary["eval_after"]["tokens"] == best["quality"]["tokens"]
+
+
+def test_the_same_command_goes_on_and_another_search_is_refused(searched, cli):
+    folder, _, file = searched
+    code, out, err = cli("search", file, *SMALL, f"output_dir={folder}", "search.num_trials=7")
+    assert (code, err) == (0, "")
+    assert "going on: 6 trials are there" in out
+    assert [row["number"] for row in rows(folder)] == list(range(7))
+    code, _, err = cli("search", file, *SMALL, f"output_dir={folder}", "train.max_steps=5")
+    assert code == 2
+    assert "a search with another train.max_steps" in err
+    code, _, err = cli("finetune", file, f"output_dir={folder}")
+    assert code == 2
+    code, _, err = cli("search", file, *SMALL[:3], f"output_dir={folder}", "search.num_trials=1", "--overwrite")
+    assert code == 0
+    assert len(rows(folder)) == 1
+
+
+def test_members_side_by_side_find_the_same(searched, cli, tmp_path):
+    """Trials drawn by lot are the same trials, and come to the same."""
+    _, _, file = searched
+    losses = []
+    for members in (1, 3):
+        out = tmp_path / str(members)
+        random = ("search.sampler=random", "search.pruner=none", "search.num_trials=4", f"search.members={members}")
+        code, _, err = cli("search", file, SPACE, "train.max_steps=4", *random, f"output_dir={out}")
+        assert (code, err) == (0, "")
+        summary = json.loads((out / "summary.json").read_text())
+        assert (summary["compiled"], summary["members"]) == (1, members)
+        losses.append({json.dumps(row["params"]): row["values"]["loss"] for row in rows(out)})
+    assert len(losses[0]) == 4
+    assert losses[0].keys() == losses[1].keys()
+    for params, loss in losses[0].items():
+        assert losses[1][params] == pytest.approx(loss, rel=1e-4)
+
+
+def test_programs_of_several_shapes_and_what_does_not_fit(searched, cli, tmp_path):
+    _, _, file = searched
+    space = "search.space={train.per_device_train_batch_size: [1, 2], train.learning_rate: {log: [0.001, 0.1]}}"
+    code, _, err = cli(
+        "search", file, space, "train.max_steps=2", "search.num_trials=4", "search.sampler=random", "seed=4",
+        f"output_dir={tmp_path / 'a'}",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    sizes = {row["params"]["train.per_device_train_batch_size"] for row in rows(tmp_path / "a")}
+    assert summary["compiled"] == len(sizes) == 2
+    code, _, err = cli(
+        "search", file, space, "train.max_steps=2", "search.num_trials=1", "train.memory_budget=1000",
+        f"output_dir={tmp_path / 'b'}",
+    )  # fmt: skip
+    assert code == 2
+    assert "hardly any trial of this space can be started" in err
+    assert "does not fit: a step takes" in err
+
+
+def test_several_objectives(searched, cli, tmp_path):
+    _, _, file = searched
+    out = tmp_path / "out"
+    code, _, err = cli(
+        "search", file, SPACE, "train.max_steps=2", "search.num_trials=5", "search.objectives=[loss, bytes]",
+        "search.sampler=random", f"output_dir={out}",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    found = rows(out)
+    assert {row["state"] for row in found} == {"complete"}, "nothing is pruned"
+    sizes = {row["params"]["lora.r"]: row["values"]["bytes"] for row in found}
+    assert sizes[4] == 2 * sizes[2], "of the trial's own rank"
+    front = json.loads((out / "summary.json").read_text())["best"]
+    for one in found:  # whoever is not in front is beaten by one who is
+        if one["number"] not in [best["number"] for best in front]:
+            assert any(all(best["values"][name] <= one["values"][name] for name in ("loss", "bytes")) for best in front)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ((), "nothing is searched"),
+        ((SPACE, "data.eval=null"), "trials are compared by held-out data"),
+        ((SPACE, "data.train=null"), "data.train is not set"),
+        ((SPACE, "mesh=auto"), "mesh: auto is not for a search"),
+        ((SPACE, "search.isolation=program", "lora.init_lora_weights=pissa"), "got:    lora.init_lora_weights: pissa"),
+        (("search.space={train.lr: {log: [0, 1]}}",), "a logarithm needs a low above 0"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_made(cli, tiny_yaml, tmp_path, overrides, words):
+    code, _, err = cli("search", tiny_yaml, f"output_dir={tmp_path / 'out'}", *overrides)
+    assert code == 2
+    assert words in err
+    assert not (tmp_path / "out" / JOURNAL).exists()
+
+
+def test_who_is_told_to_end_leaves_its_trial_to_the_next(searched, cli, tmp_path, monkeypatch):
+    _, _, file = searched
+    command = ("search", file, SPACE, "train.max_steps=4", "search.num_trials=2", f"output_dir={tmp_path / 'out'}")
+    taken, step = [], Program.step
+
+    def told(self, *arguments):
+        taken.append(step(self, *arguments))
+        if len(taken) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return taken[-1]
+
+    monkeypatch.setattr(Program, "step", told)
+    code, _, err = cli(*command)
+    assert code == 75
+    assert err.startswith("preempted (SIGTERM): the same command")
+    monkeypatch.undo()
+    code, _, err = cli(*command)
+    assert (code, err) == (0, "")
+    found = rows(tmp_path / "out")
+    assert [row["state"] for row in found] == ["fail", "complete", "complete"]
+    assert found[0]["params"] == found[1]["params"]

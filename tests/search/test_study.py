@@ -1,0 +1,207 @@
+"""The study: rungs, who may go on, when it ends, and what becomes of trials whose worker is gone."""
+
+import math
+import subprocess
+import sys
+import textwrap
+
+import optuna
+import pytest
+
+from jaxlean.config import SearchSection, build
+from jaxlean.errors import ConfigError, RunError
+from jaxlean.search.study import Study, from_environment, rungs, without_password
+
+SPACE = {"train.learning_rate": {"log": [1e-5, 1e-1]}}
+
+
+@pytest.fixture
+def open_study(tmp_path):
+    """`open_study(num_trials=3)`: a worker's view of the study in `tmp_path`."""
+    workers = []
+
+    def opened(num_steps=81, **settings):
+        config = build({"search": {"space": SPACE, "startup_trials": 2, **settings}})
+        workers.append(Study(config, tmp_path, num_steps))
+        return workers[-1]
+
+    yield opened
+    for worker in workers:
+        worker.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_steps", "want"),
+    [
+        ({}, 81, [9, 27, 81]),
+        ({}, 100, [11, 33, 99, 100]),
+        ({"min_steps": 10, "reduction_factor": 2}, 45, [10, 20, 40, 45]),
+        ({"min_steps": 90}, 81, [81]),
+        ({"pruner": "none"}, 81, [81]),
+        ({"objectives": ["loss", "usd"]}, 81, [81]),
+        ({}, 3, [1, 3]),
+        ({}, 1, [1]),
+    ],
+)
+def test_rungs(settings, num_steps, want):
+    assert rungs(SearchSection(**settings), num_steps) == want
+
+
+def play(study, quality, most=1000):
+    """Run trials whose quality at a rung is `quality(learning rate, step)`; the steps taken."""
+    taken = 0
+    for _ in range(most):
+        trial = study.ask()
+        if trial is None:
+            break
+        rate = trial.params["train.learning_rate"]
+        for step in study.rungs[:-1]:
+            if not study.report(trial, step, quality(rate, step)):
+                study.finish(trial, None, steps=step)
+                break
+        else:
+            step = study.rungs[-1]
+            study.finish(trial, [quality(rate, step)], steps=step)
+        taken += step
+    return taken
+
+
+def loss(rate, step):
+    """Best at 1e-3, and known early."""
+    return abs(math.log10(rate) + 3) + 1 / step
+
+
+@pytest.mark.parametrize("pruner", ["hyperband", "asha", "median"])
+def test_losers_are_given_up_and_the_best_is_found(open_study, pruner):
+    study = open_study(num_trials=30, pruner=pruner)
+    taken = play(study, loss)
+    assert len(study.trials) == 30
+    assert study.ask() is None
+    assert study.reason_to_end() == "30 trials"
+    assert taken < 0.6 * 30 * 81
+    states = [trial.state.name for trial in study.trials]
+    assert states.count("PRUNED") >= 10
+    (best,) = study.best()
+    assert best.values[0] == min(t.values[0] for t in study.trials if t.values and t.state.name == "COMPLETE")
+    assert loss(best.params["train.learning_rate"], 81) < 0.5
+
+
+def test_the_best_of_what_is_to_be_large(open_study):
+    study = open_study(num_trials=4, objectives=["accuracy"], pruner="none")
+    play(study, lambda rate, step: rate)
+    assert study.best()[0].values[0] == max(t.values[0] for t in study.trials)
+
+
+def test_of_several_objectives_the_front(open_study):
+    study = open_study(num_trials=12, objectives=["loss", "usd"])
+    assert study.rungs == [81]
+    for _ in range(12):
+        trial = study.ask()
+        rate = trial.params["train.learning_rate"]
+        study.finish(trial, [rate, 1 / rate if trial.number != 3 else 1e9])
+    front = study.best()
+    assert len(front) == 11
+    assert 3 not in [trial.number for trial in front]
+
+
+def test_a_value_that_is_no_number_is_no_result(open_study):
+    study = open_study(num_trials=2, pruner="none")
+    trial = study.ask()
+    study.finish(trial, [math.nan])
+    assert study.trials[0].state.name == "PRUNED"
+    assert study.best() == []
+
+
+def test_money_ends_it(open_study):
+    study = open_study(num_trials=10, max_usd=1.0)
+    study.finish(study.ask(), [0.5], usd=0.7)
+    assert study.reason_to_end() is None
+    study.finish(study.ask(), [0.4], usd=0.4)
+    assert study.ask() is None
+    assert study.reason_to_end() == "search.max_usd=$1 is spent ($1.1000)"
+
+
+def test_what_cannot_be_started_does_not_count_but_has_an_end(open_study):
+    study = open_study(num_trials=2)
+    for _ in range(21):
+        study.refuse(study.ask(), "does not fit: a step takes 90 GB of 80 GB")
+    with pytest.raises(RunError, match="21 refused, 0 started; the last: does not fit"):
+        study.ask()
+
+
+def test_several_workers_start_no_more_trials_than_one(open_study):
+    first, second = open_study(num_trials=3), open_study(num_trials=3)
+    asked = [worker.ask() for worker in (first, second, first, second, first)]
+    assert [trial is not None for trial in asked] == [True, True, True, False, False]
+    assert len({trial.params["train.learning_rate"] for trial in asked[:3]}) == 3
+
+
+def test_trials_of_a_dead_worker_are_tried_again(open_study, tmp_path):
+    code = f"""
+        import os
+        from pathlib import Path
+        from jaxlean.config import build
+        from jaxlean.search.study import Study
+        config = build({{"search": {{"space": {SPACE!r}, "num_trials": 3}}}})
+        print(Study(config, Path({str(tmp_path)!r}), 81).ask().params["train.learning_rate"], flush=True)
+        os.kill(os.getpid(), 9)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    lost = float(done.stdout)
+    study = open_study(num_trials=3)
+    trial = study.ask()
+    assert trial.params["train.learning_rate"] == lost
+    assert trial.user_attrs["again"] == 0
+    assert study.trials[0].state.name == "FAIL"
+    living = open_study(num_trials=3)
+    assert living.ask().params["train.learning_rate"] != lost, "a worker that lives keeps its own"
+
+
+def test_a_trial_that_nobody_signed_is_tried_again_once_nobody_is_at_work(open_study):
+    first = open_study(num_trials=5)
+    lost = first._study.ask(first._distributions)  # as if killed before the next line
+    second = open_study(num_trials=5)
+    assert second.ask().params != lost.params, "it may be the first one's"
+    first.close()
+    assert second.ask().params == lost.params
+
+
+def test_what_is_given_back_is_tried_by_the_next(open_study):
+    study = open_study(num_trials=3)
+    trial = study.ask()
+    study.leave([trial])
+    assert study.ask().params == trial.params
+
+
+def test_a_database_is_a_storage_too(open_study, tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_DB", f"sqlite:///{tmp_path}/study.db")
+    study = open_study(num_trials=2, storage="${STUDY_DB}")
+    trial = study.ask()
+    study.alive([trial])
+    study.finish(trial, [0.5])
+    assert len(open_study(num_trials=2, storage="${STUDY_DB}").trials) == 1
+    assert not (tmp_path / "study.journal").exists()
+
+
+def test_a_database_that_cannot_be_reached_is_said_without_its_password(open_study, monkeypatch):
+    with pytest.raises(ConfigError, match="NO_SUCH_DB is not set in the environment"):
+        open_study(storage="${NO_SUCH_DB}")
+    monkeypatch.setenv("DB", "sqlite:////no/such/folder/x.db")
+    with pytest.raises(RunError, match="the study cannot be read or written"):
+        open_study(storage="${DB}")
+    with pytest.raises((RunError, ConfigError)) as error:
+        open_study(storage="mysql+pymysql://me:topsecret@127.0.0.1:1/study")
+    assert "topsecret" not in str(error.value)
+
+
+def test_a_study_of_other_objectives_is_refused(open_study):
+    open_study()
+    with pytest.raises((RunError, ValueError)):
+        open_study(objectives=["accuracy"])
+
+
+def test_names_from_the_environment(monkeypatch):
+    monkeypatch.setenv("A", "x")
+    assert from_environment("mysql://${A}:${A}@h") == "mysql://x:x@h"
+    assert without_password("cannot reach mysql://x:y@h/z now") == "cannot reach mysql://***@h/z now"
+    assert optuna.__version__
