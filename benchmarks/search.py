@@ -1,0 +1,170 @@
+"""Trials per hour: a process each, one process with one program, members side by side; and Hyperband against random.
+
+    python benchmarks/search.py [--trials 32] [--steps 81] [--members 8] [--seeds 5] [--part rates|budget|all]
+                                [--pool 96] [--quick] [--out DIR]
+
+rates: the quickstart's search (configs/quickstart_search.yaml) under Hyperband, three ways: `process` is a
+`jaxlean finetune` for each trial, as people search today (its programs come from the compilation cache from the second
+trial on); `program` shares base, rows and the compiled step; `members` trains so many trials side by side. All draw the
+same trials (`search.sampler: random`, one seed), so that they differ in nothing else; the best of each is told.
+`step_seconds` is measured apart, in turns of one step of each program, so that whatever else the machine does meets both:
+of a trial, in milliseconds.
+
+budget: --pool trials drawn at random run to their end; and for each seed a search by TPE and Hyperband with --trials
+trials. Of a pool of N trials with k as good as the search's best, random search needs (N + 1) / (k + 1) whole trials to
+find one, over all orders of the pool (k = 0: at least N + 1). `share` is the steps of the whole search over the steps of
+these, `share_to_best` those up to its best trial; 1/3 is the target.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from report import median, publish
+
+CONFIG = Path(__file__).parent.parent / "configs" / "quickstart_search.yaml"
+RATES = {
+    "way": "", "trials": "", "complete": "", "steps": ",", "seconds": ",.0f", "trials_per_hour": ",.1f",
+    "compiled": "", "best_loss": ".4f", "best_trial": "", "step_ms": ",.1f",
+}  # fmt: skip
+BUDGET = {
+    "seed": "", "best_loss": ".4f", "steps": ",", "steps_to_best": ",", "as_good_in_pool": "", "random_steps": ",.0f",
+    "share": ".2f", "share_to_best": ".2f",
+}  # fmt: skip
+
+
+def search(folder: Path, given: argparse.Namespace, *overrides: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(summary, rows of trials) of a search; left out where it is there already."""
+    from jaxlean.config import load
+    from jaxlean.search.search import search as run
+
+    if not (folder / "summary.json").exists():
+        config = load(CONFIG, [
+            f"output_dir={folder}", f"search.num_trials={given.trials}", f"train.max_steps={given.steps}",
+            "report.tensorboard=false", "report.progress=false", *(["eval.max_examples=16"] if given.quick else []),
+            *overrides,
+        ])  # fmt: skip
+        with contextlib.redirect_stdout(io.StringIO()):
+            run(config)
+    rows = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+    return json.loads((folder / "summary.json").read_text()), rows
+
+
+def rates(given: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+    """The three ways, with the same trials."""
+    ways = {
+        "process": ("search.isolation=process",),
+        "program": ("search.members=1",),
+        "members": (f"search.members={given.members}",),
+    }
+    steps = step_milliseconds(given)
+    found = []
+    for way, overrides in ways.items():
+        summary, _ = search(work / way, given, "search.sampler=random", *overrides)
+        best = summary["best"][0]
+        found.append({
+            "way": way if way != "members" else f"{given.members} members", "trials": summary["trials"],
+            "complete": summary["states"]["complete"], "steps": summary["steps"], "seconds": summary["seconds_here"],
+            "trials_per_hour": 3600 * summary["trials"] / summary["seconds_here"], "compiled": summary["compiled"],
+            "best_loss": best["values"]["loss"], "best_trial": best["number"], "step_ms": steps.get(way),
+        })  # fmt: skip
+        print(found[-1], flush=True)
+    return found
+
+
+def step_milliseconds(given: argparse.Namespace) -> dict[str, float]:
+    """Of a trial's step alone and among members: the median over turns of one after the other."""
+    import jax
+
+    from jaxlean.config import load
+    from jaxlean.run.inputs import batches_of, tokenizer_of
+    from jaxlean.run.job import base, resolved
+    from jaxlean.search.inputs import constants, learning_rates
+    from jaxlean.search.program import Program
+    from jaxlean.xla.mesh import make_mesh
+
+    config, mesh = resolved(load(CONFIG, [f"train.max_steps={given.steps}"])), make_mesh()
+    model, space = base(config, mesh), list(config.search.space)
+    own = constants(config, space)
+    rate = learning_rates(config, given.steps)[given.steps // 2]
+    programs: dict[str, Program] = {}
+    for way, members in (("program", 1), ("members", given.members)):
+        program = Program(
+            config, model, mesh, names=[*own, "learning_rate"], rank=32, length=config.data.max_length, members=members
+        )
+        program.compile()
+        program.place(0, program.start(config))
+        programs[way] = program
+    rows = batches_of(config, model, tokenizer_of(model), rows=programs["program"].rows)
+    took: dict[str, list[float]] = {way: [] for way in programs}
+    for turn in range(3 if given.quick else 21):
+        for way, program in programs.items():
+            batch = next(rows)
+            started = time.perf_counter()
+            measured = program.step([batch] * program.members, [own | {"learning_rate": rate}] * program.members)
+            jax.block_until_ready(measured)
+            if turn:
+                took[way].append((time.perf_counter() - started) / program.members)
+    rows.close()
+    return {way: 1000 * median(each) for way, each in took.items()}
+
+
+def budget(given: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+    """Hyperband's steps to its best, and random's to one as good."""
+    _, drawn = search(
+        work / "random", given, "seed=100", "search.sampler=random", "search.pruner=none",
+        f"search.num_trials={given.pool}",
+    )  # fmt: skip
+    pool = [row["values"].get("loss", float("inf")) for row in drawn if row["steps"]]
+    found: list[dict[str, Any]] = []
+    for seed in range(given.seeds):
+        summary, rows = search(work / f"hyperband-{seed}", given, f"seed={seed}")
+        best = summary["best"][0]
+        as_good = sum(loss <= best["values"]["loss"] for loss in pool)
+        trials = (len(pool) + 1) / (as_good + 1)
+        # up to the end of the best one, and of all trials
+        to_best = sum(row["steps"] or 0 for row in rows if row["number"] <= best["number"])
+        found.append({
+            "seed": seed, "best_loss": best["values"]["loss"], "steps_to_best": to_best, "steps": summary["steps"],
+            "as_good_in_pool": as_good, "random_steps": trials * given.steps, "share": summary["steps"] / trials
+            / given.steps, "share_to_best": to_best / trials / given.steps,
+        })  # fmt: skip
+        print(found[-1], flush=True)
+    middle = {name: median([row[name] for row in found]) for name in ("share", "share_to_best")}
+    return [*found, {"seed": "median", **middle}]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--trials", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=81)
+    parser.add_argument("--members", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--pool", type=int, default=96)
+    parser.add_argument("--part", choices=("rates", "budget", "all"), default="all")
+    parser.add_argument("--quick", action="store_true", help="Under a minute or two, to see that it runs.")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    if given.quick:
+        given.trials, given.steps, given.members, given.seeds, given.pool = 2, 3, 2, 1, 3
+    from jaxlean.xla.compile import use_cache
+
+    use_cache()
+    settings = {name: getattr(given, name) for name in ("trials", "steps", "members", "seeds", "pool", "quick")}
+    with tempfile.TemporaryDirectory() as temporary:
+        work = given.out / "search" if given.out else Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        if given.part in ("rates", "all"):
+            publish("search_rates", settings, rates(given, work), RATES, given.out)
+        if given.part in ("budget", "all"):
+            publish("search_budget", settings, budget(given, work), BUDGET, given.out)
+
+
+if __name__ == "__main__":
+    main()
