@@ -23,6 +23,7 @@ from jaxlean.curate.report import Answer, publish, show
 from jaxlean.curate.steps import find_all, folder_of, planned
 from jaxlean.curate.work import Processes, Work
 from jaxlean.errors import ConfigError, DataError
+from jaxlean.run.lock import FolderLock
 
 
 def curate(
@@ -42,7 +43,11 @@ def curate(
         DataError: a row that cannot be read, training rows in the held-out data, nothing left.
         RunError: a folder that holds another job, or cannot be written.
     """
-    console = console or Console(highlight=False)
+    with FolderLock(Path(config.output_dir)) as lock:
+        return _curate(config, resume, overwrite, console or Console(highlight=False), lock)
+
+
+def _curate(config: RunConfig, resume: bool, overwrite: bool, console: Console, lock: FolderLock) -> dict[str, Any]:
     start = time.perf_counter()
 
     # what is to be done, and where
@@ -53,7 +58,7 @@ def curate(
     corpus = Corpus(config)
     held_out = Corpus(config, "eval") if config.data.eval else None
     preflight(config, steps, corpus)
-    folders.claim(folder, config, resume=resume, overwrite=overwrite)
+    folders.claim(folder, config, resume=resume, overwrite=overwrite, lock=lock)
     folders.check_same_inputs(folder, stamps(config, corpus, held_out))
     before = folders.finished(folder)
     if before is not None:

@@ -17,7 +17,8 @@ from jaxlean.curate.layout import KEPT, KEPT_OF_SOURCES
 from jaxlean.curate.output import DROPPED
 from jaxlean.curate.steps import folder_of, planned
 from jaxlean.errors import RunError
-from jaxlean.run.folder import changed, check_writable, remove
+from jaxlean.run.folder import changed, check_writable, make, remove
+from jaxlean.run.lock import FolderLock
 
 _CONFIG, _INPUTS = "curate.yaml", "inputs.json"
 REPORT = "report.json"
@@ -28,16 +29,21 @@ _FREE = {"output_dir", "report", "cost", "compilation_cache", "mesh", "distribut
 _FREE_IN_CURATE = {"processes", "engine", "examples"}
 
 
-def claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+def claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool, lock: FolderLock) -> None:
     """Make the folder this job's and write `curate.yaml` into it.
+
+    Args:
+        lock: of the folder. It is taken.
 
     Raises:
         RunError: it holds a job, or a training run, and neither was asked for; both were; the job that is there is
-            another; it cannot be written.
+            another; another process writes it; it cannot be written.
     """
     if resume and overwrite:
         raise RunError("--resume and --overwrite exclude each other")
     check_writable(folder)
+    make(folder)
+    lock.acquire()
     ours = (folder / _CONFIG).exists()
     results = [name for name in _RESULTS if os.path.lexists(folder / name)]
     if (folder / "config.yaml").exists() or (results and not ours):
@@ -60,7 +66,6 @@ def claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> 
         if overwrite:
             for name in results:
                 remove(folder / name)
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / _CONFIG, settings.dump(config))  # first: what lies there without it is not ours
     except OSError as error:
         raise RunError("the output folder cannot be written", where=folder, got=error) from error

@@ -35,6 +35,7 @@ from jaxlean.errors import ConfigError, DataError, ModelError, RunError, did_you
 from jaxlean.hub.load import Model
 from jaxlean.run.evaluate import loaded
 from jaxlean.run.job import head_labels, resolved
+from jaxlean.run.lock import FolderLock
 from jaxlean.run.merge import with_labels_of
 from jaxlean.run.texts import judged, text_probabilities, vectors_of
 from jaxlean.xla.compile import use_cache
@@ -140,7 +141,9 @@ def select(
             why = " (auto: what a model doubts is not known without --adapter, the one that the labelled rows trained)"
         strategy = "typical" if few or not trained else "uncertain_clusters"
     picked = _pick(config, strategy, num, there, plain, model, mesh, passes)
-    _write(output, there, picked, column)
+    with FolderLock(output, beside=True) as lock:
+        lock.acquire()
+        _write(output, there, picked, column)
     return (
         f"pool: {len(there.at):,} of {len(rows):,} rows to choose from{there.left_out}; "
         f"labelled: {len(there.labelled):,}\n{num:,} rows by {strategy}{why}, {column!r} to be filled in: {output}"

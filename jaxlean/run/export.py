@@ -19,6 +19,7 @@ from jaxlean.hub.load import load
 from jaxlean.hub.write import write_model
 from jaxlean.run.card import card
 from jaxlean.run.job import head_of, resolved
+from jaxlean.run.lock import FolderLock
 from jaxlean.run.merge import check_base, wide, with_labels_of
 from jaxlean.run.quantize import compare, quantize_model, stored_dtype, tensor_bytes, whole_model
 from jaxlean.run.stablehlo import write_stablehlo
@@ -95,6 +96,7 @@ def _result(run: Path, overrides: list[str] | None) -> tuple[RunConfig, Path | N
     """(the run's config, its adapter; None where it trained a whole model)."""
     if not (run / "config.yaml").exists():
         raise RunError("no run lies there", where=run, wanted="its output_dir, with config.yaml")
+    FolderLock(run).check()  # what is being trained has no result yet, and what is being replaced soon none any more
     config = settings.load(run / "config.yaml", overrides)
     if (run / "adapter").is_dir():
         return config, run / "adapter"

@@ -49,6 +49,7 @@ from jaxlean.run.job import (
     tokens_at_a_time,
     trains_of,
 )
+from jaxlean.run.lock import FolderLock
 from jaxlean.run.meter import Meter
 from jaxlean.run.metrics import Metrics, check_installed
 from jaxlean.run.peers import Peers, join
@@ -84,11 +85,17 @@ def finetune(config: RunConfig, *, resume: bool = False, overwrite: bool = False
         UserError: what the user can mend.
         Preempted: SIGTERM or Ctrl-C came; its `saved` says whether there is a state to resume from.
     """
-    with join(config.distributed) as peers, Preemption(peers) as preemption:
-        return _finetune(config, resume, overwrite, peers, preemption)
+    with (
+        join(config.distributed) as peers,
+        Preemption(peers) as preemption,
+        FolderLock(Path(config.output_dir)) as lock,
+    ):
+        return _finetune(config, resume, overwrite, peers, preemption, lock)
 
 
-def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, preemption: Preemption) -> dict[str, Any]:
+def _finetune(
+    config: RunConfig, resume: bool, overwrite: bool, peers: Peers, preemption: Preemption, lock: FolderLock
+) -> dict[str, Any]:
     started = time.perf_counter()
     console = peers.console()
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
@@ -102,7 +109,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
     template = chat_template(config.model)
     config, new_tokens = with_new_tokens(resolved(config, trains=False), counted=True)
     output_dir = Path(config.output_dir)
-    peers.first(lambda: claim(output_dir, config, resume=resume, overwrite=overwrite, dry=True))
+    peers.first(lambda: claim(output_dir, config, resume=resume, overwrite=overwrite, dry=True, lock=lock))
     use_cache(config.compilation_cache)
 
     # ---- mesh
@@ -190,7 +197,7 @@ def _finetune(config: RunConfig, resume: bool, overwrite: bool, peers: Peers, pr
     peers.first(lambda: check_space(output_dir, state_bytes, config.train.save_total_limit))
 
     # ---- resume
-    peers.first(lambda: claim(output_dir, config, resume=resume, overwrite=overwrite))
+    peers.first(lambda: claim(output_dir, config, resume=resume, overwrite=overwrite, lock=lock))
     check_shared(output_dir, peers)
     losses.keep()
     checkpoints = Checkpoints(output_dir / "checkpoints", keep=config.train.save_total_limit, peers=peers)

@@ -11,6 +11,7 @@ import yaml
 from jaxlean import config as settings
 from jaxlean.config import DistillSection, DistributedSection, RunConfig
 from jaxlean.errors import RunError
+from jaxlean.run.lock import FolderLock
 from jaxlean.run.peers import Peers
 
 _CONFIG = "config.yaml"
@@ -22,21 +23,31 @@ BASE_LOSSES = "base_losses.npz"
 _RESULTS = ("metrics.jsonl", "summary.json", "checkpoints", "adapter", "model", "tensorboard", "wandb_id", BASE_LOSSES)
 
 
-def claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool, dry: bool = False) -> None:
+def claim(
+    folder: Path, config: RunConfig, *, resume: bool, overwrite: bool, dry: bool = False, lock: FolderLock | None = None
+) -> None:
     """Make the folder this run's and write `config.yaml` into it.
 
     Args:
         resume: go on with the run that is there, if any.
         overwrite: remove the run that is there, if any.
         dry: only check.
+        lock: of the folder. It is taken as soon as the folder is there.
 
     Raises:
-        RunError: it holds a run and neither was asked for, both were, the run that is there is another, it holds files
-            of somebody else under the names of ours, what would be removed is needed, or it cannot be written.
+        RunError: it holds a run and neither was asked for, both were, the run that is there is another, another process
+            writes it, it holds files of somebody else under the names of ours, what would be removed is needed, or it
+            cannot be written.
     """
     if resume and overwrite:
         raise RunError("--resume and --overwrite exclude each other")
     check_writable(folder)
+    if not dry:
+        make(folder)
+    if lock is None:
+        FolderLock(folder).check()
+    elif folder.is_dir():
+        lock.acquire()
     holds_run = (folder / _CONFIG).exists()
     results = [name for name in _RESULTS if os.path.lexists(folder / name)]
     if results and not holds_run:
@@ -63,13 +74,20 @@ def claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool, dry
         if overwrite:
             for name in results:
                 remove(folder / name)
-        folder.mkdir(parents=True, exist_ok=True)
         # The last to change and never half there: a process killed at any moment leaves a folder that is some run's.
         partial = folder / f"{_CONFIG}.tmp"
         # Where this process stood among others is not of the run.
         plain = config.model_copy(update={"distributed": DistributedSection()})
         partial.write_text(settings.dump(plain), encoding="utf-8")
         os.replace(partial, folder / _CONFIG)
+    except OSError as error:
+        raise RunError("the output folder cannot be written", where=folder, got=error) from error
+
+
+def make(folder: Path) -> None:
+    """Make the folder, and those above it. Raises: RunError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError("the output folder cannot be written", where=folder, got=error) from error
 

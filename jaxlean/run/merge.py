@@ -9,7 +9,7 @@ from jaxlean import codec, tree
 from jaxlean.adapt import lora, vocabulary
 from jaxlean.adapt.quantize import dequantize
 from jaxlean.config import RunConfig
-from jaxlean.errors import ModelError, RunError
+from jaxlean.errors import ModelError
 from jaxlean.hub.adapter import read_adapter, read_settings, room, trained_over
 from jaxlean.hub.files import read_json
 from jaxlean.hub.head import PEFT_TASKS
@@ -17,7 +17,7 @@ from jaxlean.hub.load import Model, load, load_tokenizer
 from jaxlean.hub.vocabulary import resized
 from jaxlean.hub.write import write_model
 from jaxlean.models.quantized import Matmuls
-from jaxlean.run.staging import check_output
+from jaxlean.run.staging import check_output, staged
 
 
 def load_adapted(model: Model, adapter: Path) -> Model:
@@ -59,10 +59,8 @@ def merge(adapter: Path, folder: Path, *, base: str | None = None, dtype: str = 
     model = load(base, "float32", **trained_over(adapter), **_head_of(adapter, stated))
     held = model.hf_config.get("dtype") or model.hf_config.get("torch_dtype") or "float32" if dtype == "auto" else dtype
     whole = merged(load_adapted(model, adapter))
-    try:
-        write_model(whole, folder, dtype=held)
-    except OSError as error:
-        raise RunError("the merged model cannot be written", where=folder, got=error) from error
+    with staged(folder) as part:
+        write_model(whole, part, dtype=held)
 
 
 def merged(model: Model) -> Model:

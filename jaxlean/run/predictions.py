@@ -15,6 +15,7 @@ from jaxlean.errors import ConfigError, DataError, ModelError, RunError
 from jaxlean.run.evaluate import loaded
 from jaxlean.run.image import image_of
 from jaxlean.run.job import head_labels, resolved
+from jaxlean.run.lock import FolderLock
 from jaxlean.run.losses import judge_of
 from jaxlean.run.merge import with_labels_of
 from jaxlean.run.quality import make_judge_step
@@ -81,16 +82,18 @@ def predict(config: RunConfig, file: Path, output: Path, *, adapter: Path | None
     ):  # fmt: skip
         found[kept[said.number]] = _of_one(config, said)
     partial = output.with_name(f".{output.name}.part")
-    try:
-        with partial.open("wb") as opened:
-            if config.task == "embed":
-                np.save(opened, _vectors(found, len(rows)))
-            else:
-                lines = (json.dumps(line, ensure_ascii=False, default=str) for line in _lines(config, rows, found))
-                opened.writelines(f"{line}\n".encode() for line in lines)
-        partial.replace(output)
-    except OSError as error:
-        raise RunError("the predictions cannot be written", where=output, got=error) from error
+    with FolderLock(output, beside=True) as lock:
+        lock.acquire()
+        try:
+            with partial.open("wb") as opened:
+                if config.task == "embed":
+                    np.save(opened, _vectors(found, len(rows)))
+                else:
+                    lines = (json.dumps(line, ensure_ascii=False, default=str) for line in _lines(config, rows, found))
+                    opened.writelines(f"{line}\n".encode() for line in lines)
+            partial.replace(output)
+        except OSError as error:
+            raise RunError("the predictions cannot be written", where=output, got=error) from error
     return len(rows)
 
 

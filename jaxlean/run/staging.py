@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jaxlean.errors import RunError
-from jaxlean.run.folder import check_writable
+from jaxlean.run.folder import check_writable, make
+from jaxlean.run.lock import FolderLock
 
 
 def check_output(folder: Path) -> None:
@@ -35,18 +36,21 @@ def staged(folder: Path) -> Iterator[Path]:
     What a killed process left there is removed first: its name, `.NAME.new`, is none that people give.
 
     Raises:
-        RunError: the folder holds something, or cannot be written.
+        RunError: the folder holds something, or cannot be written, or another process is about to write it.
     """
     check_output(folder)
-    part = folder.with_name(f".{folder.name}.new")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
-    except OSError as error:
-        raise RunError("the output folder cannot be written", where=folder, got=error) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    make(folder.parent)
+    with FolderLock(folder, beside=True) as lock:
+        lock.acquire()
+        check_output(folder)  # another process may have made it meanwhile
+        part = folder.with_name(f".{folder.name}.new")
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            yield part
+            if folder.exists():
+                folder.rmdir()
+            part.rename(folder)
+        except OSError as error:
+            raise RunError("the output folder cannot be written", where=folder, got=error) from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)

@@ -54,3 +54,13 @@ def test_a_folder_of_a_like_name_stays(tmp_path):
     with staged(tmp_path / "out") as part:
         part.mkdir()
     assert (tmp_path / "out.new" / "mine").exists()
+
+
+def test_two_processes_that_write_the_same_folder(tmp_path):
+    with staged(tmp_path / "out") as part:
+        part.mkdir()
+        (part / "mine").touch()
+        with pytest.raises(RunError, match="another process is writing there"), staged(tmp_path / "out"):
+            raise AssertionError("not begun")
+        assert (part / "mine").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
