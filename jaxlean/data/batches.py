@@ -8,7 +8,6 @@
 Batches of tokens in memory (`arrays`) need numpy alone.
 """
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -262,11 +261,8 @@ def in_memory(
         curriculum = ordered(steps, num_epochs if max_steps is None else _epochs(ordered, steps, stats.sequences))
         steps = Steps(examples, curriculum, num_epochs=curriculum.num_phases, **how)
         stats.order, more = str(curriculum), f", {curriculum.fingerprint}"
-    content = zlib.crc32(steps.examples.input_ids.data, zlib.crc32(steps.examples.offsets.data))
-    for value in steps.examples.more.values():
-        content = zlib.crc32(value.data, content)
     fingerprint = (
-        f"{stats.examples} examples ({content:08x}), seed {mix.seed}, {rows} rows of {length}, "
+        f"{stats.examples} examples ({steps.examples.checksum:08x}), seed {mix.seed}, {rows} rows of {length}, "
         f"packing {packing}, shuffle {mix.shuffle}, mix {mix.quota}{more}"
     )
     return Batches(steps, num_steps=len(steps), length=length, stats=stats, fingerprint=fingerprint)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from jaxlean.data.labelled import LabelEncoder
 from jaxlean.data.source import open_rows, stream_rows
 from jaxlean.data.tokenize import Counts, Encoder, Ragged, Tokens
 from jaxlean.errors import ConfigError, DataError
+from jaxlean.fingerprint import of_files
 
 
 def train_batches(
@@ -350,10 +352,18 @@ def _stream(config: RunConfig, encoder: Encoder, rows_per_step: int, held: Seque
     counts = Counts()
     weights = shares(data.train) or [1.0] * len(data.train)
     source = stream(data, encoder, counts, weights=weights, rows=rows_per_step, seed=config.seed)
-    names = ", ".join(part.path for part in data.train)
+    names = ", ".join(f"{part.path}{_content(part)}" for part in data.train)
     fingerprint = (
         f"stream of {names}, seed {config.seed}, {rows_per_step} rows of {data.max_length}, "
         f"packing {data.packing}, shuffle {data.shuffle}, mix {weights}"
     )
     stats = Stats(counts, length=data.max_length)
     return Batches(source, num_steps=max_steps, length=data.max_length, stats=stats, fingerprint=fingerprint, held=held)
+
+
+def _content(source: SourceSection) -> str:
+    """What tells local files from others; of what comes over the network nothing does."""
+    if "://" in source.path or not Path(source.path).exists():
+        return ""
+    rows = open_rows(source)
+    return f" ({rows.fingerprint or of_files(rows.files)})"

@@ -6,6 +6,7 @@ when it is used is a prefix, token for token, of what it was trained on.
 """
 
 import itertools
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -57,6 +58,14 @@ class Ragged:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of all of it: tokens, what of them is learned, and where one example ends."""
+        value = 0
+        for array in (self.offsets, self.input_ids, self.loss_mask, *self.more.values()):
+            value = zlib.crc32(array.data, value)
+        return value
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """(input_ids, loss_mask) of example i."""

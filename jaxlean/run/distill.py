@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxlean import tree
+from jaxlean import fingerprint, tree
 from jaxlean.config import RunConfig
 from jaxlean.data.batches import Batches, sequence_length
 from jaxlean.data.epochs import Batch, Mix, Steps, assemble
@@ -28,7 +28,7 @@ from jaxlean.run.quality import TaskEvaluator
 from jaxlean.run.rows import OwnRows
 from jaxlean.run.summary import Evaluation
 from jaxlean.run.teacher import Teacher
-from jaxlean.run.teacher_cache import Said, TeacherCache, checksum, places, shards
+from jaxlean.run.teacher_cache import Said, TeacherCache, places, shards
 from jaxlean.train.distill import IDS, LOGS
 from jaxlean.xla.mesh import batch_sharding, num_batch_shards
 
@@ -80,8 +80,8 @@ class Lessons:
         section, teaching = self._distill.teacher, self.teacher.teaching
         labels = self._config.data.labels if self._config.task != "generate" else None
         whose = {
-            "teacher": checksum(self.teacher.folder),
-            "adapter": None if section.adapter is None else checksum(Path(section.adapter)),
+            "teacher": fingerprint.of_model(self.teacher.folder),
+            "adapter": None if section.adapter is None else fingerprint.of_model(Path(section.adapter)),
             "dtype": np.dtype(self.teacher.dtype).name,
             "quantization": section.quantization,
             "tokens": teaching.vocab_size,

@@ -56,6 +56,7 @@ from jaxlean.run.peers import Peers, join
 from jaxlean.run.predict import here, step_seconds, workspace
 from jaxlean.run.preemption import Preemption
 from jaxlean.run.progress import Progress
+from jaxlean.run.provenance import check_same, provenance
 from jaxlean.run.rounds import Rounds, fixed
 from jaxlean.run.rows import OwnRows
 from jaxlean.run.summary import final_table, write_summary
@@ -175,6 +176,11 @@ def _finetune(
     if evaluator is not None and config.eval.shots is not None:
         few_shot = few_shot_of(config, model, tokenizer, mesh)
         say(str(few_shot))
+    made_of = peers.first(
+        lambda: provenance(
+            config, model, evaluator.examples if evaluator else None, lessons.teacher.folder if lessons else None
+        )
+    )
     programs = Compilations()
     chosen = None
     if config.train.remat == "auto":
@@ -205,6 +211,7 @@ def _finetune(
     peers.leaving = partial(checkpoints.settle, 20.0)
     meter = Meter(price, clock_start=started)
     if saved is not None:
+        check_same(saved.state.get("made_of", {}), made_of, output_dir)
         state = state._replace(**saved.arrays)
         batches.restore(saved.state["data"])
         meter.restore(saved.state["meter"])
@@ -228,7 +235,7 @@ def _finetune(
     def save(*, wait: bool = False) -> None:
         meter.check(done)
         report(wait=True)  # a resumed run writes no line of what lies behind its checkpoint
-        rest = {"data": batches.state(), "meter": meter.state(), **fixed(state)}
+        rest = {"data": batches.state(), "meter": meter.state(), "made_of": made_of, **fixed(state)}
         checkpoints.save(done, state._asdict(), rest, wait=wait)
 
     try:
@@ -304,6 +311,7 @@ def _finetune(
             say(f"zeros: {share_of_zeros(state.result):.1%} of the matrices that trained")
         checkpoints.close()
         result = _write(config, model, output_dir, state.result, frozen, start_adapter, peers)
+        preemption.over()
     except BaseException as error:
         with preemption.deferred():  # a second signal waits until everything is on disk
             meter.stop_training()

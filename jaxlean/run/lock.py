@@ -1,8 +1,8 @@
 """One process at a time writes a folder: the operating system's lock on a file, which ends with the process.
 
-`filelock` asks for `flock`: no process leaves such a lock behind, not even by `kill -9`, and a network file system hands
-it to its server. The file that it is taken on says who has it, for the message that others get; it is removed when the
-lock is given back, and one that a killed process left stands in nobody's way.
+`filelock` asks for `flock`: no process leaves such a lock behind, not even by `kill -9`, and of a network file system
+the server keeps it. The file that it is taken on says who has it, for the message that others get. It is removed
+when the lock is given back; one that a killed process left stands in nobody's way.
 """
 
 import contextlib

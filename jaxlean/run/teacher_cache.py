@@ -19,7 +19,6 @@ import json
 import os
 import shutil
 import socket
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -35,9 +34,6 @@ from jaxlean.train.distill import IDS, LOGS
 
 _TEACHER, _QUALITY, _SHARD, _PART = "teacher.json", "quality.json", "rows-", ".part"
 _FORMAT = 1
-# Of each file of weights so much is read for its checksum, in pieces spread over it.
-_SAMPLE_BYTES = 64 * 2**20
-_PIECE = 2**20
 
 Said = Mapping[str, np.ndarray]  # IDS and LOGS of the places of one row, [places, ...]
 
@@ -323,21 +319,6 @@ def keys(examples: Ragged) -> np.ndarray:
         digest.update(examples.more_of(i).get("token_types", np.zeros(0, np.int32)).tobytes())
         found[i] = int.from_bytes(digest.digest(), "little")
     return found
-
-
-def checksum(folder: Path) -> str:
-    """Tells a model's files, or an adapter's, from others: of each its size, and CRC-32 of pieces spread over it."""
-    value = 0
-    settings = [folder / name for name in ("config.json", "adapter_config.json") if (folder / name).exists()]
-    for file in sorted([*folder.glob("*.safetensors"), *settings]):
-        size = file.stat().st_size
-        value = zlib.crc32(f"{file.name} {size}".encode(), value)
-        num = max(min(size, _SAMPLE_BYTES) // _PIECE, 1)
-        with file.open("rb") as data:
-            for start in np.linspace(0, max(size - _PIECE, 0), num + 1, dtype=np.int64):
-                data.seek(int(start))
-                value = zlib.crc32(data.read(_PIECE), value)
-    return f"{value:08x}"
 
 
 def shards(missing: np.ndarray, rows: int) -> Iterator[np.ndarray]:

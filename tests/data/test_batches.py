@@ -118,3 +118,10 @@ def test_of_a_stream_a_process_hands_out_its_rows():
     part = [batch["tokens"] for batch in Batches(source, **about, held=[1, 3])]
     for found, wanted in zip(part, whole, strict=True):
         np.testing.assert_array_equal(found, wanted[[1, 3]])
+
+
+def test_what_is_learned_of_the_same_tokens_tells_data_apart():
+    def of(mask):
+        return arrays([Tokens(np.arange(4), np.array(mask, bool), "")], rows_per_step=1, num_epochs=1)
+
+    assert of([0, 0, 1, 1]).fingerprint == of([0, 0, 1, 1]).fingerprint != of([0, 1, 1, 1]).fingerprint

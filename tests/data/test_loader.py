@@ -298,3 +298,19 @@ def test_the_bases_loss_needs_a_base(tmp_path: Path, make_tokenizer) -> None:
         train_batches(run, make_tokenizer(), rows_per_step=2)
     found = train_batches(run, make_tokenizer(), rows_per_step=2, losses=lambda rows: rows.lengths.astype(float))
     assert "curriculum: loss" in str(found.stats)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_that_changed_since_are_refused(tmp_path: Path, make_tokenizer, streaming: bool) -> None:
+    file = Path(write(tmp_path))
+    run = config(str(file), steps=3, streaming=streaming)
+    state = train_batches(run, make_tokenizer(), rows_per_step=2).state()
+    text = file.read_text()
+    rows = text.splitlines(keepends=True)
+    for changed in (text.replace("is 7", "is 6", 1), text + rows[0], "".join(rows[1:])):
+        assert changed != text
+        file.write_text(changed)
+        with pytest.raises(RunError, match="the data or the batch size changed since the checkpoint"):
+            train_batches(run, make_tokenizer(), rows_per_step=2).restore(state)
+    file.write_text(text)
+    train_batches(run, make_tokenizer(), rows_per_step=2).restore(state)
