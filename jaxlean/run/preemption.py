@@ -1,4 +1,4 @@
-"""Leaving in order when the machine is taken away: SIGTERM from a scheduler, Ctrl-C from a person.
+"""Leaving in order when the machine is taken away: SIGTERM from a scheduler, Ctrl-C, a terminal that closes.
 
 A handler that only sets a flag is too late when the flag is read between slow things (an evaluation, a load); one
 that always raises may tear a step apart. So the signal raises `Preempted` at once, except inside `deferred()`, where it
@@ -6,9 +6,13 @@ waits for the end of the block. Once it has raised, further signals wait too: th
 
 A process of several cannot leave alone while steps are run, since the others would wait for it: inside `stepping()` a
 signal asks all of them (`run/peers.py`) to stop after the same step, and `check` raises there.
+
+SIGHUP says that the terminal is gone, with an ssh connection that broke, say: what is printed from then on goes
+nowhere, since a line that cannot be printed would be an error amid the saving. Under `nohup` it stays ignored.
 """
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType, TracebackType
@@ -17,11 +21,12 @@ from typing import Any
 from jaxlean.errors import Preempted
 from jaxlean.run.peers import Peers
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+SIGNALS = (signal.SIGTERM, signal.SIGINT) + ((_HANGUP,) if _HANGUP is not None else ())
 
 
 class Preemption:
-    """While this context is open, SIGTERM and SIGINT raise `Preempted` in the main thread.
+    """While this context is open, SIGTERM, SIGINT and SIGHUP raise `Preempted` in the main thread.
 
     Args:
         peers: the processes of the run.
@@ -39,11 +44,14 @@ class Preemption:
         self._old: dict[int, Any] = {}
         self._deferring = False
         self._pending: int | None = None
+        self._terminals: list[int] = []
         self.saved = False
 
     def __enter__(self) -> "Preemption":
+        ours = [number for number in SIGNALS if number != _HANGUP or signal.getsignal(number) != signal.SIG_IGN]
+        self._terminals = [descriptor for descriptor in (1, 2) if _is_terminal(descriptor)]
         with contextlib.suppress(ValueError):  # not in the main thread: the program around us owns the signals
-            self._old = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            self._old = {number: signal.signal(number, self._handle) for number in ours}
         return self
 
     def __exit__(
@@ -87,7 +95,13 @@ class Preemption:
             preempted.together = True
             raise preempted
 
+    def over(self) -> None:
+        """The result is written: what is left to do takes no time, and whoever asks to leave is about to get it."""
+        self._deferring = True
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == _HANGUP:
+            self._print_nowhere()
         if self._stepping:
             self._peers.ask_to_stop()
             return
@@ -95,3 +109,16 @@ class Preemption:
         if not self._deferring:
             self._deferring = True  # until the next deferred() ends
             raise Preempted(signal.Signals(number).name)
+
+    def _print_nowhere(self) -> None:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in self._terminals:
+            os.dup2(nothing, descriptor)
+        os.close(nothing)
+
+
+def _is_terminal(descriptor: int) -> bool:
+    try:
+        return os.isatty(descriptor)
+    except OSError:  # closed
+        return False

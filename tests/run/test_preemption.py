@@ -1,5 +1,7 @@
 """Signals: at once, or at the end of a block that is not to be torn; never lost; handlers put back."""
 
+import os
+import pty
 import signal
 import threading
 
@@ -167,3 +169,41 @@ def test_of_several_processes_outside_the_steps_at_once():
         reached.append("what follows it")
     assert reached == ["the last step"]
     assert not raised.value.together
+
+
+def test_once_the_result_is_written_nobody_is_told_to_leave():
+    reached = []
+    with Preemption() as preemption:
+        preemption.over()
+        signal.raise_signal(signal.SIGTERM)
+        reached.append("the last words")
+    assert reached == ["the last words"]
+
+
+def test_under_nohup_a_terminal_that_closes_is_ignored():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Preemption():
+            signal.raise_signal(signal.SIGHUP)
+            with pytest.raises(Preempted, match="SIGTERM"):
+                signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def test_when_the_terminal_closes_what_is_printed_goes_nowhere():
+    ours, theirs = pty.openpty()
+    kept = os.dup(1)
+    try:
+        os.dup2(theirs, 1)
+        with pytest.raises(Preempted, match="SIGHUP"), Preemption():
+            os.close(theirs)
+            try:
+                os.kill(os.getpid(), signal.SIGHUP)
+            finally:
+                os.write(1, b"a line that nobody reads")
+                assert not os.isatty(1)
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(ours)
