@@ -17,7 +17,7 @@ from jaxlean.curate.layout import KEPT, KEPT_OF_SOURCES
 from jaxlean.curate.output import DROPPED
 from jaxlean.curate.steps import folder_of, planned
 from jaxlean.errors import RunError
-from jaxlean.run.folder import changed, check_writable, make, remove
+from jaxlean.run.folder import changed, check_links, check_writable, make, remove
 from jaxlean.run.lock import FolderLock
 
 _CONFIG, _INPUTS = "curate.yaml", "inputs.json"
@@ -62,6 +62,7 @@ def claim(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool, loc
         )
     if ours and resume:
         _check_same(folder, config)
+    check_links(folder, [_CONFIG, *(() if overwrite else _RESULTS)])
     try:
         if overwrite:
             for name in results:

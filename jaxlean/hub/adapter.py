@@ -220,7 +220,9 @@ def read_adapter(folder: Path, names: Names, base: Mapping[str, Any]) -> tree.Tr
     try:
         tensors = load_file(file)
     except FileNotFoundError:
-        raise ModelError("an adapter file is missing", where=file) from None
+        others = [other.name for kind in ("*.bin", "*.pt", "*.pth") for other in folder.glob(kind)]
+        fix = "convert it: PEFT's save_pretrained writes safetensors; pickles are not read" if others else None
+        raise ModelError("an adapter file is missing", where=file, got=", ".join(others) or None, fix=fix) from None
     except (SafetensorError, OSError) as error:
         raise ModelError("not a whole safetensors file", where=file, got=error) from None
     held = tree.flatten(base)

@@ -76,7 +76,7 @@ def tensors_by_file(folder: Path) -> dict[str, Path]:
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise ModelError("the index holds no weight_map", where=index)
-        files = {name: folder / file for name, file in weight_map.items()}
+        files = {name: folder / _inside(file, index) for name, file in weight_map.items()}
     elif single.exists():
         files = {}
     else:
@@ -100,6 +100,15 @@ def tensors_by_file(folder: Path) -> dict[str, Path]:
         if present.get(name) != file:
             raise ModelError(f"the index places {name} in a file that does not hold it", where=file)
     return present
+
+
+def _inside(file: Any, index: Path) -> str:
+    """The name of a file beside the index, and of no other place."""
+    if not isinstance(file, str) or file in ("", ".", "..") or "/" in file or "\\" in file:
+        raise ModelError(
+            "the index names a file that does not lie beside it", where=index, got=file, wanted="the name of a file"
+        )
+    return file
 
 
 def write_tensors(file: Path, tensors: Mapping[str, np.ndarray], **said: str) -> None:

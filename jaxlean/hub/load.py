@@ -1,5 +1,6 @@
 """`jaxlean.load`: a Hugging Face model as a parameter tree and a function."""
 
+import re
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -349,16 +350,17 @@ def _check_frozen(paths: list[str], said: str) -> None:
 
 
 def load_tokenizer(path_or_id: str) -> "PreTrainedTokenizerFast":
-    """The tokenizer in a folder or on the hub.
+    """The tokenizer in a folder or on the hub. No code of theirs is run.
 
     Raises:
-        ModelError: there is none, or its files cannot be read.
+        ModelError: there is none, or its files cannot be read, or it is one that needs code of its own.
     """
     folder = locate(path_or_id, weights=False)
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        # said, since unsaid it would ask on the terminal
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise plain Exceptions for broken files
         there = any(file for kind in ("tokenizer*", "vocab*", "*.model") for file in folder.glob(kind))
         raise ModelError(
@@ -368,9 +370,19 @@ def load_tokenizer(path_or_id: str) -> "PreTrainedTokenizerFast":
             wanted="tokenizer.json and tokenizer_config.json",
             fix="set model.tokenizer to a folder or id that has one",
         ) from error
+    _check_templates(tokenizer, folder)
     # what is too long `data.max_length` cuts or refuses; transformers would warn of indexing errors
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
+
+
+def _check_templates(tokenizer: Any, folder: Path) -> None:
+    """Each of several chat templates is written into a file of its name: that must not lead elsewhere."""
+    for name in tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else ():
+        if not re.fullmatch(r"[\w-][\w .-]*", name):
+            raise ModelError(
+                "a chat template whose name is no name", where=folder, got=repr(name), wanted="letters, digits, - and _"
+            )
 
 
 def initial(

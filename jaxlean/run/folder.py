@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -68,6 +69,7 @@ def claim(
         _check_same_run(folder, config)
     if holds_run and overwrite:
         _check_spares_inputs(folder, config)
+    check_links(folder, [_CONFIG, "wandb", *(() if overwrite else _RESULTS)])
     if dry:
         return
     try:
@@ -160,6 +162,34 @@ def check_writable(folder: Path, *, named: str = "output_dir") -> None:
         )  # fmt: skip
     if not os.access(place, os.W_OK | os.X_OK):
         raise RunError("the output folder cannot be written", where=place, got="no permission to write there")
+
+
+def check_links(folder: Path, names: Iterable[str]) -> None:
+    """Refuse a folder in which links stand where files are to be written: they would land where those point.
+
+    Args:
+        folder: which; it may itself be a link, or not be there.
+        names: of files and folders in it. What is written first under another name (`NAME.tmp`, `.NAME...`) counts too.
+
+    Raises:
+        RunError: names the first link.
+    """
+    names = set(names)
+    if not folder.is_dir():
+        return
+    ours = (
+        entry for entry in sorted(folder.iterdir())
+        if entry.name in names or entry.name.startswith(".") or entry.name.endswith(".tmp")
+    )  # fmt: skip
+    for entry in ours:
+        inner = entry.rglob("*") if entry.name in names and not entry.is_symlink() and entry.is_dir() else ()
+        for path in (entry, *inner):
+            if path.is_symlink():
+                raise RunError(
+                    "the output folder holds a link in the place of what is written there", where=path,
+                    got=f"it points to {os.readlink(path)}",
+                    fix="remove the link; output_dir=... itself may be a link, or name the other folder",
+                )  # fmt: skip
 
 
 def remove(path: Path) -> None:

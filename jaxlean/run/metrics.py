@@ -78,12 +78,15 @@ class Metrics:
         self._tensorboard: Any = None
         self._wandb: Any = None
         self._out: TextIO | None = None
+        self._known: set[tuple[int, frozenset[str]]] = set()
         if output_dir is None:
             return
         self._file = output_dir / "metrics.jsonl"
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
             kept = [] if resume_step is None else _lines_until(self._file, resume_step)
+            # an evaluation at that step comes again, if it was killed right after it
+            self._known = {_what(line) for line in map(json.loads, kept) if line["step"] == resume_step}
             partial = self._file.with_suffix(".jsonl.tmp")
             partial.write_text("".join(kept), encoding="utf-8")
             os.replace(partial, self._file)
@@ -110,7 +113,7 @@ class Metrics:
             self._wandb.define_metric("*", step_metric="step")
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Write what was measured at a step.
+        """Write what was measured at a step; once, where a run resumed at that step has measured it before.
 
         Args:
             step: optimizer steps done.
@@ -123,6 +126,8 @@ class Metrics:
         if self._out is None:
             return
         plain = {name: to_json(value) for name, value in values.items() if name != "step"}
+        if _what({"step": step, **plain}) in self._known:
+            return
         try:
             self._out.write(json.dumps({"step": step, **plain}) + "\n")
             self._out.flush()
@@ -144,6 +149,11 @@ class Metrics:
         if self._wandb is not None:
             self._wandb.finish()
         self._tensorboard = self._wandb = None
+
+
+def _what(line: Mapping[str, Any]) -> tuple[int, frozenset[str]]:
+    """What a line tells: of which step, and what."""
+    return line["step"], frozenset(line)
 
 
 def _lines_until(file: Path, step: int) -> list[str]:

@@ -137,3 +137,18 @@ def test_a_process_that_does_not_write(tmp_path, monkeypatch):
     out.log(1, {"loss": 1.0})
     out.close()
     assert os.listdir(tmp_path) == []
+
+
+def test_what_was_measured_right_before_the_end_is_not_written_twice(tmp_path):
+    out = Metrics(tmp_path, PLAIN)
+    out.log(2, {"loss": 1.0})
+    out.log(2, {"eval_loss": 3.0})  # and killed
+    out.close()
+    out = Metrics(tmp_path, PLAIN, resume_step=2)
+    out.log(2, {"eval_loss": 3.0})
+    out.log(3, {"loss": 0.5})
+    out.log(3, {"loss": 0.5})  # whatever a run measures twice itself
+    out.close()
+    assert lines(tmp_path) == [
+        {"step": 2, "loss": 1.0}, {"step": 2, "eval_loss": 3.0}, {"step": 3, "loss": 0.5}, {"step": 3, "loss": 0.5},
+    ]  # fmt: skip
