@@ -1,0 +1,69 @@
+"""Inject every fault and print what held: `python tests/faults [--only WORDS] [--out DIR]`."""
+
+import argparse
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER.parent), str(FOLDER.parents[1] / "benchmarks")]
+
+from report import publish  # noqa: E402
+
+from faults.fault import Fault  # noqa: E402
+from faults.job import NUM_STEPS, SAVE_STEPS, Job  # noqa: E402
+from faults.table import every  # noqa: E402
+
+COLUMNS = {"fault": "", "moment": "", "promised": "", "held": "", "lost_steps": "d", "equal": "", "said": ""}
+
+
+def inject(fault: Fault, job: Job) -> dict[str, Any]:
+    """A row of the table."""
+    started = time.monotonic()
+    row: dict[str, Any] = {"fault": fault.name, "moment": fault.moment, "promised": fault.promised}
+    try:
+        came = fault.inject(job)
+        row |= {"held": "yes", "lost_steps": came.lost_steps, "equal": came.equal, "said": came.said}
+        row["equal"] = None if came.equal is None else "yes"
+    except Exception as error:  # a fault that broke the runner did not hold either
+        row |= {"held": "NO", "said": f"{type(error).__name__}: {error}"}
+    return row | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one fault of each kind")
+    parser.add_argument("--only", nargs="*", default=[], help="faults whose name or moment holds one of these words")
+    parser.add_argument("--out", type=Path, help="folder for faults.json")
+    parser.add_argument("--parallel", type=int, default=2, help="faults at a time")
+    given = parser.parse_args()
+    chosen = [fault for fault in every() if not given.only or any(word in str(fault) for word in given.only)]
+    if given.quick:
+        chosen = list({fault.name: fault for fault in reversed(chosen)}.values())[::-1]
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="jaxlean-faults-") as temporary:
+        Path(temporary).chmod(0o755)  # other users' processes look into it
+        job = Job(Path(temporary) / "job", Path(temporary) / "compiled")
+        job.make()
+        with ThreadPoolExecutor(given.parallel) as pool:
+            for row in pool.map(lambda fault: inject(fault, job), chosen):
+                rows.append(row)
+                print(f"{len(rows)}/{len(chosen)} {row['fault']}, {row['moment']}: {row['held']}", flush=True)
+                if row["held"] != "yes":
+                    print(row["said"], flush=True)
+    held = sum(row["held"] == "yes" for row in rows)
+    resumed = [row for row in rows if row.get("equal") == "yes"]
+    config = {
+        "steps": NUM_STEPS, "save_steps": SAVE_STEPS, "faults": len(rows), "held": held,
+        "ended_in_the_same_bytes": len(resumed),
+        "most_steps_lost": max((row["lost_steps"] or 0 for row in resumed), default=0),
+    }  # fmt: skip
+    publish("faults", config, rows, COLUMNS, given.out)
+    sys.exit(held != len(rows))
+
+
+if __name__ == "__main__":
+    main()
