@@ -15,6 +15,7 @@ import typer
 
 from jaxlean import __version__
 from jaxlean.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, ConfigError, Preempted, RunError, UserError
+from jaxlean.redact import guard, hidden
 
 if TYPE_CHECKING:
     from jaxlean.config import RunConfig
@@ -393,6 +394,7 @@ def main() -> None:
     Exit codes: 0 done, 2 something the user can mend, 69 another process of the run is lost (`run.watch`), 75 preempted
     (see `Preempted.saved`).
     """
+    guard()
     try:
         app()
     except UserError as error:
@@ -412,10 +414,10 @@ def main() -> None:
 
 def _no_space(error: Exception) -> bool:
     # safetensors and tensorstore write from other languages and raise errors of their own with the system's words
-    codes = (errno.ENOSPC, errno.EDQUOT)
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)
 
 
 def _fail(error: UserError) -> None:
-    print(f"error: {error}", file=sys.stderr)
+    print(hidden(f"error: {error}"), file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)

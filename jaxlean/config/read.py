@@ -15,6 +15,7 @@ from jaxlean.config.section import Section
 from jaxlean.config.sections import MeshSection, RunConfig
 from jaxlean.config.selection import named_places
 from jaxlean.errors import ConfigError, did_you_mean
+from jaxlean.redact import hidden
 
 
 def load(file: str | Path | None, overrides: list[str] | None = None) -> RunConfig:
@@ -219,12 +220,12 @@ def _explain(error: ValidationError, where: object, given: Mapping[tuple[str, ..
     key = ".".join(str(part) for part in location) or "the config"
     path = tuple(str(part) for part in first["loc"])
     own = [text for keys, text in given.items() if path[: len(keys)] == keys]
-    where = own[-1] if own else where
+    where = hidden(own[-1]) if own else where
     if first["type"] == "extra_forbidden":
         known = _keys_at(location[:-1])
         return ConfigError(f"unknown key: {key}", where=where, fix=did_you_mean(str(location[-1]), known))
     message = first["msg"].removeprefix("Value error, ")
-    got = None if first["type"] == "value_error" else repr(first.get("input"))
+    got = None if first["type"] == "value_error" else hidden(repr(first.get("input")))
     fix = None
     if first["type"] == "literal_error" and isinstance(first.get("input"), str):
         fix = did_you_mean(first["input"], re.findall("'([^']*)'", first["ctx"]["expected"]))

@@ -14,6 +14,7 @@ from jaxlean.config import SourceSection
 from jaxlean.data.files import BLOCK, KINDS, Row, Rows, join, open_file
 from jaxlean.data.image_folder import METADATA, image_folder, is_image_folder, undecoded
 from jaxlean.errors import DataError, did_you_mean
+from jaxlean.redact import expand
 
 _SPLITS = {
     "train": {"train", "training"},
@@ -142,17 +143,21 @@ def _named(value: Any, names: list[str]) -> Any:
 
 
 def _load(source: SourceSection, *, streaming: bool) -> Any:
-    """`datasets.load_dataset` of a hub id, or of a data file behind a URL."""
+    """`datasets.load_dataset` of a hub id, or of a data file behind a URL, with what the environment adds to it."""
     import datasets
 
     try:
-        if "://" in source.path:
+        url = expand(source.path) if "://" in source.path else None
+    except KeyError as error:
+        raise DataError(f"the environment has no {error.args[0]}", where=source.path, fix="export it") from None
+    try:
+        if url is not None:
             suffix = Path(source.path.partition("?")[0]).suffixes or [""]
             builders = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
             builder = next((builders[s] for s in suffix if s in builders), None)
             if builder is None:
                 raise DataError("an unknown kind of data file", where=source.path, wanted=" ".join(builders))
-            return datasets.load_dataset(builder, data_files=source.path, split="train", streaming=streaming)
+            return datasets.load_dataset(builder, data_files=url, split="train", streaming=streaming)
         return datasets.load_dataset(source.path, source.name, split=source.split, streaming=streaming)
     except DataError:
         raise

@@ -364,6 +364,9 @@ def _explain(error: Exception, folder: Path, *, needed: int = 0) -> Exception:
             wanted=f"about {needed:,} bytes for each checkpoint" if needed else None,
             fix="make room, lower train.save_total_limit or move output_dir, then go on with --resume",
         )
+    if code == errno.EFBIG or os.strerror(errno.EFBIG) in str(error):
+        fix = "raise the limit (ulimit -f) or move output_dir, then go on with --resume"
+        return RunError("a checkpoint is larger than a file may be", where=folder, got=error, fix=fix)
     if isinstance(error, OSError):
         fix = "check that the folder is there and may be written to"
         return RunError("a checkpoint cannot be written", where=folder, got=error, fix=fix)

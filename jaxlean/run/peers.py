@@ -31,6 +31,7 @@ import jax
 from jaxlean.config import DistributedSection
 from jaxlean.errors import EXIT_FAILED, EXIT_PEER_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, RunError, UserError
 from jaxlean.platform import claim_gpu_memory
+from jaxlean.redact import hidden
 from jaxlean.run.watch import Line, Meeting, Message, connect
 from jaxlean.tree import Tree
 from jaxlean.xla.distributed import Standing, initialize
@@ -301,11 +302,11 @@ def _last_words(peers: Peers, error: BaseException) -> tuple[int, str]:
     """(exit code, what the others say) when this process ends with an error."""
     who = f"process {peers.index} of {peers.num}, on {socket.gethostname()},"
     if isinstance(error, UserError):
-        return EXIT_USER_ERROR, f"{who} ended: {error}"
+        return EXIT_USER_ERROR, hidden(f"{who} ended: {error}")
     if isinstance(error, Preempted):
         return EXIT_PREEMPTED, f"preempted: {who} was told to leave ({error}); {_AGAIN}"
     first = (str(error).strip() or "-").splitlines()[0]
-    return EXIT_FAILED, f"{who} failed: {type(error).__name__}: {first}\n  fix:    see its output"
+    return EXIT_FAILED, hidden(f"{who} failed: {type(error).__name__}: {first}\n  fix:    see its output")
 
 
 def _leave(code: int) -> None:

@@ -1,6 +1,7 @@
 """A disk that is full, a file that may not grow, a folder that may not be written.
 
-A disk is a tmpfs of its own, which needs the right to mount one; without it these faults are left out. A file that may not grow is RLIMIT_FSIZE. As root, who may write everything, a folder is written as the user nobody.
+A disk is a tmpfs of its own, which needs the right to mount one; without it these faults are left out. A file that may
+not grow is RLIMIT_FSIZE. As root, who may write everything, a folder is written as the user nobody.
 """
 
 import contextlib

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import resource
 import subprocess
 import sys
 import time
@@ -366,6 +367,21 @@ def test_a_disk_that_really_is_full(tmp_path, caplog):
         checkpoints.close()
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_file_that_may_not_grow(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, {"a": jnp.ones(3)}, {}, wait=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        noise = np.random.default_rng(0).random(1 << 17)  # 1 MiB that does not compress
+        with pytest.raises(RunError, match="a checkpoint is larger than a file may be"):
+            checkpoints.save(2, {"a": noise}, {}, wait=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpoints.latest({"a": jnp.zeros(3)}).step == 1
+    checkpoints.close()
 
 
 def mesh():

@@ -1,0 +1,98 @@
+"""Passwords and tokens: what looks like one is neither printed nor written, and a config names it without holding it.
+
+    data.train='https://${DATA_USER}:${DATA_PASSWORD}@host/rows.jsonl'
+
+stands so in config.yaml, and is filled in from the environment where the address is opened. What is a secret: name and
+password in a URL, the parameters that sign one, tokens by what they begin with, and the values of environment
+variables whose names say so.
+"""
+
+import logging
+import os
+import re
+import sys
+import traceback
+from types import TracebackType
+
+HIDDEN = "***"
+# What says, in the name of a variable or of a URL's parameter, that its value is one.
+_NAMES = r"(?:token|api_?key|access_?key|secret|secret_?key|password|passwd|credentials?|signature)"
+_VARIABLE = re.compile(rf"(?:^|_){_NAMES}(?:_ID)?$", re.IGNORECASE)
+_SHORTEST = 8  # a shorter value would be found in ordinary words
+_KINDS = (
+    # scheme://name:password@host; a reference to the environment is none
+    ("a password in a URL", re.compile(r"(?<=://)(?!\$\{\w+\}(?::\$\{\w+\})?@)[^\s/@'\"]+(?=@)")),
+    (
+        "a signature in a URL",
+        re.compile(rf"(?<=[?&])((?:[\w-]*{_NAMES}|sig|auth|key)=)(?!\$\{{)[^\s&'\"]+", re.IGNORECASE),
+    ),
+    (
+        "a token",
+        re.compile(
+            r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{20,}|gh[oprsu]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|"
+            r"glpat-[\w-]{20,}|xox[abeprs]-[\w-]{10,}|A(?:KIA|SIA)[A-Z0-9]{16}|AIza[\w-]{30,}|wandb_v1_\w{20,})"
+        ),
+    ),
+    ("a password", re.compile(r"(?i)(?<![\w{])((?:password|passwd|pwd)=)(?!\$\{)[^\s&;'\",{}]+")),
+)
+# What `expand` has filled in: whatever it looks like, it is one.
+_expanded: set[str] = set()
+
+
+def hidden(text: str) -> str:
+    """The text with *** in the place of every secret in it.
+
+    >>> hidden("GET https://me:word@host/rows.jsonl?X-Amz-Signature=0123 failed")
+    'GET https://***@host/rows.jsonl?X-Amz-Signature=*** failed'
+    """
+    for value in _values():
+        text = text.replace(value, HIDDEN)
+    for _, pattern in _KINDS:
+        text = pattern.sub(lambda found: (found[1] if found.re.groups else "") + HIDDEN, text)
+    return text
+
+
+def secret_in(text: str) -> str | None:
+    """What kind of secret the text holds; None: none."""
+    if any(value in text for value in _values()):
+        return "the value of an environment variable that is secret"
+    return next((kind for kind, pattern in _KINDS[:-1] if pattern.search(text)), None)
+
+
+def expand(text: str) -> str:
+    """The text with each `${NAME}` filled in from the environment, whose value is hidden from then on.
+
+    Raises:
+        KeyError: the environment has no such variable.
+    """
+
+    def fill(found: re.Match[str]) -> str:
+        value = os.environ[found[1]]
+        if len(value) >= _SHORTEST // 2:
+            _expanded.add(value)
+        return value
+
+    return re.sub(r"\$\{(\w+)\}", fill, text)
+
+
+def guard() -> None:
+    """Hide secrets in what this process says by other ways than ours: tracebacks, and lines of any library's log."""
+    sys.excepthook = _print_hidden
+    logging.setLogRecordFactory(_Record)
+
+
+def _values() -> list[str]:
+    """Secrets that are known by heart, the longest first."""
+    named = (value for name, value in os.environ.items() if _VARIABLE.search(name))
+    # a path to a file of secrets is none
+    found = {value for value in named if len(value) >= _SHORTEST and not value.startswith(("/", "~", "."))}
+    return sorted(found | _expanded, key=len, reverse=True)
+
+
+def _print_hidden(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(hidden("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
+class _Record(logging.LogRecord):
+    def getMessage(self) -> str:
+        return hidden(super().getMessage())
