@@ -1,9 +1,9 @@
 """Checkpoints: donation, damage of every file, kill -9, a full disk, another run's tree."""
 
 import os
+import resource
 import shutil
 import signal
-import resource
 import subprocess
 import sys
 import time
