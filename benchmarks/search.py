@@ -3,17 +3,17 @@
     python benchmarks/search.py [--trials 32] [--steps 81] [--members 8] [--seeds 5] [--part rates|budget|all]
                                 [--pool 96] [--quick] [--out DIR]
 
-rates: the quickstart's search (configs/quickstart_search.yaml) under Hyperband, three ways: `process` is a
-`jaxlean finetune` for each trial, as people search today (its programs come from the compilation cache from the second
-trial on); `program` shares base, rows and the compiled step; `members` trains so many trials side by side. All draw the
-same trials (`search.sampler: random`, one seed), so that they differ in nothing else; the best of each is told.
-`step_seconds` is measured apart, in turns of one step of each program, so that whatever else the machine does meets both:
-of a trial, in milliseconds.
+rates: the quickstart's search (configs/quickstart_search.yaml) under Hyperband, three ways: `process` is a `jaxlean
+finetune` for each trial, as people search today (from the second on its programs come from the compilation cache);
+`program` shares base, rows and the compiled step; `members` trains so many trials side by side. All draw the same
+trials (`search.sampler: random`, one seed), so that they differ in nothing else; the best of each is told. `step_ms` is
+measured apart, in turns of one step of each program, so that whatever else the machine does meets both: milliseconds
+of one trial.
 
-budget: --pool trials drawn at random run to their end; and for each seed a search by TPE and Hyperband with --trials
-trials. Of a pool of N trials with k as good as the search's best, random search needs (N + 1) / (k + 1) whole trials to
-find one, over all orders of the pool (k = 0: at least N + 1). `share` is the steps of the whole search over the steps of
-these, `share_to_best` those up to its best trial; 1/3 is the target.
+budget: --pool trials drawn at random run to their end; for each seed a search by TPE and Hyperband takes --trials. Of a
+pool of N trials with k as good as the search's best, random search needs (N + 1) / (k + 1) whole trials to find one,
+over all orders of the pool (k = 0: at least N + 1). `share` is the steps of the whole search over the steps of these,
+`share_to_best` those up to its best trial; 1/3 is the target.
 """
 
 import argparse
@@ -101,10 +101,10 @@ def step_milliseconds(given: argparse.Namespace) -> dict[str, float]:
         program.place(0, program.start(config))
         programs[way] = program
     rows = batches_of(config, model, tokenizer_of(model), rows=programs["program"].rows)
+    batch = next(rows)
     took: dict[str, list[float]] = {way: [] for way in programs}
     for turn in range(3 if given.quick else 21):
         for way, program in programs.items():
-            batch = next(rows)
             started = time.perf_counter()
             measured = program.step([batch] * program.members, [own | {"learning_rate": rate}] * program.members)
             jax.block_until_ready(measured)

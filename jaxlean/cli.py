@@ -400,9 +400,8 @@ def main() -> None:
     except UserError as error:
         _fail(error)
     except Preempted as preempted:
-        saved = "the same command with --resume goes on from what is saved"
         nothing = "before there was anything to save; the same command starts again"
-        print(f"preempted ({preempted}): {saved if preempted.saved else nothing}", file=sys.stderr)
+        print(f"preempted ({preempted}): {preempted.goes_on if preempted.saved else nothing}", file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)
     except Exception as error:
         if not _no_space(error):

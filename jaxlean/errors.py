@@ -68,6 +68,7 @@ class Preempted(Exception):
     """
 
     saved = together = False
+    goes_on = "the same command with --resume goes on from what is saved"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

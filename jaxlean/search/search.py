@@ -15,8 +15,8 @@ import yaml
 from jaxlean import config as settings
 from jaxlean.config import RunConfig
 from jaxlean.cost.price import lookup
-from jaxlean.errors import ConfigError, RunError
-from jaxlean.run.folder import check_writable, remove
+from jaxlean.errors import ConfigError, Preempted, RunError
+from jaxlean.run.folder import check_links, check_writable, make, remove
 from jaxlean.run.inputs import batches_of, tokenizer_of
 from jaxlean.run.job import base, resolved, rows_of_step
 from jaxlean.run.peers import Peers
@@ -29,7 +29,7 @@ from jaxlean.search.study import JOURNAL, Study
 from jaxlean.xla.compile import use_cache
 from jaxlean.xla.mesh import make_mesh, split_host
 
-_CONFIG = "config.yaml"
+_CONFIG = "search.yaml"
 # What a search writes into its folder; `--overwrite` removes these and nothing else.
 _RESULTS = ("trials.jsonl", "summary.json", "search.png", "trials", "workers", JOURNAL)
 
@@ -51,8 +51,10 @@ def search(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     with Preemption() as preemption:
         try:
             return _search(config, overwrite)
-        finally:
+        except Preempted as preempted:
             preemption.saved = (Path(config.output_dir) / _CONFIG).exists()
+            preempted.goes_on = "the same command goes on with the study; the trials at hand are tried again"
+            raise
 
 
 def _search(config: RunConfig, overwrite: bool) -> dict[str, Any]:
@@ -63,11 +65,13 @@ def _search(config: RunConfig, overwrite: bool) -> dict[str, Any]:
     # ---- config
     _check(config)
     folder = Path(config.output_dir)
-    _claim(folder, config, overwrite=overwrite)
     split_host(config.mesh.host_devices)
     use_cache(config.compilation_cache)
     mesh = make_mesh(config.mesh)
     price = lookup(mesh.devices.flat[0].device_kind, mesh.size, config.cost)
+    dear = [name for name in ("search.max_usd", "search.objectives: usd") if _asks_for(config, name)]
+    if dear and price.usd_per_hour is None:
+        raise ConfigError(f"{dear[0]} needs a price", got=price.source, fix="cost.usd_per_hour=...")
     reason = cannot_share(config) or (f"a mesh of {mesh.size} devices" if mesh.size > 1 else None)
     if config.search.isolation == "program" and reason is not None:
         raise ConfigError("search.isolation: program is not for such a run", got=reason, fix="search.isolation=process")
@@ -75,6 +79,7 @@ def _search(config: RunConfig, overwrite: bool) -> dict[str, Any]:
 
     # ---- study
     num_steps = _num_steps(config, mesh)
+    _claim(folder, config, overwrite=overwrite)
     study = Study(config, folder, num_steps)
     say(f"study: {study.where}, {config.search.num_trials} trials of {num_steps:,} steps, compared at {study.rungs}")
     say(f"to look at it: optuna-dashboard {study.where}")
@@ -133,6 +138,10 @@ def _check(config: RunConfig) -> None:
         raise ConfigError("mesh: auto is not for a search", fix="set the axes, or leave them: one process a device")
 
 
+def _asks_for(config: RunConfig, name: str) -> bool:
+    return config.search.max_usd is not None if name == "search.max_usd" else "usd" in config.search.objectives
+
+
 def _num_steps(config: RunConfig, mesh: Any) -> int:
     """Of a whole trial: `train.max_steps`, or what the epochs come to with the config's own settings."""
     if config.train.max_steps is not None:
@@ -151,12 +160,15 @@ def _claim(folder: Path, config: RunConfig, *, overwrite: bool) -> None:
         RunError: it holds a run, another search, or cannot be written.
     """
     check_writable(folder)
+    check_links(folder, [_CONFIG, *_RESULTS])
     file = folder / _CONFIG
     plain = config.model_copy(update={"output_dir": "", "report": RunConfig().report, "compilation_cache": True})
     free = {"num_trials", "max_usd", "members", "isolation", "storage"}
     try:
-        if file.exists() and not (folder / JOURNAL).exists() and not (folder / "workers").exists():
-            raise RunError("the output folder holds a run, not a search", where=folder, fix="output_dir=... another")
+        if not file.exists() and any((folder / name).exists() for name in ("config.yaml", *_RESULTS)):
+            raise RunError(
+                "the output folder holds something else than a search", where=folder, fix="output_dir=... names another"
+            )
         if file.exists() and overwrite:
             for name in _RESULTS:
                 if os.path.lexists(folder / name):
@@ -177,7 +189,7 @@ def _claim(folder: Path, config: RunConfig, *, overwrite: bool) -> None:
                     f"the output folder holds a search with another {path}", where=folder, got=wanted, wanted=was,
                     fix="the same config goes on with it, --overwrite replaces it, output_dir=... leaves it alone",
                 )  # fmt: skip
-        folder.mkdir(parents=True, exist_ok=True)
+        make(folder)
         (folder / "workers").mkdir(exist_ok=True)
         report.write(file, settings.dump(plain.model_copy(update={"output_dir": config.output_dir})))
     except OSError as error:

@@ -19,7 +19,7 @@ from jaxlean.config import RunConfig
 from jaxlean.cost.price import Price
 from jaxlean.data.batches import Batches
 from jaxlean.data.loader import Examples, lay_out, read_examples
-from jaxlean.errors import UserError
+from jaxlean.errors import ConfigError, UserError
 from jaxlean.hub.load import Model
 from jaxlean.run.evaluate import evaluator_of
 from jaxlean.run.image import image_of
@@ -139,6 +139,8 @@ class Shared:
                 batches = self._batches(config)
             except UserError as error:
                 self.study.refuse(asked, str(error).splitlines()[0])
+                if not isinstance(error, ConfigError) and not _varies(self.config, "data", "model"):
+                    raise  # files that are the same for all trials
                 self.say(f"trial {asked.number}: not started: {error}")
                 continue
             finally:
@@ -226,7 +228,7 @@ class Shared:
 
         one = program(1)
         wanted = self.config.search.members
-        if any(path.startswith("model.") or path == "train.trainable" for path in space):
+        if _varies(self.config, "model", "train.trainable"):
             wanted = 1  # one base at a time lies on the device, so trials must not overlap
         if wanted == 1 or wanted == "auto":
             self.compiled += 1
@@ -326,6 +328,11 @@ class Shared:
         else:
             value = trial.quality.get(name)
         return math.nan if value is None else float(value)
+
+
+def _varies(config: RunConfig, *sections: str) -> bool:
+    """Whether trials differ in something of these."""
+    return any(path == name or path.startswith(f"{name}.") for path in config.search.space for name in sections)
 
 
 def _highest_rank(config: RunConfig, trial: RunConfig) -> int | None:

@@ -5,8 +5,6 @@ neither: the others (or the next start) see that it is gone, count the trial as 
 """
 
 import math
-import os
-import re
 import secrets
 import socket
 import time
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlean.config import RunConfig, SearchSection
 from jaxlean.errors import ConfigError, RunError
+from jaxlean.redact import expand, hidden
 from jaxlean.run.lease import Leases
 from jaxlean.search import space
 
@@ -75,7 +74,7 @@ class Study:
     @property
     def where(self) -> str:
         """Where the study lies, without a password."""
-        return str(self._journal) if self._journal is not None else without_password(self.search.storage or "")
+        return str(self._journal) if self._journal is not None else hidden(self.search.storage or "")
 
     def _open(self, seed: int) -> "optuna.Study":
         import optuna
@@ -100,7 +99,7 @@ class Study:
             from jaxlean.search.journal import Journal
 
             return optuna.storages.JournalStorage(Journal(self._journal))
-        url = from_environment(self.search.storage or "")
+        url = _expanded(self.search.storage or "")
         sqlite = url.startswith("sqlite")
         with _quiet():
             return optuna.storages.RDBStorage(
@@ -287,10 +286,10 @@ def _explained(where: str) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.split(".")[0] not in ("optuna", "sqlalchemy") and not isinstance(error, OSError):
             raise
-        got = without_password(f"{type(error).__name__}: {error}".splitlines()[0])
+        got = hidden(f"{type(error).__name__}: {error}".splitlines()[0])
         cause = error.__cause__
         if cause is not None:
-            got += f" ({without_password(str(cause).splitlines()[0])})"
+            got += f" ({hidden(str(cause).splitlines()[0])})"
         fix = "see to the storage; what is in it is not lost: the same command goes on"
         raise RunError("the study cannot be read or written", where=where, got=got, fix=fix) from None
 
@@ -306,25 +305,8 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def from_environment(url: str) -> str:
-    """The storage with each ${NAME} from the environment.
-
-    Raises:
-        ConfigError: one that is not set.
-    """
-
-    def named(found: re.Match[str]) -> str:
-        if found[1] not in os.environ:
-            raise ConfigError(f"search.storage: {found[1]} is not set in the environment", got=url)
-        return os.environ[found[1]]
-
-    return re.sub(r"\$\{(\w+)\}", named, url)
-
-
-def without_password(text: str) -> str:
-    """A URL's user and password hidden.
-
-    >>> without_password("mysql://me:secret@host/study")
-    'mysql://***@host/study'
-    """
-    return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
+def _expanded(url: str) -> str:
+    try:
+        return expand(url)
+    except KeyError as error:
+        raise ConfigError(f"search.storage: {error.args[0]} is not set in the environment", got=url) from None

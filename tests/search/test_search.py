@@ -41,7 +41,7 @@ def searched(small_machine, tiny_values, tmp_path_factory):
 def test_what_it_leaves(searched):
     folder, said, _ = searched
     assert {entry.name for entry in folder.iterdir()} == {
-        "config.yaml", "study.journal", "workers", "trials.jsonl", "summary.json", "best.yaml", "search.png"
+        "search.yaml", "study.journal", "workers", "trials.jsonl", "summary.json", "best.yaml", "search.png"
     }  # fmt: skip
     summary = json.loads((folder / "summary.json").read_text())
     found = rows(folder)
@@ -67,6 +67,8 @@ def test_the_best_is_what_finetune_makes_of_it(searched):
 
 def test_the_same_command_goes_on_and_another_search_is_refused(searched, cli):
     folder, _, file = searched
+    (folder / "best").mkdir(exist_ok=True)
+    (folder / "best" / "config.yaml").touch()
     code, out, err = cli("search", file, *SMALL, f"output_dir={folder}", "search.num_trials=7")
     assert (code, err) == (0, "")
     assert "going on: 6 trials are there" in out
@@ -74,8 +76,10 @@ def test_the_same_command_goes_on_and_another_search_is_refused(searched, cli):
     code, _, err = cli("search", file, *SMALL, f"output_dir={folder}", "train.max_steps=5")
     assert code == 2
     assert "a search with another train.max_steps" in err
-    code, _, err = cli("finetune", file, f"output_dir={folder}")
-    assert code == 2
+    code, _, err = cli("finetune", file, f"output_dir={folder}", "--overwrite")
+    assert (code, "holds what a run would write, but no run" in err) == (2, True)
+    code, _, err = cli("search", file, *SMALL, f"output_dir={folder / 'best'}")
+    assert (code, "holds something else than a search" in err) == (2, True)
     code, _, err = cli("search", file, *SMALL[:3], f"output_dir={folder}", "search.num_trials=1", "--overwrite")
     assert code == 0
     assert len(rows(folder)) == 1
@@ -146,6 +150,7 @@ def test_several_objectives(searched, cli, tmp_path):
         ((SPACE, "mesh=auto"), "mesh: auto is not for a search"),
         ((SPACE, "search.isolation=program", "lora.init_lora_weights=pissa"), "got:    lora.init_lora_weights: pissa"),
         (("search.space={train.lr: {log: [0, 1]}}",), "a logarithm needs a low above 0"),
+        ((SPACE, "data.train=nowhere.jsonl", "train.max_steps=null"), "nowhere.jsonl"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_made(cli, tiny_yaml, tmp_path, overrides, words):
@@ -153,6 +158,15 @@ def test_what_is_wrong_is_said_before_anything_is_made(cli, tiny_yaml, tmp_path,
     assert code == 2
     assert words in err
     assert not (tmp_path / "out" / JOURNAL).exists()
+
+
+def test_files_that_no_trial_could_read_end_it(cli, tiny_yaml, tmp_path):
+    command = ("search", tiny_yaml, SPACE, f"output_dir={tmp_path / 'out'}", "search.num_trials=2")
+    code, _, err = cli(*command, "data.train=nowhere.jsonl", "data.eval=nowhere.jsonl")
+    assert code == 2
+    assert "nowhere.jsonl" in err
+    code, _, err = cli(*command, "search.max_usd=1", "cost.usd_per_hour=null", "cost.hardware=nowhere.yaml")
+    assert (code, "nowhere.yaml" in err) == (2, True)
 
 
 def test_who_is_told_to_end_leaves_its_trial_to_the_next(searched, cli, tmp_path, monkeypatch):
@@ -169,7 +183,7 @@ def test_who_is_told_to_end_leaves_its_trial_to_the_next(searched, cli, tmp_path
     monkeypatch.setattr(Program, "step", told)
     code, _, err = cli(*command)
     assert code == 75
-    assert err.startswith("preempted (SIGTERM): the same command")
+    assert err.startswith("preempted (SIGTERM): the same command goes on with the study")
     monkeypatch.undo()
     code, _, err = cli(*command)
     assert (code, err) == (0, "")

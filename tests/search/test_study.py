@@ -5,12 +5,11 @@ import subprocess
 import sys
 import textwrap
 
-import optuna
 import pytest
 
 from jaxlean.config import SearchSection, build
 from jaxlean.errors import ConfigError, RunError
-from jaxlean.search.study import Study, from_environment, rungs, without_password
+from jaxlean.search.study import Study, rungs
 
 SPACE = {"train.learning_rate": {"log": [1e-5, 1e-1]}}
 
@@ -189,19 +188,15 @@ def test_a_database_that_cannot_be_reached_is_said_without_its_password(open_stu
     monkeypatch.setenv("DB", "sqlite:////no/such/folder/x.db")
     with pytest.raises(RunError, match="the study cannot be read or written"):
         open_study(storage="${DB}")
+    monkeypatch.setenv("DB", "mysql+pymysql://me:topsecret@127.0.0.1:1/study")
     with pytest.raises((RunError, ConfigError)) as error:
-        open_study(storage="mysql+pymysql://me:topsecret@127.0.0.1:1/study")
+        open_study(storage="${DB}")
     assert "topsecret" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"storage holds a password in a URL.*\$\{PASSWORD\}"):
+        open_study(storage="mysql+pymysql://me:another@127.0.0.1:1/study")
 
 
 def test_a_study_of_other_objectives_is_refused(open_study):
     open_study()
     with pytest.raises((RunError, ValueError)):
         open_study(objectives=["accuracy"])
-
-
-def test_names_from_the_environment(monkeypatch):
-    monkeypatch.setenv("A", "x")
-    assert from_environment("mysql://${A}:${A}@h") == "mysql://x:x@h"
-    assert without_password("cannot reach mysql://x:y@h/z now") == "cannot reach mysql://***@h/z now"
-    assert optuna.__version__
