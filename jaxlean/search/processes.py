@@ -46,7 +46,7 @@ class Finetune:
 class Processes:
     """Runs the trials of a study one after the other; several of these processes are several workers.
 
-    Args: as of `Shared`, and
+    Args: as of `InProcess`, and
         folder: of the trials' runs.
     """
 
@@ -58,6 +58,7 @@ class Processes:
     told: Callable[[Any], None] = lambda trial: None
     compiled: int = 0
     members: int = 1
+    setup_seconds: float = 0.0  # each trial's own
 
     def run(self) -> None:
         """Until the study has enough."""

@@ -22,8 +22,8 @@ from jaxlean.run.job import base, resolved, rows_of_step
 from jaxlean.run.peers import Peers
 from jaxlean.run.preemption import Preemption
 from jaxlean.search import report
+from jaxlean.search.in_process import InProcess, cannot_share
 from jaxlean.search.processes import Processes
-from jaxlean.search.shared import Shared, cannot_share
 from jaxlean.search.space import check
 from jaxlean.search.study import JOURNAL, Study
 from jaxlean.xla.compile import use_cache
@@ -93,12 +93,12 @@ def _search(config: RunConfig, overwrite: bool) -> dict[str, Any]:
         say(report.line_of(row, num_steps, best[0].values[0] if best else None, config.search.objectives[0]))
 
     # ---- trials
-    runner: Shared | Processes
+    runner: InProcess | Processes
     if apart:
         say(f"each trial is a process{f', for {reason}' if reason is not None else ''}")
         runner = Processes(config, study, price, folder / "trials", say=say, told=told)
     else:
-        runner = Shared(config, study, mesh, price, say=say, told=told)
+        runner = InProcess(config, study, mesh, price, say=say, told=told)
     try:
         runner.run()
     finally:
@@ -107,10 +107,12 @@ def _search(config: RunConfig, overwrite: bool) -> dict[str, Any]:
 
     # ---- report
     rows = [report.row_of(trial, config.search) for trial in study.trials]
+    seconds = time.perf_counter() - started
     of_worker = {
         "compiled": runner.compiled, "members": runner.members, "isolation": "process" if apart else "program",
         "trials_here": sum(row["worker"] == study.worker and bool(row["steps"]) for row in rows),
-        "seconds_here": time.perf_counter() - started, "storage": study.where, "num_steps": num_steps,
+        "seconds_here": seconds, "usd_here": price.usd(seconds), "setup_seconds_here": runner.setup_seconds,
+        "storage": study.where, "num_steps": num_steps,
     }  # fmt: skip
     best = [trial.number for trial in study.best()]
     summary = report.summarise(config, rows, best, num_steps=num_steps, of_worker=of_worker)

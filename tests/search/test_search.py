@@ -85,44 +85,6 @@ def test_the_same_command_goes_on_and_another_search_is_refused(searched, cli):
     assert len(rows(folder)) == 1
 
 
-def test_members_side_by_side_find_the_same(searched, cli, tmp_path):
-    """Trials drawn by lot are the same trials, and come to the same."""
-    _, _, file = searched
-    losses = []
-    for members in (1, 3):
-        out = tmp_path / str(members)
-        random = ("search.sampler=random", "search.pruner=none", "search.num_trials=4", f"search.members={members}")
-        code, _, err = cli("search", file, SPACE, "train.max_steps=4", *random, f"output_dir={out}")
-        assert (code, err) == (0, "")
-        summary = json.loads((out / "summary.json").read_text())
-        assert (summary["compiled"], summary["members"]) == (1, members)
-        losses.append({json.dumps(row["params"]): row["values"]["loss"] for row in rows(out)})
-    assert len(losses[0]) == 4
-    assert losses[0].keys() == losses[1].keys()
-    for params, loss in losses[0].items():
-        assert losses[1][params] == pytest.approx(loss, rel=1e-4)
-
-
-def test_programs_of_several_shapes_and_what_does_not_fit(searched, cli, tmp_path):
-    _, _, file = searched
-    space = "search.space={train.per_device_train_batch_size: [1, 2], train.learning_rate: {log: [0.001, 0.1]}}"
-    code, _, err = cli(
-        "search", file, space, "train.max_steps=2", "search.num_trials=4", "search.sampler=random", "seed=4",
-        f"output_dir={tmp_path / 'a'}",
-    )  # fmt: skip
-    assert (code, err) == (0, "")
-    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
-    sizes = {row["params"]["train.per_device_train_batch_size"] for row in rows(tmp_path / "a")}
-    assert summary["compiled"] == len(sizes) == 2
-    code, _, err = cli(
-        "search", file, space, "train.max_steps=2", "search.num_trials=1", "train.memory_budget=1000",
-        f"output_dir={tmp_path / 'b'}",
-    )  # fmt: skip
-    assert code == 2
-    assert "hardly any trial of this space can be started" in err
-    assert "does not fit: a step takes" in err
-
-
 def test_several_objectives(searched, cli, tmp_path):
     _, _, file = searched
     out = tmp_path / "out"

@@ -26,7 +26,7 @@ from jaxlean.run.image import image_of
 from jaxlean.run.inputs import batches_of, tokenizer_of
 from jaxlean.run.job import base, resolved, rows_of_step
 from jaxlean.search.inputs import constants, is_argument, lora_is_drawn, program_key
-from jaxlean.search.members import Members, advise
+from jaxlean.search.members import advise
 from jaxlean.search.program import Program
 from jaxlean.search.space import configured
 from jaxlean.search.study import Study
@@ -52,7 +52,7 @@ def cannot_share(config: RunConfig) -> str | None:
 
 
 @dataclass
-class Shared:
+class InProcess:
     """Runs the trials of a study.
 
     Args:
@@ -61,13 +61,11 @@ class Shared:
         mesh: of one device.
         price: of the device.
         say: prints a line.
-        told: is given each trial's line when it ends.
-        preempted: called between steps; raises where the process is to end.
+        told: is given each trial when it ends.
 
     Attributes:
         compiled: steps that were compiled.
-        steps: that were taken, of all trials.
-        program_seconds: wall time that loading, compiling and reading took, for no trial in particular.
+        setup_seconds: wall time that loading, compiling and reading took, for no trial in particular.
     """
 
     config: RunConfig
@@ -77,9 +75,7 @@ class Shared:
     say: Callable[[str], None]
     told: Callable[[Any], None] = lambda trial: None
     compiled: int = 0
-    steps: int = 0
-    program_seconds: float = 0.0
-    advice: Members | None = None
+    setup_seconds: float = 0.0
     _examples: dict[str, Examples] = field(default_factory=dict)
     _programs: dict[str, Program | str] = field(default_factory=dict)
     _evaluators: dict[str, Any] = field(default_factory=dict)
@@ -144,7 +140,7 @@ class Shared:
                 self.say(f"trial {asked.number}: not started: {error}")
                 continue
             finally:
-                self.program_seconds += time.perf_counter() - started
+                self.setup_seconds += time.perf_counter() - started
             key = f"{program_key(config, list(self.config.search.space))} {batches.length}"
             return Trial(asked, config, batches, key)
         return None
@@ -209,7 +205,7 @@ class Shared:
             except UserError as error:
                 found = str(error)
             self._programs[trial.key] = found
-        self.program_seconds += time.perf_counter() - started
+        self.setup_seconds += time.perf_counter() - started
         if isinstance(found, str):
             self.study.refuse(trial.asked, found.splitlines()[0])
             self.say(f"trial {trial.asked.number}: not started: {found}")
@@ -236,9 +232,9 @@ class Shared:
                 assert one.needed is not None
                 return f"does not fit: a step takes {say_bytes(one.needed)} of {say_bytes(one.budget)}"
         if wanted == "auto":
-            self.advice = advise(one, program, self.mesh, self.config)
-            self.say(str(self.advice))
-            wanted = self.advice.chosen
+            advice = advise(one, program, self.mesh, self.config)
+            self.say(str(advice))
+            wanted = advice.chosen
         while wanted > 1:
             several = program(wanted)
             self.compiled += 1
@@ -263,7 +259,6 @@ class Shared:
         measured = program.step([rows[id(trial)] for trial in everyone], [trial.inputs() for trial in everyone])
         for trial in running:
             trial.done += 1
-        self.steps += len(running)
         due = [trial for trial in running if trial.done in self.study.rungs or trial.done == trial.num_steps]
         if due:
             broken = np.atleast_1d(np.asarray(measured.broken_at))
