@@ -5,6 +5,7 @@ from jaxlean.config.curation import CurateSection, StepSection
 from jaxlean.config.curriculum import CurriculumSection
 from jaxlean.config.data import DataSection, SourceSection
 from jaxlean.config.distill import DistillSection, MatchSection, StudentSection, TeacherSection
+from jaxlean.config.evaluation import EvalSection
 from jaxlean.config.model import LoraSection, ModelSection
 from jaxlean.config.pruning import GradualSection, PruneSection
 from jaxlean.config.read import build, dump, load, with_values
@@ -13,7 +14,6 @@ from jaxlean.config.section import Section
 from jaxlean.config.sections import (
     CostSection,
     DistributedSection,
-    EvalSection,
     MeshSection,
     ReportSection,
     RunConfig,
