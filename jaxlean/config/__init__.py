@@ -5,7 +5,7 @@ from jaxlean.config.curation import CurateSection, StepSection
 from jaxlean.config.curriculum import CurriculumSection
 from jaxlean.config.data import DataSection, SourceSection
 from jaxlean.config.distill import DistillSection, MatchSection, StudentSection, TeacherSection
-from jaxlean.config.evaluation import EvalSection
+from jaxlean.config.evaluation import EvalSection, StoppingSection
 from jaxlean.config.model import LoraSection, ModelSection
 from jaxlean.config.pruning import GradualSection, PruneSection
 from jaxlean.config.read import build, dump, load, with_values
@@ -47,6 +47,7 @@ __all__ = [
     "Section",
     "SourceSection",
     "StepSection",
+    "StoppingSection",
     "StudentSection",
     "TeacherSection",
     "TrainSection",

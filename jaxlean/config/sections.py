@@ -14,7 +14,7 @@ from jaxlean.config.curation import CurateSection
 from jaxlean.config.curriculum import CurriculumSection
 from jaxlean.config.data import DataSection
 from jaxlean.config.distill import DistillSection
-from jaxlean.config.evaluation import EvalSection
+from jaxlean.config.evaluation import METRICS, EvalSection
 from jaxlean.config.model import LoraSection, ModelSection
 from jaxlean.config.pruning import GradualSection, PruneSection
 from jaxlean.config.search import SearchSection
@@ -322,6 +322,12 @@ class RunConfig(Section):
             raise ValueError("eval.shots chooses among all training rows; data.streaming does not have them all")
         if self.data.streaming and self.train.max_steps is None:
             raise ValueError("data.streaming needs train.max_steps: the length of a stream is not known")
+        if self.eval.remembers and not self.data.eval and not self.data.eval_fraction:
+            what = "mode: async" if self.eval.mode == "async" else "load_best" if self.eval.load_best else "stopping"
+            raise ValueError(f"eval.{what} needs held-out rows: data.eval, or data.eval_fraction")
+        if self.eval.metric not in ("loss", *METRICS[self.task]):
+            known = ", ".join(("loss", *METRICS[self.task]))
+            raise ValueError(f"eval.metric: {self.eval.metric} is not measured with task: {self.task}, but {known}")
         if self.task != "generate":
             self._check_task()
         if self.data.curriculum is not None:
