@@ -225,10 +225,7 @@ def prepared(
         raise ConfigError("--answers is for task: generate", fix="jaxlean predict writes labels and vectors")
     config = resolved(with_labels_of(adapter, config), trains=False)
     model = loaded(config, mesh, adapter)
-    tokenizer = tokenizer_of(model)
-    if template is not None and tokenizer is not None:
-        tokenizer.chat_template = template
-    return config, model, tokenizer, mesh
+    return config, model, tokenizer_of(model, template), mesh
 
 
 def compare(pairs: Sequence[tuple[str, str]], answers: Path | None) -> float:

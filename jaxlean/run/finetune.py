@@ -33,7 +33,6 @@ from jaxlean.run.image import image_of
 from jaxlean.run.inputs import batches_of, tokenizer_of
 from jaxlean.run.job import (
     ANY_ACTIVATION,
-    adapt,
     base,
     batch_shapes,
     builder,
@@ -44,6 +43,7 @@ from jaxlean.run.job import (
     form_of,
     is_pissa,
     outer_step,
+    placed,
     resolved,
     rows_of_step,
     tokens_at_a_time,
@@ -65,10 +65,9 @@ from jaxlean.run.vocabulary import with_new_tokens
 from jaxlean.train.optimizer import optimizer, schedule
 from jaxlean.train.zeros import share_of_zeros, zeros_to_keep
 from jaxlean.xla.compile import Compilations, use_cache
-from jaxlean.xla.mesh import check_axes, make_mesh, place, split_host
+from jaxlean.xla.mesh import check_axes, make_mesh, split_host
 from jaxlean.xla.remat import check
 from jaxlean.xla.remat_auto import argument_bytes, needed_bytes
-from jaxlean.xla.spread import put
 
 
 def finetune(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -120,9 +119,7 @@ def _finetune(
 
     # ---- model
     model = base(config, mesh, say=say)
-    tokenizer = tokenizer_of(model)
-    if template is not None and tokenizer is not None:
-        tokenizer.chat_template = template
+    tokenizer = tokenizer_of(model, template)
 
     # ---- data
     rows = rows_of_step(config, mesh)
@@ -143,11 +140,9 @@ def _finetune(
 
     # ---- adapt
     peers.barrier()
-    params, trains = adapt(config, model, model.params)
-    where = place(mesh)
-    params = tree.map_with_path(lambda path, x: put(x, where(path, tuple(x.shape))), params)
-    model = model.with_params(params)
+    model, trains = placed(config, model, mesh)
     model.tokenizer = tokenizer
+    params = model.params
     trainable, frozen = tree.split(params, trains)
     start_adapter = jax.device_get(trainable) if is_pissa(config) else None
     num_params, num_trainable = _count(params), _count(trainable)

@@ -14,9 +14,13 @@ from jaxlean.hub.load import Model
 from jaxlean.run.image import image_of
 
 
-def tokenizer_of(model: Model) -> Any:
-    """The model's tokenizer; None of a model of images."""
-    return None if image_of(model) is not None else model.tokenizer
+def tokenizer_of(model: Model, template: str | None = None) -> Any:
+    """The model's tokenizer, with the config's chat template if it has one; None of a model of images."""
+    if image_of(model) is not None:
+        return None
+    if template is not None:
+        model.tokenizer.chat_template = template
+    return model.tokenizer
 
 
 def batches_of(

@@ -51,6 +51,7 @@ from jaxlean.train.optimizer import optimizer
 from jaxlean.train.step import TrainState, init_state, make_step
 from jaxlean.xla.mesh import batch_sharding, num_batch_shards, place, replicated
 from jaxlean.xla.remat import Policy
+from jaxlean.xla.spread import put
 
 Build = Callable[[Policy], jax.stages.Wrapped]
 # What `train.remat` may name, before it is known what kind of model there is.
@@ -295,6 +296,14 @@ def adapt(
         if is_pissa(config) and config.model.quantization != "none":
             params = quantize(params, config.model.quantization)
     return params, trains_of(config, model)
+
+
+def placed(config: RunConfig, model: Model, mesh: jax.sharding.Mesh) -> tuple[Model, Callable[[str], bool]]:
+    """(the model with adapters if the config says so, on the mesh; path -> whether it trains)."""
+    params, trains = adapt(config, model, model.params)
+    where = place(mesh)
+    params = tree.map_with_path(lambda path, x: put(x, where(path, tuple(x.shape))), params)
+    return model.with_params(params), trains
 
 
 def trains_of(config: RunConfig, model: Model) -> Callable[[str], bool]:
