@@ -90,13 +90,20 @@ class Lease:
         said = _read(self.file)
         return said is not None and said.holder == self.holder
 
-    def release(self) -> None:
-        """Let others have it at once; where it was lost already, nothing."""
+    def release(self, *, remove: bool = False) -> None:
+        """Let others have it at once; where it was lost already, nothing.
+
+        Args:
+            remove: its file as well. Only of a name that nobody else takes: numbers would begin again.
+        """
         if self._over.is_set():
             return
         self._over.set()
         self._thread.join()
         self._write(_RELEASED)
+        if remove:
+            with contextlib.suppress(OSError):
+                self.file.unlink()
 
     def __enter__(self) -> "Lease":
         return self
@@ -177,6 +184,21 @@ class Leases:
         being looked at several times, over `dead_seconds`.
         """
         return self._newest(path)[1]
+
+    def is_dead(self, path: Path) -> bool:
+        """Whether somebody took it, did not release it, and is dead; known as of `is_free`."""
+        number, free = self._newest(path)
+        said = _read(_file(path, number)) if number else None
+        return free and said is not None and said.word != _RELEASED
+
+    def alive(self, folder: Path, prefix: str) -> list[str]:
+        """The names that begin so and are held by somebody alive, as far as is known."""
+        try:
+            entries = os.listdir(folder)
+        except OSError:
+            return []
+        names = {_name(Path(entry)) for entry in entries if entry.startswith(prefix) and entry.endswith(_ENDING)}
+        return sorted(name for name in names if not self.is_free(folder / name))
 
     def _newest(self, path: Path) -> tuple[int, bool]:
         """(number of the newest file, 0 without any; whether the lease is free)."""

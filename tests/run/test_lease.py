@@ -96,6 +96,26 @@ def test_one_holder_at_a_time(tmp_path):
     assert [file.name for file in tmp_path.glob("trial.*")] == ["trial.2.lease"]
 
 
+def test_who_is_alive_by_name(tmp_path, elsewhere):
+    clock = Clock()
+    elsewhere()
+    observer = Leases(dead_seconds=20, clock=clock)
+    assert observer.alive(tmp_path / "nothing", "box-") == []
+    one, two = (Leases(beat_seconds=1e9).take(tmp_path / name) for name in ("box-1", "box-2"))
+    Leases(beat_seconds=1e9).take(tmp_path / "other")
+    assert observer.alive(tmp_path, "box-") == ["box-1", "box-2"]
+    one.release(remove=True)
+    assert observer.alive(tmp_path, "box-") == ["box-2"]
+    assert not observer.is_dead(tmp_path / "box-1")  # it left in order
+    for _ in range(25):
+        assert not observer.is_dead(tmp_path / "box-2") or not observer.alive(tmp_path, "box-")
+        clock.now += 1
+    assert observer.is_dead(tmp_path / "box-2")
+    two.release()
+    assert not observer.is_dead(tmp_path / "box-2")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["box-2.1.lease", "other.1.lease"]
+
+
 def test_a_context_releases_it(tmp_path):
     with Leases().take(tmp_path / "a") as lease:
         assert Leases().holder(tmp_path / "a") == lease.holder
