@@ -50,7 +50,49 @@ def completion_scores(
         layout: over several devices, whose axes must divide the batch.
     """
 
+    measured = _measured(graph, config, cost_and_error, logits_bytes=logits_bytes, layout=layout)
+
     def scores(params: tree.Tree, batch: Batch) -> Sums:
+        found, counts, segments = measured(params, batch)
+        return _by_segment(found[..., 0], found[..., 1], counts, segments)
+
+    return scores
+
+
+def continuation_scores(
+    graph: nnx.GraphDef, config: DecoderConfig, *, logits_bytes: int | None, layout: Layout = ALONE
+) -> Callable[[tree.Tree, Batch], tuple[jax.Array, jax.Array]]:
+    """Of a decoder: how likely the tokens that carry loss are, and whether each is the likeliest.
+
+    Args: as of `completion_scores`; a row of the batch holds one example.
+
+    Returns:
+        (parameters, batch) -> (float32 [rows], the sum of their log-probabilities in nats; bool [rows], whether greedy
+        decoding would give them).
+    """
+    measured = _measured(graph, config, cost_and_rank, logits_bytes=logits_bytes, layout=layout)
+
+    def scores(params: tree.Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        found, counts, _ = measured(params, batch)
+        return -jnp.where(counts, found[..., 0], 0.0).sum(axis=1), ((found[..., 1] == 0) | ~counts).all(axis=1)
+
+    return scores
+
+
+def _measured(
+    graph: nnx.GraphDef,
+    config: DecoderConfig,
+    measure: Callable[[jax.Array, jax.Array], tuple[jax.Array, ...]],
+    *,
+    logits_bytes: int | None,
+    layout: Layout,
+) -> Callable[[tree.Tree, Batch], tuple[jax.Array, jax.Array, jax.Array]]:
+    """(parameters, batch) -> (float32 [rows, length, k] where a token carries loss, whether it does, its segment).
+
+    Each number stands where the token is predicted, one place before it.
+    """
+
+    def of(params: tree.Tree, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         model = nnx.merge(graph, params).lay_out(layout)
         hidden = model.hidden(batch["tokens"], positions=batch["positions"], segments=batch["segments"])
         segments = layout.whole(batch["segments"])
@@ -65,14 +107,13 @@ def completion_scores(
         def head(_: None, x: jax.Array, number: jax.Array) -> jax.Array:
             return model.logits(x)
 
-        def measure(logits: jax.Array, targets: jax.Array) -> jax.Array:
-            return jnp.stack(cost_and_error(logits, targets), axis=-1)
+        def stacked(logits: jax.Array, targets: jax.Array) -> jax.Array:
+            return jnp.stack(measure(logits, targets), axis=-1)
 
-        found = layout.unfold(chunked_tokens(head, None, hidden, targets, mask, measure, chunk=chunk))
-        loss, error = found[..., 0], found[..., 1]
-        return _by_segment(loss, error, counts, segments)
+        found = layout.unfold(chunked_tokens(head, None, hidden, targets, mask, stacked, chunk=chunk))
+        return found, counts, segments
 
-    return scores
+    return of
 
 
 def label_scores(logits: Logits) -> Scores:
@@ -98,6 +139,12 @@ def cost_and_error(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, ja
     # expm1: of a token that is nearly certain, 1 - p would be all rounding
     error = jnp.where(place, jnp.expm1(log_p), jnp.exp(log_p))
     return loss, jnp.sqrt(jnp.square(error).sum(axis=-1))
+
+
+def cost_and_rank(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(cross entropy, 0 where the target is the likeliest and else 1), float32 [...]. Args as of `cost_and_error`."""
+    best = jnp.argmax(logits, axis=-1).astype(targets.dtype)
+    return cost_and_error(logits, targets)[0], (best != targets).astype(jnp.float32)
 
 
 def _by_segment(loss: jax.Array, error: jax.Array, counts: jax.Array, segments: jax.Array) -> Sums:

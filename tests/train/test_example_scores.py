@@ -9,7 +9,7 @@ from flax import nnx
 from jaxlean.config import MeshSection
 from jaxlean.models.decoder import Decoder, DecoderConfig
 from jaxlean.models.layout import ALONE, layout_on
-from jaxlean.train.example_scores import completion_scores, cost_and_error, label_scores
+from jaxlean.train.example_scores import completion_scores, continuation_scores, cost_and_error, label_scores
 from jaxlean.xla.mesh import batch_sharding, make_mesh
 
 CONFIG = DecoderConfig(
@@ -91,3 +91,37 @@ def test_labels_score_where_they_stand(batch: dict[str, np.ndarray]) -> None:
     np.testing.assert_allclose(got.loss[:, 2], (loss * at).sum(axis=1), rtol=1e-5)
     np.testing.assert_allclose(got.error[:, 2], (error * at).sum(axis=1), rtol=1e-5)
     np.testing.assert_array_equal(got.num[:, 2], at.sum(axis=1))
+
+
+@pytest.mark.parametrize("logits_bytes", [None, 4 * ROWS * CONFIG.vocab_size * 3])
+@pytest.mark.parametrize("data", [1, 8])
+def test_a_continuation_is_as_likely_as_its_tokens_one_after_the_other(logits_bytes: int | None, data: int) -> None:
+    rng = np.random.default_rng(3)
+    graph, state = nnx.split(Decoder(CONFIG, rngs=nnx.Rngs(0)))
+    params = nnx.to_pure_dict(state)
+    tokens = rng.integers(1, CONFIG.vocab_size, (ROWS, LENGTH)).astype(np.int32)
+    lengths, starts = rng.integers(6, LENGTH + 1, ROWS), rng.integers(1, 5, ROWS)
+    places = np.arange(LENGTH)
+    logits = np.asarray(nnx.merge(graph, params)(jnp.asarray(tokens)), np.float64)
+    for row in range(0, ROWS, 2):  # what greedy decoding would go on with
+        for place in range(starts[row], lengths[row]):
+            logits[row] = np.asarray(nnx.merge(graph, params)(jnp.asarray(tokens[row : row + 1])), np.float64)[0]
+            tokens[row, place] = logits[row, place - 1].argmax()
+    logits = np.asarray(nnx.merge(graph, params)(jnp.asarray(tokens)), np.float64)
+    seen = places < lengths[:, None]
+    batch = {
+        "tokens": np.where(seen, tokens, 0), "segments": seen.astype(np.int32),
+        "positions": np.broadcast_to(places, tokens.shape).astype(np.int32),
+        "loss_mask": seen & (places >= starts[:, None]),
+    }  # fmt: skip
+    mesh = make_mesh(MeshSection(data=data), jax.devices()[:data])
+    placed = {name: jax.device_put(value, batch_sharding(mesh)) for name, value in batch.items()}
+    layout = layout_on(mesh) if data > 1 else ALONE
+    scores = jax.jit(continuation_scores(graph, CONFIG, logits_bytes=logits_bytes, layout=layout))
+    found, greedy = scores(params, placed)
+    for row in range(ROWS):
+        here = range(starts[row] - 1, lengths[row] - 1)
+        wanted = -sum(by_hand(logits[row, place], tokens[row, place + 1])[0] for place in here)
+        np.testing.assert_allclose(found[row], wanted, rtol=1e-5)
+        assert greedy[row] == all(logits[row, place].argmax() == tokens[row, place + 1] for place in here)
+        assert greedy[row] == (row % 2 == 0)
