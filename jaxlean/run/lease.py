@@ -200,6 +200,12 @@ class Leases:
         names = {_name(Path(entry)) for entry in entries if entry.startswith(prefix) and entry.endswith(_ENDING)}
         return sorted(name for name in names if not self.is_free(folder / name))
 
+    def clear(self, path: Path) -> None:
+        """Remove the files of a name that nobody will take again."""
+        for number in _numbers(path.parent, path.name):
+            with contextlib.suppress(OSError):
+                _file(path, number).unlink()
+
     def _newest(self, path: Path) -> tuple[int, bool]:
         """(number of the newest file, 0 without any; whether the lease is free)."""
         numbers = _numbers(path.parent, path.name)

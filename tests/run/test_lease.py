@@ -114,6 +114,8 @@ def test_who_is_alive_by_name(tmp_path, elsewhere):
     two.release()
     assert not observer.is_dead(tmp_path / "box-2")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["box-2.1.lease", "other.1.lease"]
+    observer.clear(tmp_path / "box-2")
+    assert [file.name for file in tmp_path.iterdir()] == ["other.1.lease"]
 
 
 def test_a_context_releases_it(tmp_path):
