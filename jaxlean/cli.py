@@ -85,7 +85,7 @@ def distill(config: Config, overrides: Overrides = None, resume: Resume = False,
 
 @app.command()
 def evaluate(
-    config: Config,
+    config: Annotated[Path | None, typer.Argument(help="YAML file; configs/ holds examples.")] = None,
     overrides: Overrides = None,
     adapter: Annotated[Path | None, typer.Option(help="PEFT adapter folder; default: the base alone.")] = None,
     answers: Annotated[Path | None, typer.Option(help="JSONL file to write generated and wanted texts to.")] = None,
@@ -93,8 +93,39 @@ def evaluate(
         int | None,
         typer.Option(min=0, help="Show the model so many training rows (classify: of each label) as examples."),
     ] = None,
+    watch: Annotated[
+        Path | None,
+        typer.Option(help="output_dir of a run with eval.mode: async; score its snapshots until it is finished."),
+    ] = None,
+    parent: Annotated[int | None, typer.Option(help="--watch: a process that this one ends with.")] = None,
+    nice: Annotated[int, typer.Option(min=0, max=19, help="--watch: yield so much to other processes.")] = 0,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks of lm-evaluation-harness, by commas, instead: arc_easy,hellaswag")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="--tasks: rows of each; default: all.")] = None,
+    include_path: Annotated[Path | None, typer.Option(help="--tasks: folder with tasks of your own (YAML).")] = None,
 ) -> None:
     """Measure loss, perplexity, bits per byte and (eval.exact_match=true) exact match on the held-out data."""
+    if watch is not None:
+        if any(given is not None for given in (config, adapter, answers, shots, tasks, limit, include_path)):
+            raise ConfigError("--watch takes its config from the run's folder", fix="--watch RUN_DIR alone")
+        from jaxlean.run.async_evaluation import watch as watch_run
+
+        watch_run(watch, parent=parent, nice=nice)
+        return
+    if config is None:
+        raise ConfigError("jaxlean evaluate needs a config file, or --watch RUN_DIR", fix="configs/ holds examples")
+    if tasks is not None:
+        if answers is not None:
+            raise ConfigError("--tasks writes no answers", fix="leave out --answers")
+        from jaxlean.run.harness import evaluate_tasks
+
+        names = [name.strip() for name in tasks.split(",") if name.strip()]
+        how = {"adapter": adapter, "limit": limit, "shots": shots, "include": include_path}
+        evaluate_tasks(_load(config, overrides), names, **how)  # type: ignore[arg-type]
+        return
+    if limit is not None or include_path is not None:
+        raise ConfigError("--limit and --include-path are for --tasks", fix="eval.max_examples=N limits held-out rows")
     settings = _load(config, [*(overrides or []), *([] if shots is None else [f"eval.shots={shots}"])])
     if shots is not None:
         from jaxlean.run.few_shot import evaluate_few_shot

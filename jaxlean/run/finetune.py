@@ -25,6 +25,7 @@ from jaxlean.run.checkpoint import Checkpoints
 from jaxlean.run.distill import Lessons
 from jaxlean.run.environment import versions
 from jaxlean.run.evaluate import evaluator_of
+from jaxlean.run.evaluations import Evaluations
 from jaxlean.run.few_shot import few_shot_of
 from jaxlean.run.fit import fit
 from jaxlean.run.folder import check_shared, check_space, claim
@@ -163,7 +164,9 @@ def _finetune(
     model.params, params, trainable = {}, {}, {}
     shardings = jax.tree.map(lambda x: x.sharding, state)
     build = builder(config, model, mesh, transform, shardings)
-    evaluator = evaluator_of(config, model, tokenizer, mesh) if config.data.eval or config.data.eval_fraction else None
+    evaluator = None
+    if config.eval.mode != "none" and (config.data.eval or config.data.eval_fraction):
+        evaluator = evaluator_of(config, model, tokenizer, mesh)
     if evaluator is not None:
         say(f"held-out data: {evaluator.stats}")
         check_axes(mesh, declared, num_kv_heads=model.config.num_kv_heads, length=evaluator.length)
@@ -205,20 +208,26 @@ def _finetune(
     saved = checkpoints.latest(state._asdict(), same=fixed(state)) if resume else None
     peers.leaving = partial(checkpoints.settle, 20.0)
     meter = Meter(price, clock_start=started)
-    if saved is not None:
+    if saved is not None:  # before anything that lies in the folder is changed
         check_same(saved.state.get("made_of", {}), made_of, output_dir)
-        state = state._replace(**saved.arrays)
         batches.restore(saved.state["data"])
         meter.restore(saved.state["meter"])
+    resume_step = saved.step if saved is not None else None
+    written = output_dir if peers.is_first else None
+    metrics = Metrics(written, config.report, resume_step=resume_step, config=config.model_dump())
+    evaluations = Evaluations(
+        config, output_dir, evaluator, peers, num_steps=num_steps, metrics=metrics, resume=resume,
+        resume_step=resume_step, say=say,
+    )  # fmt: skip
+    evaluations.hand_over_base(model, state.result, frozen, mesh)
+    if saved is not None:
+        state = state._replace(**saved.arrays)
         say(f"resumed at step {saved.step} of {num_steps}")
     elif resume:
         say("no checkpoint to resume from: starting at step 0")
     if model.drawn and saved is None:
         say(f"new: {', '.join(sorted(model.drawn))}: drawn by seed {config.seed}, since {config.model.path} has none")
     done = saved.step if saved is not None else 0
-    resume_step = saved.step if saved is not None else None
-    written = output_dir if peers.is_first else None
-    metrics = Metrics(written, config.report, resume_step=resume_step, config=config.model_dump())
     progress = Progress(num_steps, start_step=done, bar=config.report.progress, console=console)
 
     def report(*, wait: bool = False) -> None:
@@ -239,9 +248,7 @@ def _finetune(
             meter.eval_teacher = lessons.prepare(evaluator)
 
         # ---- evaluate before
-        if evaluator is not None and config.eval.before and meter.eval_before is None:
-            meter.eval_before = evaluator(model, state.result, frozen)
-            metrics.log(0, {f"eval_{k}": v for k, v in meter.eval_before.items()})
+        evaluations.before(model, state.result, frozen, meter)
         if few_shot is not None and done == 0:
             meter.eval_few_shot = few_shot(model, state.result, frozen)
             metrics.log(0, {f"eval_few_shot_{k}": v for k, v in meter.eval_few_shot.items()})
@@ -270,11 +277,14 @@ def _finetune(
             while done < num_steps:
                 preemption.check(done)
                 # before the next step, so that a run interrupted here evaluates when it is resumed
-                if evaluator and config.eval.eval_steps and done and done % config.eval.eval_steps == 0:
-                    with meter.paused():
-                        found = evaluator.loss(state.result, frozen)
-                    metrics.log(done, {f"eval_{k}": v for k, v in found.items()})
-                    progress.message(f"step {done}: held-out loss {found['loss']:.4f}")
+                stop = evaluations.between(done, state.result, frozen, meter)
+                if stop is not None:
+                    progress.message(f"stopped early at step {done} ({stop.rule}): {stop.message}")
+                    metrics.log(done, {"stopped_early": stop.message})
+                    if done % config.train.logging_steps:
+                        meter.mark(done)
+                    save()
+                    break
                 with preemption.deferred():  # the state, the place in the data and `done` move together
                     rows_of_data = next(batches)
                     batch = (
@@ -297,15 +307,14 @@ def _finetune(
             say(f"data: {batches.stats}")
 
         # ---- evaluate after
-        if evaluator is not None:
-            meter.eval_after = evaluator(model, state.result, frozen)
-            metrics.log(done, {f"eval_{k}": v for k, v in meter.eval_after.items()})
+        meter.eval_after, trained = evaluations.after(model, state.result, frozen, done, meter)
 
         # ---- write
         if config.lora is None and (config.train.keep_zeros or config.train.pruning is not None):
-            say(f"zeros: {share_of_zeros(state.result):.1%} of the matrices that trained")
+            say(f"zeros: {share_of_zeros(trained):.1%} of the matrices that trained")
         checkpoints.close()
-        result = _write(config, model, output_dir, state.result, frozen, start_adapter, peers)
+        result = _write(config, model, output_dir, trained, frozen, start_adapter, peers)
+        evaluations.close(finished=True)
         preemption.over()
     except BaseException as error:
         with preemption.deferred():  # a second signal waits until everything is on disk
@@ -324,14 +333,15 @@ def _finetune(
                 steps = meter.broken_at - 1 if meter.broken_at else done
                 with contextlib.suppress(UserError):  # a full disk, say: the first error is the one to show
                     if peers.is_first:
-                        _summarise(output_dir, status, steps, meter, mesh, num_params, num_trainable)
+                        _summarise(output_dir, status, steps, meter, mesh, num_params, num_trainable, evaluations)
                 with contextlib.suppress(UserError):
                     checkpoints.close()
         raise
     finally:
+        evaluations.close()
         batches.close()
         metrics.close()
-    summary = _summarise(written, "completed", done, meter, mesh, num_params, num_trainable)
+    summary = _summarise(written, "completed", done, meter, mesh, num_params, num_trainable, evaluations)
     final_table(summary, adapter=result, console=console)
     return summary
 
@@ -386,11 +396,13 @@ def _summarise(
     mesh: jax.sharding.Mesh,
     num_params: int,
     num_trainable: int,
+    evaluations: Evaluations,
 ) -> dict[str, Any]:
     summary = {
         "status": status,
         "steps": steps,
         **meter.totals(),
+        **evaluations.summary(),
         "peak_memory_bytes": peak_memory_bytes(),
         "num_params": num_params,
         "num_trainable": num_trainable,

@@ -21,7 +21,10 @@ _SEEN_SECONDS = 30.0
 # What a curriculum sorts by, kept for a resumed run.
 BASE_LOSSES = "base_losses.npz"
 # What a run writes beside it; `--overwrite` removes these and nothing else.
-_RESULTS = ("metrics.jsonl", "summary.json", "checkpoints", "adapter", "model", "tensorboard", "wandb_id", BASE_LOSSES)
+_RESULTS = (
+    *("metrics.jsonl", "summary.json", "checkpoints", "adapter", "model", "tensorboard", "wandb_id", BASE_LOSSES),
+    *("snapshots", "evaluations"),
+)
 
 
 def claim(
@@ -243,6 +246,7 @@ def _check_same_run(folder: Path, config: RunConfig) -> None:
     free = {"output_dir", "report", "search", "cost", "compilation_cache", "mesh", "distributed"}
     free_in_train = {"logging_steps", "save_steps", "save_total_limit", "learning_rate"}
     free_in_train |= {"per_device_train_batch_size", "gradient_accumulation_steps", "remat", "memory_budget"}
+    free_in_eval = {"mode", "evaluators", "snapshots", "wait_seconds", "nice", "stopping"}
     old, new = before.model_dump(), config.model_dump()
     for section in old:
         if section in free or old[section] == new[section]:
@@ -250,7 +254,7 @@ def _check_same_run(folder: Path, config: RunConfig) -> None:
         if not isinstance(old[section], dict) or not isinstance(new[section], dict):
             raise changed(folder, section, old[section], new[section])
         for key in old[section]:
-            allowed = section == "train" and key in free_in_train
+            allowed = key in {"train": free_in_train, "eval": free_in_eval}.get(section, ())
             if old[section][key] != new[section][key] and not allowed:
                 raise changed(folder, f"{section}.{key}", old[section][key], new[section][key])
 

@@ -170,6 +170,15 @@ def _lines_until(file: Path, step: int) -> list[str]:
     return kept
 
 
+def logged_steps(file: Path, name: str) -> set[int]:
+    """The steps at which a number was logged; none where there is no file."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    return {said["step"] for said in map(json.loads, filter(None, lines)) if name in said}
+
+
 def _wandb_id(output_dir: Path, *, new: bool) -> str:
     """The id under which a resumed run goes on in the same W&B run; it lies in the run's folder."""
     file = output_dir / "wandb_id"

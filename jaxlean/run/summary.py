@@ -57,6 +57,9 @@ class Summary(TypedDict, total=False):
     eval_few_shot: Evaluation | None  # of the base, with `eval.shots` examples
     eval_after: Evaluation | None  # of the result
     eval_teacher: Evaluation | None  # of the teacher, in a run that distils
+    best_step: int | None  # with the best score while it trained; with eval.load_best, the step that was written
+    stopped_early: dict[str, Any] | None  # step, rule and message of run.stopping.Stop
+    evaluations: dict[str, Any] | None  # of a run that keeps scores: eval.mode, and how many were scored, skipped ...
     usd: float | None  # null where the price of the device is not known
     device_kind: str  # as jax says it
     num_devices: int
@@ -126,8 +129,11 @@ def final_table(
     share = trainable / params if params and trainable is not None else None
     usd = summary.get("usd")
     cached = " (read from the compilation cache)" if summary.get("compiled_from_cache") else ""
+    stopped, best = summary.get("stopped_early"), summary.get("best_step")
     rows = (
         ("steps", show_count(summary.get("steps"))),
+        *([("stopped early", f"{stopped['rule']}: {stopped['message']}")] if stopped else []),
+        *([("best step", show_count(best))] if best is not None else []),
         ("tokens/s", show_count(summary.get("tokens_per_second"))),
         ("peak memory", show_bytes(summary.get("peak_memory_bytes"))),
         ("a step's memory", _both(summary, "memory_bytes", show_bytes)),

@@ -13,8 +13,8 @@ from jaxlean.run.summary import Summary, final_table, write_summary
 KEYS = """
     status steps tokens total_tokens seconds train_seconds compile_seconds compiled_from_cache tokens_per_second
     predicted_memory_bytes measured_memory_bytes predicted_step_seconds measured_step_seconds peak_memory_bytes
-    num_params num_trainable train_loss eval_before eval_few_shot eval_after eval_teacher usd device_kind
-    num_devices versions
+    num_params num_trainable train_loss eval_before eval_few_shot eval_after eval_teacher best_step
+    stopped_early evaluations usd device_kind num_devices versions
 """.split()
 
 FULL = {
@@ -77,6 +77,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         write_summary(file, {"status": object()})
     assert file.read_text() == before
+
+
+def test_the_table_says_why_a_run_ended_and_what_was_written():
+    stopped = {"step": 120, "rule": "patience", "message": "3 evaluations after step 60, whose 0.1000 is the best"}
+    text = table(FULL | {"stopped_early": stopped, "best_step": 60})
+    assert row(text, "stopped early")[1].startswith("patience: 3 evaluations after step 60")
+    assert row(text, "best step")[1] == "60"
+    assert "best step" not in table(FULL)
+    assert "stopped early" not in table(FULL)
 
 
 def test_the_table_says_it_all():
