@@ -44,7 +44,7 @@ def mounted(folder: Path, *arguments: object) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @contextlib.contextmanager
@@ -59,10 +59,9 @@ def fill(folder: Path, spare: int = 0) -> Path:
     """Fill the disk but for so many bytes."""
     file = folder / "filler"
     free = shutil.disk_usage(folder).free - spare
-    with file.open("wb") as out, contextlib.suppress(OSError):
+    with file.open("wb", buffering=0) as out, contextlib.suppress(OSError):
         for _ in range(0, free, 4096):
             out.write(bytes(4096))
-            out.flush()
     return file
 
 

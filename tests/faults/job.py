@@ -195,7 +195,7 @@ class Job:
         """It ended with a message and exit code 2, and no traceback."""
         hold(ended.code == 2, f"exit code {ended.code}: {ended.err[-2000:]}")
         hold(re.search(words, ended.err), f"it does not say {words!r}: {ended.err[-2000:]}")
-        hold("Traceback" not in ended.err, f"a traceback: {ended.err[-2000:]}")
+        hold("Traceback" not in ended.err, f"a traceback: {ended.err[:3000]}")
         return Outcome(said=ended.said)
 
     def stopped(self) -> Path:

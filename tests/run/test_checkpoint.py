@@ -403,3 +403,19 @@ def test_sharded_arrays_come_back_on_the_shardings_asked_for(tmp_path):
         assert arrays[name].sharding == leaf.sharding
         np.testing.assert_array_equal(arrays[name], values)
     checkpoints.close()
+
+
+def test_what_tensorstore_says_after_an_error_is_not_shown(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: shown.append(str(error)))
+    ours = sys.excepthook
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, {"a": jnp.ones(3)}, {}, wait=True)
+    assert sys.excepthook is ours
+    with monkeypatch.context() as patched, pytest.raises(RunError, match="no disk space"):
+        patched.setattr(checkpoint, "_orbax", lambda: full_disk(None, None))
+        checkpoints.save(2, {"a": jnp.ones(3)}, {}, wait=True)
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("a bug"), ValueError("another")):
+        sys.excepthook(type(error), error, None)
+    assert shown == ["a bug", "another"]
+    checkpoints.close()
