@@ -13,7 +13,7 @@ ALONE = "one of the two is refused and told who has the folder; the other ends i
 
 def while_it_runs(arguments: tuple[str, ...], words: str, job: Job) -> Outcome:
     run = job.new()
-    running = job.start("finetune", run, plan={"at": "amid a step", "do": "tell"})
+    running = job.start("finetune", run, plan={"at": "the tenth step", "do": "tell"})
     running.until_acted()
     refused = job.run("finetune", run, *arguments)
     outcome = job.refused(refused, words)
@@ -28,7 +28,7 @@ def while_it_runs(arguments: tuple[str, ...], words: str, job: Job) -> Outcome:
 def export_while_it_runs(job: Job) -> Outcome:
     run, out = job.new(), job.new("out")
     shutil.copytree(job.whole, run)
-    running = job.start("finetune", run, "--overwrite", plan={"at": "amid a step", "do": "tell"})
+    running = job.start("finetune", run, "--overwrite", plan={"at": "the tenth step", "do": "tell"})
     running.until_acted()
     outcome = job.refused(job.run("export", None, run, out, "--format", "peft"), TAKEN)
     hold(not out.exists(), "it was exported")
@@ -95,7 +95,7 @@ def killed_while_another_waits(job: Job) -> Outcome:
 
 
 def faults() -> list[Fault]:
-    runs, moment = "the first one is amid a step", "at the same moment"
+    runs, moment = "the first one is at its tenth step", "at the same moment"
     return [
         Fault("two processes on one folder", runs, ALONE, partial(while_it_runs, (), f"already holds a run|{TAKEN}")),
         Fault("two processes on one folder: --resume", runs, ALONE, partial(while_it_runs, ("--resume",), TAKEN)),

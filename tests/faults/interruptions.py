@@ -81,7 +81,7 @@ def terminal_closed(job: Job) -> Outcome:
     """Output goes to a terminal, as over ssh, and that is gone."""
     run = job.new()
     ours, theirs = pty.openpty()
-    running = job.start("finetune", run, plan={"at": "amid a step", "do": "tell"}, terminal=theirs)
+    running = job.start("finetune", run, plan={"at": "the tenth step", "do": "tell"}, terminal=theirs)
     os.close(theirs)
     running.until_acted()
     os.close(ours)
@@ -97,7 +97,7 @@ def terminal_closed(job: Job) -> Outcome:
 def reader_gone(job: Job) -> Outcome:
     """`jaxlean finetune | tee log`, and tee is gone."""
     run = job.new()
-    running = job.start("finetune", run, plan={"at": "amid a step", "do": "tell"})
+    running = job.start("finetune", run, plan={"at": "the tenth step", "do": "tell"})
     running.until_acted()
     assert running.process.stdout is not None
     running.process.stdout.close()
@@ -131,6 +131,6 @@ def faults() -> list[Fault]:
         Fault("SIGSTOP, then kill -9", "amid a step", "stopped, it keeps its folder; killed, it is as kill -9",
               stopped_and_killed)
     )  # fmt: skip
-    found.append(Fault("the terminal closes", "amid a step", LEFT, terminal_closed))
-    found.append(Fault("the reader of its output is gone", "amid a step", KILLED, reader_gone))
+    found.append(Fault("the terminal closes", "the tenth step", LEFT, terminal_closed))
+    found.append(Fault("the reader of its output is gone", "the tenth step", KILLED, reader_gone))
     return found
