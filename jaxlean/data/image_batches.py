@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,7 @@ class Images:
         labels: int32 [images].
         column: of the image.
         preprocess: makes pixels of one.
+        content: CRC-32 of the images, or of names and sizes of their files: those are not read before they are shown.
     """
 
     sources: Sequence[tuple[Rows, Path | None]]
@@ -53,6 +55,7 @@ class Images:
     labels: np.ndarray
     column: str
     preprocess: Preprocess
+    content: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -157,7 +160,7 @@ def image_batches(
     )  # fmt: skip
     names = [source.path for source in data.train]
     stats = _stats(images, length, dict(zip(names, mix.quota, strict=True)))
-    content = zlib.crc32(images.labels.tobytes(), zlib.crc32(images.places.tobytes()))
+    content = zlib.crc32(images.labels.tobytes(), zlib.crc32(images.places.tobytes(), images.content))
     fingerprint = (
         f"{len(images)} images ({content:08x}), seed {mix.seed}, {rows_per_step} rows, shuffle {mix.shuffle}, "
         f"augment {data.augment}, mix {mix.quota}"
@@ -198,18 +201,34 @@ def _read(config: RunConfig, sources: Sequence[SourceSection], preprocess: Prepr
     places: list[tuple[int, int]] = []
     labels: list[int] = []
     opened: list[tuple[Rows, Path | None]] = []
+    content = 0
     for source in sources:
         rows, path = open_rows(source), Path(source.path)
+        folder = path.parent if path.is_file() else None
         need([data.image_column], rows[0], source.path, "data.image_column")
         need([data.label_column], rows[0], source.path, "data.label_column")
         for i in range(len(rows)) if sources is data.eval else part_of(len(rows), data, held_out, config.seed):
-            labels.append(number(rows[i].get(data.label_column), rows.origin(i)))
+            row = rows[i]
+            labels.append(number(row.get(data.label_column), rows.origin(i)))
             places.append((len(opened), i))
-        opened.append((rows, path.parent if path.is_file() else None))
+            content = zlib.crc32(_told(row.get(data.image_column), folder), content)
+        opened.append((rows, folder))
     if not held_out and not labels:
         raise DataError("no image is left to train on", fix="lower data.eval_fraction")
     found = np.asarray(places, np.int64).reshape(-1, 2), np.asarray(labels, np.int32)
-    return Images(opened, *found, data.image_column, preprocess)
+    return Images(opened, *found, data.image_column, preprocess, content)
+
+
+def _told(image: Any, folder: Path | None) -> bytes:
+    """An image that lies in its row, or name and size of its file, if it is there (`open_image` says so if not)."""
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, bytes):
+        return image
+    if not isinstance(image, str | Path):
+        return b""
+    file = Path(image) if folder is None else folder / image
+    return f"{file.name} {file.stat().st_size if file.is_file() else None}".encode()
 
 
 def _joined(parts: Sequence[Images]) -> Images:
@@ -221,4 +240,5 @@ def _joined(parts: Sequence[Images]) -> Images:
         sources=[source for part in parts for source in part.sources],
         places=np.concatenate(moved).astype(np.int64),
         labels=np.concatenate([part.labels for part in parts]),
+        content=zlib.crc32(repr([part.content for part in parts]).encode()),
     )

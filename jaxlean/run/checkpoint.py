@@ -235,6 +235,7 @@ class Checkpoints:
             if final.exists():  # damaged: nothing is lost
                 shutil.rmtree(final)
             os.rename(writing, final)
+            _sync(self._directory)  # before an older one is removed
         except Exception as error:
             explained = _explain(error, self._directory, needed=sum(leaf.nbytes for leaf in host.values()))
             shutil.rmtree(writing, ignore_errors=True)
@@ -255,6 +256,16 @@ class Checkpoints:
         hidden = self._directory / f"{_WRITING}removed-{step}"
         os.rename(self._directory / str(step), hidden)
         shutil.rmtree(hidden)
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename in the folder last a power cut, where the system can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _leaves(tree: Arrays) -> dict[str, Any]:

@@ -134,3 +134,17 @@ def test_what_is_wrong_is_named(folder, tmp_path):
     unnamed.write_text('{"picture": "a.png", "label": "x"}\n')
     with pytest.raises(DataError, match=r"data\.image_column"):
         config(unnamed)
+
+
+def test_images_that_changed_since_are_told_apart(folder, tmp_path):
+    settings = config(str(folder))
+    before = batches(settings).fingerprint
+    assert batches(settings).fingerprint == before
+    image = sorted(folder.rglob("*.png"))[0]
+    content = image.read_bytes()
+    image.write_bytes(content + b"more")
+    assert batches(settings).fingerprint != before
+    image.write_bytes(content)
+    assert batches(settings).fingerprint == before
+    image.rename(image.with_name("another.png"))
+    assert batches(settings).fingerprint != before
