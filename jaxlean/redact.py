@@ -36,7 +36,7 @@ _KINDS = (
     ("a password", re.compile(r"(?i)(?<![\w{])((?:password|passwd|pwd)=)(?!\$\{)[^\s&;'\",{}]+")),
 )
 # What `expand` has filled in: whatever it looks like, it is one.
-_expanded: set[str] = set()
+_expanded: dict[str, str] = {}
 
 
 def hidden(text: str) -> str:
@@ -54,8 +54,9 @@ def hidden(text: str) -> str:
 
 def secret_in(text: str) -> str | None:
     """What kind of secret the text holds; None: none."""
-    if any(value in text for value in _values()):
-        return "the value of an environment variable that is secret"
+    for value, name in _values().items():
+        if value in text:
+            return f"the value of {name}, which is secret by that name,"
     return next((kind for kind, pattern in _KINDS[:-1] if pattern.search(text)), None)
 
 
@@ -69,7 +70,7 @@ def expand(text: str) -> str:
     def fill(found: re.Match[str]) -> str:
         value = os.environ[found[1]]
         if len(value) >= _SHORTEST // 2:
-            _expanded.add(value)
+            _expanded[value] = found[1]
         return value
 
     return re.sub(r"\$\{(\w+)\}", fill, text)
@@ -81,12 +82,15 @@ def guard() -> None:
     logging.setLogRecordFactory(_Record)
 
 
-def _values() -> list[str]:
-    """Secrets that are known by heart, the longest first."""
-    named = (value for name, value in os.environ.items() if _VARIABLE.search(name))
+def _values() -> dict[str, str]:
+    """Secrets that are known by heart -> the variable that holds each, the longest first."""
+    named = {value: name for name, value in os.environ.items() if _VARIABLE.search(name)}
     # a path to a file of secrets is none
-    found = {value for value in named if len(value) >= _SHORTEST and not value.startswith(("/", "~", "."))}
-    return sorted(found | _expanded, key=len, reverse=True)
+    found = {
+        value: n for value, n in named.items() if len(value) >= _SHORTEST and not value.startswith(("/", "~", "."))
+    }
+    found |= {value: name for value, name in _expanded.items() if value not in found}
+    return dict(sorted(found.items(), key=lambda pair: len(pair[0]), reverse=True))
 
 
 def _print_hidden(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

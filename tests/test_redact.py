@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from jaxlean import redact
 from jaxlean.config import load
 from jaxlean.errors import ConfigError
 from jaxlean.redact import expand, hidden, secret_in
@@ -34,6 +35,12 @@ HARMLESS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _nothing_filled_in(monkeypatch):
+    """What a test has filled in is no secret to the next."""
+    monkeypatch.setattr(redact, "_expanded", {})
+
+
 @pytest.mark.parametrize(("text", "secret", "shown"), SECRETS)
 def test_secrets_are_known(text, secret, shown):
     assert secret_in(text) is not None
@@ -55,7 +62,7 @@ def test_what_the_environment_calls_secret_is(monkeypatch):
         with monkeypatch.context() as patched:
             patched.setenv(name, "1234-word-5678")
             assert hidden(text) == "an answer: ***"
-            assert secret_in(text) == "the value of an environment variable that is secret"
+            assert secret_in(text) == f"the value of {name}, which is secret by that name,"
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "1234-word-5678")
     monkeypatch.setenv("SSH_KEYS", "1234-word-5678")
     monkeypatch.setenv("SHORT_TOKEN", "answer")
