@@ -72,7 +72,8 @@ def _search(config: RunConfig, overwrite: bool) -> dict[str, Any]:
     dear = [name for name in ("search.max_usd", "search.objectives: usd") if _asks_for(config, name)]
     if dear and price.usd_per_hour is None:
         raise ConfigError(f"{dear[0]} needs a price", got=price.source, fix="cost.usd_per_hour=...")
-    reason = cannot_share(config) or (f"a mesh of {mesh.size} devices" if mesh.size > 1 else None)
+    several = f"a mesh of {mesh.size} devices (a worker for each, which sees it alone, would share a program)"
+    reason = cannot_share(config) or (several if mesh.size > 1 else None)
     if config.search.isolation == "program" and reason is not None:
         raise ConfigError("search.isolation: program is not for such a run", got=reason, fix="search.isolation=process")
     apart = config.search.isolation == "process" or reason is not None
