@@ -132,7 +132,8 @@ class Handed:
             self._thread.join()
         self._processes.stop()
         if finished:
-            write_origin(self._folder, replace(self._origin, finished=True))
+            with contextlib.suppress(OSError):  # a full disk, say: those elsewhere wait on, and the run is whole
+                write_origin(self._folder, replace(self._origin, finished=True))
 
     def _watch(self) -> None:
         """In the thread."""

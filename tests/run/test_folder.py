@@ -126,6 +126,8 @@ def test_resume_goes_on_and_takes_over_what_may_change(tmp_path):
         "train__per_device_train_batch_size": 4,
         "train__remat": "full",
         "distributed__enabled": False,
+        "eval__mode": "none",  # its numbers are the same whoever measures, and where nobody does
+        "eval__evaluators": 2,
     }
     claim(folder, config(**changes), resume=True, overwrite=False)
     assert contents(folder) == before
@@ -148,6 +150,7 @@ def test_resume_of_nothing_is_a_new_run(tmp_path):
         ({"data__train": "other.jsonl"}, "data.train", ("other.jsonl", "rows.jsonl")),
         ({"train__max_steps": 9}, "train.max_steps", ("9", "5")),
         ({"train__optim": "lion"}, "train.optim", ("lion", "adamw")),
+        ({"eval__exact_match": True}, "eval.exact_match", ("True", "False")),
     ],
 )
 def test_resume_with_another_config_is_refused(tmp_path, change, key, words):

@@ -13,7 +13,7 @@ import pytest
 from jaxlean.config import ReportSection
 from jaxlean.errors import ConfigError, RunError
 from jaxlean.run import metrics
-from jaxlean.run.metrics import Metrics, to_json
+from jaxlean.run.metrics import Metrics, logged_steps, to_json
 
 PLAIN = ReportSection(tensorboard=False)
 
@@ -152,3 +152,12 @@ def test_what_was_measured_right_before_the_end_is_not_written_twice(tmp_path):
     assert lines(tmp_path) == [
         {"step": 2, "loss": 1.0}, {"step": 2, "eval_loss": 3.0}, {"step": 3, "loss": 0.5}, {"step": 3, "loss": 0.5},
     ]  # fmt: skip
+
+
+def test_the_steps_at_which_a_number_was_logged(tmp_path):
+    out = Metrics(tmp_path, PLAIN)
+    for step, values in ((1, {"loss": 1.0}), (2, {"eval_loss": 1.0}), (2, {"loss": 1.0}), (4, {"eval_loss": None})):
+        out.log(step, values)
+    out.close()
+    assert logged_steps(tmp_path / "metrics.jsonl", "eval_loss") == {2, 4}
+    assert logged_steps(tmp_path / "nothing", "eval_loss") == set()
