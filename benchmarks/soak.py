@@ -4,10 +4,10 @@
 
 The quickstart's job (2 million parameters, LoRA) with short sequences. One process takes all steps undisturbed: its
 resident memory (VmRSS) is read whenever a checkpoint has reached the disk, and a line is fitted to what is read after
-the first tenth of the steps, in which caches fill; its slope is bytes in 1,000 steps, with its standard error. Then the
-same run is killed (SIGKILL) at so many random moments, half of them at a random step and some time after it, the others
-at a random time after the start of the process, whatever it does then, and gone on with by --resume each time. At the
-end adapter, counts and every line of the metrics are compared with those of the undisturbed run.
+the first tenth of the steps, in which caches fill, and before the last one; its slope is bytes in 1,000 steps, with its
+standard error. Then the same run is killed (SIGKILL) at so many random moments, half of them at a random step and some
+time after it, the others at a random time after the start of the process, whatever it does then, and gone on with by
+--resume each time. At the end adapter, counts and every line of the metrics are compared with the undisturbed run's.
 """
 
 import argparse
@@ -106,11 +106,16 @@ def undisturbed(run: Path, given: argparse.Namespace) -> dict[str, Any]:
     return row | {"saves": len(samples), "rss": samples, **slope(samples, given.steps)}
 
 
+def fitted(samples: Sequence[tuple[int, int]], steps: int) -> list[tuple[int, int]]:
+    """Those that follow the first tenth, without that of the last step: while it is read the result is written."""
+    return [sample for sample in samples if steps / 10 < sample[0] < steps]
+
+
 def slope(samples: Sequence[tuple[int, int]], steps: int) -> dict[str, float]:
-    """Least squares over what follows the first tenth: bytes in 1,000 steps, and the slope's standard error."""
+    """Least squares over `fitted`: bytes in 1,000 steps, and the slope's standard error."""
     import numpy as np
 
-    later = np.array([sample for sample in samples if sample[0] > steps / 10], np.float64)
+    later = np.array(fitted(samples, steps), np.float64)
     if len(later) < 3:
         return {}
     x, y = later[:, 0] / 1000, later[:, 1]
@@ -118,7 +123,7 @@ def slope(samples: Sequence[tuple[int, int]], steps: int) -> dict[str, float]:
     rest = y - (a + b * x)
     error = np.sqrt(np.sum(rest**2) / (len(x) - 2) / np.sum((x - x.mean()) ** 2))
     found = {"slope_bytes_per_1000_steps": float(b), "slope_error": float(error)}
-    return found | {"rss_start_mb": y[0] / 1e6, "rss_end_mb": y[-1] / 1e6}
+    return found | {"rss_start_mb": float(y[0]) / 1e6, "rss_end_mb": float(y[-1]) / 1e6}
 
 
 def killed(run: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -182,7 +187,7 @@ def plot(rows: Sequence[Mapping[str, Any]], steps: int, file: Path) -> None:
     figure, (memory, kills) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
     memory.plot(samples[:, 0], samples[:, 1] / 1e6, ".", label="at each save")
     if "slope_bytes_per_1000_steps" in whole:
-        later = samples[samples[:, 0] > steps / 10]
+        later = np.array(fitted(whole["rss"], steps), np.float64)
         line = np.polyval(np.polyfit(later[:, 0], later[:, 1], 1), later[:, 0])
         label = f"{whole['slope_bytes_per_1000_steps'] / 1e6:+.2f} ± {whole['slope_error'] / 1e6:.2f} MB in 1,000 steps"
         memory.plot(later[:, 0], line / 1e6, label=label)

@@ -54,8 +54,9 @@ def main() -> None:
         chosen = list({fault.name: fault for fault in reversed(chosen)}.values())[::-1]
     kept: list[dict[str, Any]] = []
     if given.again:
-        before = {name_of(row): row for row in map(json.loads, (given.out / ROWS).read_text().splitlines())}
-        kept = [row for fault in chosen if (row := before.get(str(fault), {})).get("held") == "yes"]
+        names = [str(fault) for fault in every()]
+        before = map(json.loads, (given.out / ROWS).read_text().splitlines())
+        kept = [row for row in before if row["held"] == "yes" and name_of(row) in names]
         chosen = [fault for fault in chosen if str(fault) not in {name_of(row) for row in kept}]
     if given.out is not None:  # row by row, so that what takes an hour can be gone on with
         given.out.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,16 @@ def note_steps() -> None:
     before("jaxlean.run.meter", "Meter.add", 0, lambda meter, step, *_: (NOTES / "steps").write_text(str(step)))
 
 
+class WithoutTorch(PathFinder):
+    """transformers imports torch where it finds it, which takes longer than all else and which nothing here needs."""
+
+    @classmethod
+    def find_spec(cls, fullname: str, path: Any = None, target: Any = None) -> Any:
+        return None if fullname.partition(".")[0] == "torch" else super().find_spec(fullname, path, target)
+
+
 def main() -> None:
+    sys.meta_path = [WithoutTorch if finder is PathFinder else finder for finder in sys.meta_path]
     if "clock" in PLAN:
         turn_the_clock(*PLAN["clock"])
     moment = PLAN.get("at")
