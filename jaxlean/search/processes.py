@@ -82,7 +82,9 @@ class Processes:
         config = config.model_copy(update={
             "output_dir": str(folder),
             "search": settings.SearchSection(),
-            "eval": config.eval.model_copy(update={"before": False, "eval_steps": self.study.rungs[0]}),
+            "eval": config.eval.model_copy(
+                update={"mode": "sync", "before": False, "eval_steps": self.study.rungs[0]}
+            ),
             "train": config.train.model_copy(update={"save_steps": self.study.num_steps * 2}),
         })  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
