@@ -13,6 +13,7 @@ import re
 import sys
 import traceback
 from types import TracebackType
+from typing import Any
 
 HIDDEN = "***"
 # What says, in the name of a variable or of a URL's parameter, that its value is one.
@@ -78,7 +79,10 @@ def expand(text: str) -> str:
 
 def guard() -> None:
     """Hide secrets in what this process says by other ways than ours: tracebacks, and lines of any library's log."""
-    sys.excepthook = _print_hidden
+    if sys.excepthook is sys.__excepthook__:  # a debugger's, or a test's, is its own
+        sys.excepthook = _print_hidden
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _print_unraisable
     logging.setLogRecordFactory(_Record)
 
 
@@ -95,6 +99,13 @@ def _values() -> dict[str, str]:
 
 def _print_hidden(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     print(hidden("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
+def _print_unraisable(told: Any) -> None:
+    where = f"{told.err_msg or 'Exception ignored in'}: {told.object!r}\n" if told.object is not None else ""
+    print(hidden(where), end="", file=sys.stderr)
+    if told.exc_value is not None:
+        _print_hidden(told.exc_type, told.exc_value, told.exc_traceback)
 
 
 class _Record(logging.LogRecord):

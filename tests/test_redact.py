@@ -149,12 +149,15 @@ def test_tracebacks_and_logs_hide_them():
     program = (
         "import logging, sys\nfrom jaxlean.redact import guard\nguard()\n"
         f"logging.getLogger('a.library').warning('GET %s', 'https://me:pass-word@host')\n"
+        f"class Late:\n    def __del__(self):\n        raise ValueError('of {TOKEN}')\nLate()\n"
         f"raise OSError('401 with {TOKEN}')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "GET https://***@host" in done.stderr
     assert "OSError: 401 with ***" in done.stderr
+    assert "ValueError: of ***" in done.stderr
+    assert TOKEN not in done.stderr
     assert "Traceback" in done.stderr
     assert "pass-word" not in done.stderr
 

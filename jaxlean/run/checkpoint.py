@@ -30,7 +30,6 @@ from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -300,23 +299,23 @@ def _write_arrays(folder: Path, host: dict[str, np.ndarray]) -> None:
 def _quiet() -> Iterator[None]:
     """What goes wrong is raised; orbax's threads would also log it, with a page of traceback each.
 
-    The first array that cannot be written ends orbax's event loop, and tensorstore tells `sys.excepthook` of each other
-    array that it cannot tell that loop of it. Some do so late: after an error nobody hears of it any more.
+    The first array that cannot be written ends orbax's event loop, and tensorstore tells `sys.unraisablehook` of each
+    other array that it cannot tell that loop of it. Some do so late: after an error nobody hears of it any more.
     """
 
     def not_an_error(record: logging.LogRecord) -> bool:
         return record.levelno < logging.ERROR
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not isinstance(error, RuntimeError) or str(error) != "Event loop is closed":
-            before(kind, error, trace)
+    def hook(told: Any) -> None:
+        if not isinstance(told.exc_value, RuntimeError) or str(told.exc_value) != "Event loop is closed":
+            before(told)
 
-    before, sys.excepthook = sys.excepthook, hook
+    before, sys.unraisablehook = sys.unraisablehook, hook
     absl = logging.getLogger("absl")
     absl.addFilter(not_an_error)
     try:
         yield
-        sys.excepthook = before
+        sys.unraisablehook = before
     finally:
         absl.removeFilter(not_an_error)
 

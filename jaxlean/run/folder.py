@@ -239,9 +239,14 @@ def _check_same_run(folder: Path, config: RunConfig) -> None:
     """
     file = folder / _CONFIG
     try:
-        before = settings.build(yaml.safe_load(file.read_text(encoding="utf-8")), where=file)
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RunError("the config of the run cannot be read", where=file, got=error) from error
+    if not isinstance(values, dict):
+        raise RunError(
+            "the config of the run cannot be read", where=file, got=values, wanted="what the run wrote there"
+        )
+    before = settings.build(values, where=file)
     # On other devices it is the same run while a step takes the same rows, which the place in the data checks.
     free = {"output_dir", "report", "search", "cost", "compilation_cache", "mesh", "distributed"}
     free_in_train = {"logging_steps", "save_steps", "save_total_limit", "learning_rate"}

@@ -85,6 +85,8 @@ def main() -> None:
         "most_steps_lost": max((row["lost_steps"] or 0 for row in resumed), default=0),
     }  # fmt: skip
     publish("faults", config, rows, COLUMNS, given.out)
+    if given.out is not None and held == len(order):
+        (given.out / ROWS).unlink()  # all of them are in faults.json
     sys.exit(held != len(rows))
 
 

@@ -146,7 +146,7 @@ def faults() -> list[Fault]:
         Fault("config.yaml cut short", "between stop and resume", "refused by name; nothing is lost",
               partial(config_damaged, cut, "config")),
         Fault("config.yaml emptied", "between stop and resume", "refused by name; nothing is lost",
-              partial(config_damaged, empty, "config")),
+              partial(config_damaged, empty, "the config of the run cannot be read")),
         Fault("a bit of config.yaml turned: another seed", "between stop and resume", "refused: another seed",
               partial(config_damaged, second_bit(b"\nseed: 0"), "--resume with another seed")),
         Fault("metrics.jsonl ends in half a line", "between stop and resume", "the half line is dropped",

@@ -158,23 +158,6 @@ def read_only(job: Job) -> Outcome:
     return Outcome(job.resumed(run, STOPPED_AT).lost_steps, True, outcome.said)
 
 
-def turned_read_only(job: Job) -> Outcome:
-    """... while it runs."""
-    run = job.new()
-    run.mkdir()
-    with mounted(run, "--bind", run):
-        running = job.start("finetune", run, plan={"at": "a checkpoint begun", "do": "tell"})
-        running.until_acted()
-        subprocess.run(["mount", "-o", "remount,bind,ro", str(run)], check=False, capture_output=True)
-        running.go()
-        ended = running.end()
-    if ended.code == 0:  # a file that is open for writing forbids the remount
-        job.same(run)
-        return Outcome(0, True, "the file system stayed writable")
-    outcome = job.refused(ended, "cannot be written|Read-only file system")
-    return Outcome(job.resumed(run, ended).lost_steps, True, outcome.said)
-
-
 def unwritable_cache(job: Job) -> Outcome:
     """Compiled programs and what the libraries keep cannot be written: that is no reason not to train."""
     place, run = job.new("cache"), job.new()
@@ -216,6 +199,5 @@ def faults() -> list[Fault]:
             Fault("the disk is full", "while a run is exported", "refused; nothing is left", full_for_an_export),
             Fault("the file system is read-only", "between stop and resume", "refused by name; nothing is lost",
                   read_only),
-            Fault("the file system turns read-only", "a checkpoint begun", FULL, turned_read_only),
         ]  # fmt: skip
     return found

@@ -164,8 +164,13 @@ def turn_the_clock(offset: float, after_seconds: float) -> None:
 
 
 def note_steps() -> None:
-    """How many steps were begun, for the runner."""
-    before("jaxlean.run.meter", "Meter.add", 0, lambda meter, step, *_: (NOTES / "steps").write_text(str(step)))
+    """How many steps were begun, for the runner: a line each, as a file that is written anew is empty once."""
+
+    def note(meter: Any, step: int, *_: Any) -> None:
+        with (NOTES / "steps").open("a") as out:
+            out.write(f"{step}\n")
+
+    before("jaxlean.run.meter", "Meter.add", 0, note)
 
 
 class WithoutTorch(PathFinder):

@@ -175,7 +175,7 @@ class Job:
         self.same(run)
         steps = before.steps if isinstance(before, Ended) else before
         lost = steps - ended.resumed_at
-        hold(lost <= MOST_LOST, f"{lost} steps were lost")
+        hold(0 <= lost <= MOST_LOST, f"{lost} steps were lost")
         return Outcome(lost, True, before.said if isinstance(before, Ended) else ended.said)
 
     def same(self, run: Path) -> None:
@@ -231,8 +231,8 @@ class Running:
 
     @property
     def steps(self) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            return int((self.notes / "steps").read_text())
+        with contextlib.suppress(OSError):
+            return int((self.notes / "steps").read_text().rpartition("\n")[0].rpartition("\n")[2] or 0)
         return 0
 
     def _wait(self, there: Callable[[], bool]) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -407,15 +408,15 @@ def test_sharded_arrays_come_back_on_the_shardings_asked_for(tmp_path):
 
 def test_what_tensorstore_says_after_an_error_is_not_shown(tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: shown.append(str(error)))
-    ours = sys.excepthook
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: shown.append(str(told.exc_value)))
+    ours = sys.unraisablehook
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(1, {"a": jnp.ones(3)}, {}, wait=True)
-    assert sys.excepthook is ours
+    assert sys.unraisablehook is ours
     with monkeypatch.context() as patched, pytest.raises(RunError, match="no disk space"):
         patched.setattr(checkpoint, "_orbax", lambda: full_disk(None, None))
         checkpoints.save(2, {"a": jnp.ones(3)}, {}, wait=True)
     for error in (RuntimeError("Event loop is closed"), RuntimeError("a bug"), ValueError("another")):
-        sys.excepthook(type(error), error, None)
+        sys.unraisablehook(SimpleNamespace(exc_value=error))
     assert shown == ["a bug", "another"]
     checkpoints.close()
