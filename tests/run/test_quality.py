@@ -86,9 +86,15 @@ def test_an_adapter_is_folded_in_under_its_head(
     config = task_run("classify", texts, "train.max_steps=4", "eval.before=false")
     finetune(config)
     written: list[Any] = []
-    monkeypatch.setattr(merge, "write_model", lambda model, folder, dtype: written.append(model))
+
+    def write(model: Any, folder: Path, dtype: str) -> None:
+        folder.mkdir()  # as the writer does; what is staged there is moved into place
+        written.append(model)
+
+    monkeypatch.setattr(merge, "write_model", write)
     merge.merge(tmp_path / "run" / "adapter", tmp_path / "merged", base=str(config.model.path))
     (model,) = written
+    assert (tmp_path / "merged").is_dir()
     base = merge.load(config.model.path, task="classify", labels=["blue", "green", "red"])
     adapter = merge.load_adapted(base, tmp_path / "run" / "adapter")
     np.testing.assert_array_equal(model.params["classifier"]["kernel"], adapter.params["classifier"]["kernel"])
