@@ -87,9 +87,11 @@ class Program:
 
     def _transform(self, inputs: Inputs) -> optax.GradientTransformation:
         settings = {name: value for name, value in inputs.items() if name in INPUTS}
-        ratio = lora.learning_rate_ratios(self.config.lora)
-        if "loraplus_lr_ratio" in inputs:
-            ratio = lambda path: inputs["loraplus_lr_ratio"] if path.endswith(".lora_b") else 1.0  # noqa: E731
+        own, searched = lora.learning_rate_ratios(self.config.lora), inputs.get("loraplus_lr_ratio")
+
+        def ratio(path: str) -> Any:
+            return searched if searched is not None and path.endswith(".lora_b") else own(path)
+
         return optimizer(self.config.train, 1, self._trainable, ratio=ratio, inputs=settings)
 
     def with_scales(self, frozen: tree.Tree, scale: Any) -> tree.Tree:
