@@ -8,6 +8,7 @@ import time
 import optuna
 import pytest
 
+from jaxlean.errors import RunError
 from jaxlean.search import journal
 from jaxlean.search.journal import Journal
 
@@ -67,8 +68,72 @@ def test_the_lock_of_a_killed_worker_is_taken_away(tmp_path, monkeypatch):
     monkeypatch.setattr(journal, "GRACE_SECONDS", 3)
     file = tmp_path / "study.journal"
     study(file)
-    code = f"import sys; from optuna.storages.journal import JournalFileSymlinkLock as L; L({str(file)!r}).acquire()"
+    code = f"import sys; from optuna.storages.journal import JournalFileOpenLock as L; L({str(file)!r}).acquire()"
     subprocess.run([sys.executable, "-c", code], check=True)  # ends without letting go
     started = time.monotonic()
     assert study(file).ask().number == 0
     assert time.monotonic() - started > 2
+
+
+def values_of(file):
+    try:
+        return [trial.value for trial in study(file).trials]
+    except RunError as error:
+        return "refused" if f"{file}:" in str(error) else str(error)
+
+
+def test_a_bit_that_flips_is_noticed(tmp_path):
+    file = tmp_path / "study.journal"
+    own = study(file)
+    for value in (0.25, 0.5):
+        own.tell(own.ask(), value)
+    good = file.read_bytes()
+    for at in range(0, len(good), 7):  # anywhere: a number, a name, a quote, the end of a line
+        file.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        last = at > good.rindex(b"\n", 0, -1)
+        # the end of the last line alone may look as if it had not been written yet
+        wanted = ["refused", [0.25, None]] if last else ["refused"]
+        assert values_of(file) in wanted, good[max(at - 20, 0) : at + 20]
+    file.write_bytes(good)
+    assert [trial.value for trial in study(file).trials] == [0.25, 0.5]
+
+
+def test_who_was_stopped_while_it_wrote_harms_nobody(tmp_path, monkeypatch):
+    file = tmp_path / "study.journal"
+    first, second = study(file), study(file)
+    fsync = journal.os.fsync
+
+    def meanwhile(descriptor):  # the lock was taken away, and others wrote
+        monkeypatch.setattr(journal.os, "fsync", fsync)
+        fsync(descriptor)
+        (tmp_path / "study.journal.lock").unlink()
+        second.ask()
+
+    monkeypatch.setattr(journal.os, "fsync", meanwhile)
+    trial = first.ask()
+    first.tell(trial, 0.5)
+    assert len(study(file).trials) == len(first.trials) == 2
+    assert not (tmp_path / "study.journal.lock").exists()
+
+
+def test_half_a_line_that_is_cut_off_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    file = tmp_path / "study.journal"
+    own = study(file)
+    own.ask()
+    good = file.read_bytes()
+    last = good.rindex(b"\n", 0, -1) + 1
+    backend = Journal(file)
+    found = backend._checked(good[last:-30] + b'"op_code":4}\n', 9, last)
+    assert found == json.loads(good[last:-21] + b"}")
+
+
+def test_optuna_reads_it_and_its_own_lines_are_read(tmp_path):
+    file = tmp_path / "study.journal"
+    own = study(file)
+    own.tell(own.ask(), 0.25)
+    assert all("crc32" in line for line in lines(file))
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(file)))
+    theirs = optuna.load_study(study_name="s", storage=storage)
+    theirs.tell(theirs.ask(), 0.5)
+    assert [trial.value for trial in own.trials] == [0.25, 0.5]
+    assert [trial.value for trial in study(file).trials] == [0.25, 0.5]
