@@ -41,6 +41,7 @@ from jaxlean.run.inputs import tokenizer_of
 from jaxlean.run.job import adapt, base, is_pissa, placed
 from jaxlean.run.lease import Lease, Leases
 from jaxlean.run.manifest import Damaged
+from jaxlean.run.parent import end_with
 from jaxlean.run.preemption import Preemption
 from jaxlean.run.quality import TaskEvaluator
 from jaxlean.run.score_files import Score, read_score, remove_score, scored_steps, write_score
@@ -153,6 +154,9 @@ class Handed:
             stale = score is not None and score.refused is None and score.token != self._snapshots.token(step)
             if score is None or stale:
                 remove_score(self._scores, step)  # cut short, or of a snapshot of an earlier start
+                if self._snapshots.is_foreign(step):  # it would be scored for ever
+                    self._say(f"the snapshot of step {step} is not this run's, and is removed")
+                    self._snapshots.remove(step)
                 continue
             self._seen.add(step)
             if score.refused is None:
@@ -287,7 +291,7 @@ def watch(run: Path, *, parent: int | None = None, nice: int = 0) -> None:
     if nice:
         os.nice(nice)
     if parent is not None:
-        threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+        end_with(parent)
     watcher = _Watcher(run)
     try:
         with Preemption():
@@ -296,12 +300,6 @@ def watch(run: Path, *, parent: int | None = None, nice: int = 0) -> None:
         print(f"asked to leave ({asked}): {watcher.num} snapshots scored", flush=True)
     finally:
         watcher.close()
-
-
-def _leave_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
 
 
 class _Watcher:

@@ -169,6 +169,14 @@ class Snapshots:
         """Of a snapshot that this run wrote and has not removed."""
         return self._names.get(step)
 
+    def is_foreign(self, step: int) -> bool:
+        """Whether what lies there for a step was not written by this run: it was put there from elsewhere."""
+        try:
+            content = json.loads((self._folder / str(step) / MANIFEST).read_text(encoding="utf-8"))["content"]
+            return bool(content["token"] != self._names.get(step))
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
     def waiting(self) -> list[int]:
         """The steps that are still to be measured, in order."""
         return [step for step in snapshot_steps(self._folder) if not self._scored(step)]

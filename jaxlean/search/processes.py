@@ -147,7 +147,7 @@ class Processes:
 
 
 def _command(file: Path) -> list[str]:
-    return [sys.executable, "-m", "jaxlean", "finetune", str(file), "--overwrite"]
+    return [sys.executable, "-m", "jaxlean", "finetune", str(file), "--overwrite", "--parent", str(os.getpid())]
 
 
 def _environment() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Snapshots: what is handed over is what is read, a few stay, and nothing that goes wrong holds training up."""
 
+import shutil
 import threading
 
 import jax
@@ -56,6 +57,19 @@ def test_what_is_handed_over_is_read(on_device, opened, tmp_path):
     assert arrays["layers"]["query"]["lora_b"].dtype == jnp.bfloat16
     assert (content["step"], content["whole"], content["token"]) == (120, True, snapshots.token(120))
     assert {file.name for file in (tmp_path / "snapshots" / "120").iterdir()} == {"arrays.safetensors", "complete.json"}
+
+
+def test_one_that_was_put_there_from_elsewhere_is_known(opened, tmp_path):
+    snapshots, _ = opened()
+    for step in (10, 20):
+        snapshots.hand_over(step, params())
+        snapshots.settle()
+    folder = tmp_path / "snapshots"
+    assert not snapshots.is_foreign(10)
+    shutil.copy(folder / "20" / "complete.json", folder / "10")
+    assert snapshots.is_foreign(10)
+    assert not snapshots.is_foreign(20)
+    assert not snapshots.is_foreign(30), "there is none"
 
 
 def test_of_those_that_wait_the_newest_stay(opened, tmp_path):
