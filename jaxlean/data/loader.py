@@ -352,7 +352,7 @@ def _stream(config: RunConfig, encoder: Encoder, rows_per_step: int, held: Seque
     counts = Counts()
     weights = shares(data.train) or [1.0] * len(data.train)
     source = stream(data, encoder, counts, weights=weights, rows=rows_per_step, seed=config.seed)
-    names = ", ".join(f"{part.path}{_content(part)}" for part in data.train)
+    names = ", ".join(f"{part.path}{content_of(part)}" for part in data.train)
     fingerprint = (
         f"stream of {names}, seed {config.seed}, {rows_per_step} rows of {data.max_length}, "
         f"packing {data.packing}, shuffle {data.shuffle}, mix {weights}"
@@ -361,8 +361,8 @@ def _stream(config: RunConfig, encoder: Encoder, rows_per_step: int, held: Seque
     return Batches(source, num_steps=max_steps, length=data.max_length, stats=stats, fingerprint=fingerprint, held=held)
 
 
-def _content(source: SourceSection) -> str:
-    """What tells local files from others; of what comes over the network nothing does."""
+def content_of(source: SourceSection) -> str:
+    """What tells local files from others; of what comes over the network nothing does, and this is empty."""
     if "://" in source.path or not Path(source.path).exists():
         return ""
     rows = open_rows(source)

@@ -57,6 +57,11 @@ class Holder:
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a process of this machine, which is seen when it ends."""
+        return bool(self.place) and self.place == _place() and self.started is not None
+
 
 class Lease:
     """What `Leases.take` gives; to be released, or left to die with the process.
@@ -337,7 +342,7 @@ def _state(pid: int) -> tuple[str, int] | None:
 
 def _is_gone(holder: Holder) -> bool:
     """Whether the holder's process can be seen to have ended."""
-    if not holder.place or holder.started is None or holder.place != _place():
+    if not holder.is_here:
         return False
     state = _state(holder.pid)
     return state is None or state[0] in "ZX" or state[1] != holder.started

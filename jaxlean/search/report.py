@@ -115,7 +115,7 @@ def write_all(
     write(folder / "trials.jsonl", "".join(json.dumps(to_json(row)) + "\n" for row in rows))
     write(folder / "summary.json", json.dumps(to_json(summary), indent=2, allow_nan=False) + "\n")
     for old in folder.glob("best*.yaml"):
-        old.unlink()
+        old.unlink(missing_ok=True)  # another worker may end as well
     best = summary["best"]
     for place, found in enumerate(best):
         name = "best" if len(best) == 1 else f"best-{place}"

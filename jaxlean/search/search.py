@@ -6,6 +6,7 @@ The same command, started again or on another machine beside it, goes on with th
 import importlib.util
 import os
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,17 @@ from jaxlean import config as settings
 from jaxlean.config import RunConfig
 from jaxlean.cost.price import lookup
 from jaxlean.errors import ConfigError, Preempted, RunError
+from jaxlean.redact import hidden
 from jaxlean.run.folder import check_links, check_writable, make, remove
 from jaxlean.run.inputs import batches_of, tokenizer_of
 from jaxlean.run.job import base, resolved, rows_of_step
+from jaxlean.run.lease import DEAD_SECONDS, Leases
 from jaxlean.run.peers import Peers
 from jaxlean.run.preemption import Preemption
 from jaxlean.search import report
 from jaxlean.search.in_process import InProcess, cannot_share
 from jaxlean.search.processes import Processes
+from jaxlean.search.sources import check_same, sources
 from jaxlean.search.space import check
 from jaxlean.search.study import JOURNAL, Study
 from jaxlean.xla.compile import use_cache
@@ -77,33 +81,41 @@ def _search(config: RunConfig, overwrite: bool) -> dict[str, Any]:
     if config.search.isolation == "program" and reason is not None:
         raise ConfigError("search.isolation: program is not for such a run", got=reason, fix="search.isolation=process")
     apart = config.search.isolation == "process" or reason is not None
+    if overwrite and config.search.storage is not None:
+        raise ConfigError(
+            "--overwrite removes no study from a database", got=hidden(config.search.storage), fix=_anew(config)
+        )
 
     # ---- study
-    num_steps = _num_steps(config, mesh)
+    num_steps, made_of = _num_steps(config, mesh), sources(config)
     _claim(folder, config, overwrite=overwrite)
     study = Study(config, folder, num_steps)
-    say(f"study: {study.where}, {config.search.num_trials} trials of {num_steps:,} steps, compared at {study.rungs}")
-    say(f"to look at it: optuna-dashboard {study.where}")
-    before = len(study.trials)
-    if before:
-        say(f"going on: {before} trials are there")
+    with closing(study):
+        check_same(study.keep("made of", made_of), made_of, study.where, anew=_anew(config))
+        say(
+            f"study: {study.where}, {config.search.num_trials} trials of {num_steps:,} steps, compared at {study.rungs}"
+        )
+        say(f"to look at it: optuna-dashboard {study.where}")
+        before = len(study.trials)
+        if before:
+            say(f"going on: {before} trials are there")
 
-    def told(trial: Any) -> None:
-        row = report.row_of(next(t for t in study.trials if t.number == trial.asked.number), config.search)
-        best = study.best() if len(config.search.objectives) == 1 else []
-        say(report.line_of(row, num_steps, best[0].values[0] if best else None, config.search.objectives[0]))
+        def told(trial: Any) -> None:
+            row = report.row_of(next(t for t in study.trials if t.number == trial.asked.number), config.search)
+            if row["state"] == "fail":
+                say(f"trial {trial.asked.number}: dropped, as another worker has taken it over")
+                return
+            best = study.best() if len(config.search.objectives) == 1 else []
+            say(report.line_of(row, num_steps, best[0].values[0] if best else None, config.search.objectives[0]))
 
-    # ---- trials
-    runner: InProcess | Processes
-    if apart:
-        say(f"each trial is a process{f', for {reason}' if reason is not None else ''}")
-        runner = Processes(config, study, price, folder / "trials", say=say, told=told)
-    else:
-        runner = InProcess(config, study, mesh, price, say=say, told=told)
-    try:
+        # ---- trials
+        runner: InProcess | Processes
+        if apart:
+            say(f"each trial is a process{f', for {reason}' if reason is not None else ''}")
+            runner = Processes(config, study, price, folder / "trials", say=say, told=told)
+        else:
+            runner = InProcess(config, study, mesh, price, say=say, told=told)
         runner.run()
-    finally:
-        study.close()
     say(f"the search ends: {study.reason_to_end()}")
 
     # ---- report
@@ -141,6 +153,12 @@ def _check(config: RunConfig) -> None:
         raise ConfigError("mesh: auto is not for a search", fix="set the axes, or leave them: one process a device")
 
 
+def _anew(config: RunConfig) -> str:
+    if config.search.storage is not None:
+        return "another search.study_name and output_dir begin another study"
+    return "--overwrite, or another output_dir"
+
+
 def _asks_for(config: RunConfig, name: str) -> bool:
     return config.search.max_usd is not None if name == "search.max_usd" else "usd" in config.search.objectives
 
@@ -173,6 +191,7 @@ def _claim(folder: Path, config: RunConfig, *, overwrite: bool) -> None:
                 "the output folder holds something else than a search", where=folder, fix="output_dir=... names another"
             )
         if file.exists() and overwrite:
+            _check_alone(folder / "workers")
             for name in _RESULTS:
                 if os.path.lexists(folder / name):
                     remove(folder / name)
@@ -197,6 +216,20 @@ def _claim(folder: Path, config: RunConfig, *, overwrite: bool) -> None:
         report.write(file, settings.dump(plain.model_copy(update={"output_dir": config.output_dir})))
     except OSError as error:
         raise RunError("the output folder cannot be written", where=folder, got=error) from error
+
+
+def _check_alone(workers: Path) -> None:
+    """Raises RunError where somebody is at work in a study that is to be removed."""
+    leases, began = Leases(), time.monotonic()
+    while names := leases.alive(workers, ""):
+        holder = leases.holder(workers / names[0])
+        # who is silent for so long is dead; who is on this machine is known to live
+        if (holder is not None and holder.is_here) or time.monotonic() - began > 1.5 * DEAD_SECONDS:
+            raise RunError(
+                "the search is not overwritten: others are at work in it", where=workers.parent, got=holder or names[0],
+                fix="end them first, or output_dir=... names another folder",
+            )  # fmt: skip
+        time.sleep(0.5)
 
 
 def _first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:

@@ -2,6 +2,7 @@
 
 Each worker asks for a trial, reports at the rungs, and tells what came of it. A worker that dies leaves a trial that is
 neither: the others (or the next start) see that it is gone, count the trial as failed, and try the same values again.
+One that was only stopped for a while (a suspended machine) finds its trial taken over, and drops it.
 """
 
 import math
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxlean.config import RunConfig, SearchSection
-from jaxlean.errors import ConfigError, RunError
+from jaxlean.errors import ConfigError, RunError, UserError
 from jaxlean.redact import expand, hidden
 from jaxlean.run.lease import Leases
 from jaxlean.search import space
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 JOURNAL = "study.journal"
 # A database tells workers apart by signs of life in seconds of its own clock.
 _BEAT_SECONDS, _DEAD_SECONDS = 30, 120
+# How long another one may hold an SQLite file; `?timeout=` in the URL says otherwise.
+_LOCKED_SECONDS = 120
 # Trials that could not be started, for each that was: then the space is at fault.
 _MOST_REFUSED = 5
 
@@ -101,12 +104,13 @@ class Study:
             return optuna.storages.JournalStorage(Journal(self._journal))
         url = _expanded(self.search.storage or "")
         sqlite = url.startswith("sqlite")
+        waits = {} if "timeout=" in url else {"connect_args": {"timeout": _LOCKED_SECONDS}}
         with _quiet():
             return optuna.storages.RDBStorage(
                 url, heartbeat_interval=_BEAT_SECONDS, grace_period=_DEAD_SECONDS,
                 heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=2),
                 # others may be writing for a while
-                engine_kwargs={"connect_args": {"timeout": 120}} if sqlite else {"pool_pre_ping": True},
+                engine_kwargs=waits if sqlite else {"pool_pre_ping": True},
             )  # fmt: skip
 
     def _pruner(self) -> Any:
@@ -133,6 +137,16 @@ class Study:
                 multivariate=True, group=True, constant_liar=True, seed=seed,
                 n_startup_trials=self.search.startup_trials,
             )  # fmt: skip
+
+    def keep(self, name: str, value: dict[str, str]) -> dict[str, str]:
+        """What the first worker kept under a name; this is the first one where there is nothing."""
+        with _explained(self.where):
+            if not any(key.startswith(f"{name} ") for key in self._study.user_attrs):
+                # each under its own name: of two that come at once the second does not write over the first
+                self._study.set_user_attr(f"{name} {self.worker}", value)
+            kept = self._study.user_attrs
+            first: dict[str, str] = kept[next(key for key in kept if key.startswith(f"{name} "))]
+            return first
 
     # ---- trials
 
@@ -192,19 +206,28 @@ class Study:
             for trial in trials:
                 self._study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
 
-    def report(self, trial: "Trial", step: int, value: float) -> bool:
-        """Tell the quality at a rung that is not the last; whether the trial goes on."""
-        with _explained(self.where):
-            trial.report(value, step)
-            return not trial.should_prune()
-
-    def finish(self, trial: "Trial", values: Sequence[float] | None, **notes: Any) -> None:
-        """The end of a trial: with its values, or given up without."""
-        with _explained(self.where):
+    def note(self, trial: "Trial", **notes: Any) -> None:
+        """Keep something beside a trial; where others took it over, nothing."""
+        with _explained(self.where), _unless_ended():
             for name, value in notes.items():
                 trial.set_user_attr(name, value)
+
+    def report(self, trial: "Trial", step: int, value: float) -> bool:
+        """Tell the quality at a rung that is not the last; whether the trial goes on."""
+        with _explained(self.where), _unless_ended():
+            trial.report(value, step)
+            return not trial.should_prune()
+        return False
+
+    def finish(self, trial: "Trial", values: Sequence[float] | None, **notes: Any) -> None:
+        """The end of a trial: with its values, or given up without. Where others took it over, nothing: then it has
+        failed, and is tried again.
+        """
+        self.note(trial, **notes)
+        with _explained(self.where), _unless_ended():
             complete = values is not None and all(math.isfinite(v) for v in values)
-            self._study.tell(trial, values if complete else None, _state("COMPLETE" if complete else "PRUNED"))
+            state = _state("COMPLETE" if complete else "PRUNED")
+            self._study.tell(trial, values if complete else None, state, skip_if_finished=True)
 
     def refuse(self, trial: "Trial", reason: str) -> None:
         """A trial that was not started: it would not fit, or its values do not go together."""
@@ -213,6 +236,10 @@ class Study:
     def leave(self, trials: "Sequence[Trial]") -> None:
         """Give back what this worker has begun and will not end: somebody else tries the same values."""
         with _explained(self.where):
+            # what has raised may have come amid a word with the storage: not with that view of it
+            import optuna
+
+            self._study = optuna.load_study(study_name=self.search.study_name, storage=self._storage())
             for trial in trials:
                 self._again(trial.number, dict(trial.params))
 
@@ -257,6 +284,8 @@ class Study:
     def _again(self, number: int, params: dict[str, Any]) -> None:
         try:
             self._study.tell(number, state=_state("FAIL"))
+        except UserError:
+            raise
         except (ValueError, RuntimeError):
             return  # another worker saw it first
         self._study.enqueue_trial(params, user_attrs={"again": number})
@@ -292,6 +321,17 @@ def _explained(where: str) -> Iterator[None]:
             got += f" ({hidden(str(cause).splitlines()[0])})"
         fix = "see to the storage; what is in it is not lost: the same command goes on"
         raise RunError("the study cannot be read or written", where=where, got=got, fix=fix) from None
+
+
+@contextmanager
+def _unless_ended() -> Iterator[None]:
+    """Nothing is told of a trial that others have ended, since they took its worker for dead."""
+    from optuna.exceptions import UpdateFinishedTrialError
+
+    try:
+        yield
+    except UpdateFinishedTrialError:
+        pass
 
 
 @contextmanager

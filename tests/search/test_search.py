@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
 
 from jaxlean.config import load
 from jaxlean.run.finetune import finetune
+from jaxlean.run.lease import Leases
 from jaxlean.search.program import Program
 from jaxlean.search.study import JOURNAL
 
@@ -83,6 +85,30 @@ def test_the_same_command_goes_on_and_another_search_is_refused(searched, cli):
     code, _, err = cli("search", file, *SMALL[:3], f"output_dir={folder}", "search.num_trials=1", "--overwrite")
     assert code == 0
     assert len(rows(folder)) == 1
+
+
+def test_nobody_overwrites_who_is_at_work(searched, cli):
+    folder, _, file = searched
+    lease = Leases().take(folder / "workers" / "other")
+    before = (folder / JOURNAL).read_bytes()
+    code, _, err = cli("search", file, *SMALL, f"output_dir={folder}", "--overwrite")
+    assert code == 2
+    assert "the search is not overwritten: others are at work in it" in err
+    assert f"process {os.getpid()} on" in err
+    assert (folder / JOURNAL).read_bytes() == before
+    lease.release(remove=True)
+
+
+def test_other_rows_are_another_search(searched, cli, tmp_path):
+    _, _, file = searched
+    rows = shutil.copy(json.loads(file.read_text())["data"]["train"], tmp_path)
+    command = ("search", file, SPACE, "train.max_steps=1", f"data.train={rows}", f"output_dir={tmp_path / 'out'}")
+    assert cli(*command, "search.num_trials=1")[0] == 0
+    with open(rows, "a") as out:
+        out.write('{"prompt": "a", "completion": "b"}\n')
+    code, _, err = cli(*command, "search.num_trials=2")
+    assert code == 2
+    assert "what data.train names has changed since the search was started" in err
 
 
 def test_several_objectives(searched, cli, tmp_path):

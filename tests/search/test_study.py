@@ -165,6 +165,31 @@ def test_a_trial_that_nobody_signed_is_tried_again_once_nobody_is_at_work(open_s
     assert second.ask().params == lost.params
 
 
+def test_who_wakes_up_finds_its_trial_taken_over_and_drops_it(open_study):
+    first = open_study(num_trials=3)
+    trial = first.ask()
+    other = open_study(num_trials=3)
+    other._again(trial.number, trial.params)  # as where the first one has been silent for long
+    assert not first.report(trial, 9, 0.1)
+    first.note(trial, usd=1.0)
+    first.finish(trial, [0.1], steps=81)
+    (dropped, *_) = other.trials
+    assert (dropped.state.name, dropped.values, dropped.intermediate_values) == ("FAIL", None, {})
+    again = first.ask()
+    assert again.params == trial.params
+    first.finish(again, [0.2])
+    assert other.best()[0].values == [0.2]
+
+
+def test_what_the_first_keeps_the_others_read(open_study):
+    first, second = open_study(), open_study()
+    assert first.keep("made of", {"data.train": "a"}) == {"data.train": "a"}
+    assert second.keep("made of", {"data.train": "b"}) == {"data.train": "a"}
+    # two that come at once have both seen none
+    second._study.set_user_attr(f"made of {second.worker}", {"data.train": "b"})
+    assert [worker.keep("made of", {}) for worker in (first, second)] == [{"data.train": "a"}] * 2
+
+
 def test_what_is_given_back_is_tried_by_the_next(open_study):
     study = open_study(num_trials=3)
     trial = study.ask()
