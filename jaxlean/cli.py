@@ -40,8 +40,13 @@ def finetune(
     resume: Resume = False,
     overwrite: Overwrite = False,
     plan: Annotated[Path | None, typer.Option(help="Run as the winner of this plan (jaxlean plan --json).")] = None,
+    parent: Annotated[int | None, typer.Option(hidden=True, help="A process that this one ends with.")] = None,
 ) -> None:
     """Fine-tune a model (LoRA by default) and measure what it gained and cost."""
+    if parent is not None:
+        from jaxlean.run.parent import end_with
+
+        end_with(parent)
     _finetune(_load(config, overrides), resume, overwrite, plan)
 
 
@@ -323,9 +328,31 @@ def search(
     config: Config,
     overrides: Overrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the search in output_dir.")] = False,
+    targets: Annotated[
+        str | None,
+        typer.Option(help="Start nothing; say how many trials to train side by side on these: h100-80gb,v5e:1x1,cpu"),
+    ] = None,
 ) -> None:
     """Try settings (search.space) in trials that share one program, give up the losers early, write best.yaml."""
+    if targets is not None:
+        # as for plan: its programs are for other machines
+        os.environ.update(JAX_PLATFORMS="cpu", TF_CPP_MIN_LOG_LEVEL="3")
     settings = _load(config, overrides)
+    if targets is not None:
+        from rich.console import Console
+
+        with _without_compilers_chatter():
+            import jax
+
+            from jaxlean.search.targets import advise_targets, print_advice
+
+            jax.devices("cpu")
+
+        names = [name.strip() for name in targets.split(",") if name.strip()]
+        if not names:
+            raise ConfigError("--targets names nothing", wanted="h100-80gb,v5e:1x1,cpu")
+        print_advice(*advise_targets(settings, names), Console())
+        return
     from jaxlean.search.search import search
 
     search(settings, overwrite=overwrite)

@@ -21,9 +21,10 @@ FLOORS = {
     "hub": 3,
     **dict.fromkeys(("train", "compress"), 4),
     "run": 5,
-    **dict.fromkeys(("search", "plan", "curate"), 6),
-    "cli": 7,
-    **dict.fromkeys(("__init__", "__main__"), 8),  # the faces of the package: they import what they show
+    **dict.fromkeys(("plan", "curate"), 6),
+    "search": 7,
+    "cli": 8,
+    **dict.fromkeys(("__init__", "__main__"), 9),  # the faces of the package: they import what they show
 }
 MAX_LINES = 500
 # These say where a thing was put, not what it is.

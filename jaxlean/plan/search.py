@@ -101,7 +101,7 @@ def search(
         starting: called before each compilation, so that who waits knows what for.
     """
     lacking = missing(target)
-    job, note = _for_platform(config, target, bounded=lacking is not None)
+    job, note = for_platform(config, target, bounded=lacking is not None)
     with written_for(target.platform), as_one_kernel(SCOPE) if note else nullcontext():
         # a bound needs no compiler: the host's device stands for the target's
         if devices is None:
@@ -269,7 +269,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _for_platform(config: RunConfig, target: Target, *, bounded: bool) -> tuple[RunConfig, str]:
+def for_platform(config: RunConfig, target: Target, *, bounded: bool) -> tuple[RunConfig, str]:
     """The config as the target runs it, and what had to be changed only for the plan.
 
     Args:

@@ -19,7 +19,7 @@ from jaxlean.plan.search import Row
 # A compiler that failed so often on a target is left alone.
 _TRIES = 3
 # What a worker's jax must find before it is imported: no search for hardware, no chatter of the compilers.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nobody touches a TPU: several compilers may run
     "TPU_SKIP_MDS_QUERY": "1",
@@ -169,7 +169,7 @@ def _attempt(
         flags += f" --xla_force_host_platform_device_count={job.host_devices}"
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
-        processes.start(stderr=errors, env={**os.environ, **_ENVIRONMENT, "XLA_FLAGS": flags}) as process,
+        processes.start(stderr=errors, env={**os.environ, **ENVIRONMENT, "XLA_FLAGS": flags}) as process,
     ):
         assert process.stdin is not None
         assert process.stdout is not None

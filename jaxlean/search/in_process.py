@@ -216,7 +216,7 @@ class InProcess:
     def _compiled(self, trial: Trial, model: Model) -> Program | str:
         space = self.config.search.space
         names = [*constants(trial.config, list(space)), "learning_rate"]
-        rank = _highest_rank(self.config, trial.config)
+        rank = highest_rank(self.config, trial.config)
 
         def program(members: int) -> Program:
             how: dict[str, Any] = {"names": names, "rank": rank, "length": trial.batches.length}
@@ -303,7 +303,7 @@ class InProcess:
         ended = trial.done == trial.num_steps
         if not ended:
             if usd is not None:
-                trial.asked.set_user_attr("usd", usd)
+                self.study.note(trial.asked, usd=usd)
             if len(values) > 1 or (math.isfinite(values[0]) and self.study.report(trial.asked, trial.done, values[0])):
                 if self.study.too_dear() is None:
                     return
@@ -330,7 +330,7 @@ def _varies(config: RunConfig, *sections: str) -> bool:
     return any(path == name or path.startswith(f"{name}.") for path in config.search.space for name in sections)
 
 
-def _highest_rank(config: RunConfig, trial: RunConfig) -> int | None:
+def highest_rank(config: RunConfig, trial: RunConfig) -> int | None:
     """Of all trials that share a program with this one."""
     if trial.lora is None:
         return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import jax
 
 from jaxlean.config import RunConfig
-from jaxlean.run.predict import here, of_program
+from jaxlean.run.predict import Machine, here, of_program
 from jaxlean.search.program import Program
 from jaxlean.xla import hlo
 from jaxlean.xla.remat_auto import say_bytes
@@ -38,19 +38,29 @@ class Members:
     budget: int
 
     def __str__(self) -> str:
-        seconds = {members: each for members, each, _ in self.rows}
-        fit = max((members for members, _, needed in self.rows if needed <= self.budget), default=1)
         tried = ", ".join(
             f"{members}: {each * 1e3:.1f} ms each, {say_bytes(needed)}" for members, each, needed in self.rows
         )
-        if self.chosen == 1:
-            why = "the device is busy with one" if len(self.rows) > 1 and fit > 1 else "no room for more"
-        else:
-            why = f"{seconds[1] / seconds[self.chosen]:.1f} times as many steps as one by one"
-        return f"members: {self.chosen} ({why}); a step of {tried}, of {say_bytes(self.budget)}"
+        return f"members: {self.chosen} ({self.why}); a step of {tried}, of {say_bytes(self.budget)}"
+
+    @property
+    def why(self) -> str:
+        """The reason, in words."""
+        seconds = {members: each for members, each, _ in self.rows}
+        if self.chosen > 1:
+            return f"{seconds[1] / seconds[self.chosen]:.1f} times as many steps as one by one"
+        fit = max((members for members, _, needed in self.rows if needed <= self.budget), default=1)
+        return "the device is busy with one" if len(self.rows) > 1 and fit > 1 else "no room for more"
 
 
-def advise(one: Program, program: Callable[[int], Program], mesh: jax.sharding.Mesh, config: RunConfig) -> Members:
+def advise(
+    one: Program,
+    program: Callable[[int], Program],
+    mesh: jax.sharding.Mesh,
+    config: RunConfig,
+    *,
+    machine: Machine | None = None,
+) -> Members:
     """How many members to train side by side.
 
     Args:
@@ -58,12 +68,13 @@ def advise(one: Program, program: Callable[[int], Program], mesh: jax.sharding.M
         program: of so many members, not compiled.
         mesh: of one device.
         config: `cost.hardware` counts.
+        machine: that it is compiled for; default: this one.
     """
     assert one.needed is not None
     assert one.compiled is not None
-    machine = here(list(mesh.devices.flat), config.cost.hardware)
+    machine = machine if machine is not None else here(list(mesh.devices.flat), config.cost.hardware)
     compiled = hlo.read(one.compiled.as_text() or "")
-    frozen = sum(x.nbytes for x in jax.tree.leaves(one.frozen))
+    frozen = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(one.frozen))  # which may be shapes alone
 
     def seconds(members: int) -> float:
         jaxpr = (one if members == 1 else program(members)).trace().jaxpr.jaxpr
