@@ -45,6 +45,22 @@ RENAMES = {
     "the summary written and not renamed": ("replace", "summary.json", 1, "before"),
     "the summary just renamed": ("replace", "summary.json", 1, "after"),
 }
+# Of a search, and of an evaluator.
+SEARCH_CALLS = {
+    "the first trial asked for": ("jaxlean.search.study", "Study.ask", 1),
+    "amid a trial": ("jaxlean.search.program", "Program.step", 5),
+    "a rung to be told": ("jaxlean.search.study", "Study.report", 2),
+    "a result to be told": ("jaxlean.search.study", "Study.finish", 1),
+    "a result half told": ("optuna.study.study", "Study.tell", 1),
+    "the report begun": ("jaxlean.search.report", "write_all", 1),
+    "a trial of another's": ("jaxlean.search.study", "Study._again", 1),
+    "a trial's process watched": ("jaxlean.search.processes", "Processes._watch", 1),
+}
+EVALUATOR_CALLS = {
+    "its model being built": ("jaxlean.run.async_evaluation", "Scorer.__init__", 1),
+    "a snapshot being read": ("jaxlean.run.async_evaluation", "read_snapshot", 1),
+    "a score to be written": ("jaxlean.run.async_evaluation", "write_score", 1),
+}
 _done = threading.Event()
 
 
@@ -143,6 +159,19 @@ def half_of_a_line() -> None:
     before("jaxlean.run.metrics", "Metrics.log", 9, start)
 
 
+def half_of_a_line_of_the_study() -> None:
+    """With the study's lock in hand."""
+
+    def start(journal: Any, *_: Any) -> None:
+        journal._own_lock.acquire()
+        with journal._file.open("ab") as out:
+            out.write(b'{"op_code":6,"worker_id":"')
+        act()
+
+    before("jaxlean.search.journal", "Journal.append_logs", 20, start)
+
+
+SEARCH_SPECIAL = {"half of a line of the study written": half_of_a_line_of_the_study}
 SPECIAL = {
     "amid a step": amid_a_step,
     "half of a checkpoint's arrays written": half_of_the_arrays,
@@ -189,12 +218,13 @@ def main() -> None:
     if moment == "before anything is imported":
         act()
     note_steps()
-    if moment in CALLS:
-        before(*CALLS[moment], lambda *_: act())
+    calls, special = CALLS | SEARCH_CALLS | EVALUATOR_CALLS, SPECIAL | SEARCH_SPECIAL
+    if moment in calls:
+        before(*calls[moment], lambda *_: act())
     elif moment in RENAMES:
         on_rename(*RENAMES[moment])
-    elif moment in SPECIAL:
-        SPECIAL[moment]()
+    elif moment in special:
+        special[moment]()
     elif moment is not None and moment != "before anything is imported":
         raise KeyError(moment)
     from jaxlean.cli import main as jaxlean

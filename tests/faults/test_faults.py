@@ -6,12 +6,15 @@ from collections import Counter
 
 import pytest
 
+from . import evaluators, searches
 from .company import while_it_runs
 from .fault import Broken
-from .inject import CALLS, RENAMES, SPECIAL
+from .inject import CALLS, EVALUATOR_CALLS, RENAMES, SEARCH_CALLS, SEARCH_SPECIAL, SPECIAL
 from .interruptions import killed
 from .job import Ended, Job
 from .table import every
+
+MOMENTS = (CALLS, RENAMES, SPECIAL, SEARCH_CALLS, SEARCH_SPECIAL, EVALUATOR_CALLS)
 
 
 def test_entries_are_told_apart_and_say_what_is_promised():
@@ -20,7 +23,8 @@ def test_entries_are_told_apart_and_say_what_is_promised():
     names = Counter(map(str, faults))
     assert [name for name, number in names.items() if number > 1] == []
     assert all(fault.promised and fault.name and fault.moment for fault in faults)
-    assert not set(CALLS) & set(RENAMES) | set(CALLS) & set(SPECIAL)
+    moments = Counter(at for each in MOMENTS for at in each)
+    assert [at for at, number in moments.items() if number > 1] == []
 
 
 @pytest.fixture
@@ -93,6 +97,16 @@ def job(compiled_dir, tmp_path_factory):
 @pytest.mark.slow
 def test_killed_amid_a_checkpoint(job):
     assert killed("half of a checkpoint's arrays written", job).equal
+
+
+@pytest.mark.slow
+def test_a_search_killed_amid_a_trial(job):
+    assert searches.killed("amid a trial", job).equal
+
+
+@pytest.mark.slow
+def test_an_evaluator_killed(job):
+    assert evaluators.killed("a snapshot being read", "SIGKILL", job).equal
 
 
 @pytest.mark.slow
