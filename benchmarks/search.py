@@ -3,12 +3,14 @@
     python benchmarks/search.py [--trials 32] [--steps 81] [--members 8] [--seeds 5] [--part rates|budget|all]
                                 [--pool 96] [--quick] [--out DIR]
 
-rates: the quickstart's search (configs/quickstart_search.yaml) under Hyperband, three ways: `process` is a `jaxlean
-finetune` for each trial, as people search today (from the second on its programs come from the compilation cache);
-`program` shares base, rows and the compiled step; `members` trains so many trials side by side. All draw the same
-trials (`search.sampler: random`, one seed), so that they differ in nothing else; the best of each is told. `step_ms` is
-measured apart, in turns of one step of each program, so that whatever else the machine does meets both: milliseconds
-of one trial.
+rates: the quickstart's search (configs/quickstart_search.yaml) under Hyperband, four ways: `process` is a `jaxlean
+finetune` for each trial, as people search today, which compiles, as jax does unless it is told otherwise; `process,
+cache` takes its programs from a compilation cache, empty at first, from the second trial on; `program` shares base,
+rows and the compiled step; `members` trains so many trials side by side. All draw the same trials (`search.sampler:
+random`, one seed), so that they differ in nothing else; the best of each is told. The four run in turns of --turn
+seconds, the others stopped, and `seconds` are those in which a way was running, from the start of its first process to
+the end of its last: a machine that is slower for a while is so for all. `step_ms` is measured apart, in turns of one
+step of each program: milliseconds of one trial.
 
 budget: --pool trials drawn at random run to their end; for each seed a search by TPE and Hyperband takes --trials. Of a
 pool of N trials with k as good as the search's best, random search needs (N + 1) / (k + 1) whole trials to find one,
@@ -20,12 +22,14 @@ import argparse
 import contextlib
 import io
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from report import median, publish
+from turns import in_turns
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart_search.yaml"
 RATES = {
@@ -38,17 +42,22 @@ BUDGET = {
 }  # fmt: skip
 
 
+def overrides_of(folder: Path, given: argparse.Namespace) -> list[str]:
+    """What all searches here have in common."""
+    return [
+        f"output_dir={folder}", f"search.num_trials={given.trials}", f"train.max_steps={given.steps}",
+        "report.tensorboard=false", "report.progress=false", f"compilation_cache={folder.parent / 'compiled'}",
+        *(["eval.max_examples=16"] if given.quick else []),
+    ]  # fmt: skip
+
+
 def search(folder: Path, given: argparse.Namespace, *overrides: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(summary, rows of trials) of a search; left out where it is there already."""
     from jaxlean.config import load
     from jaxlean.search.search import search as run
 
     if not (folder / "summary.json").exists():
-        config = load(CONFIG, [
-            f"output_dir={folder}", f"search.num_trials={given.trials}", f"train.max_steps={given.steps}",
-            "report.tensorboard=false", "report.progress=false", *(["eval.max_examples=16"] if given.quick else []),
-            *overrides,
-        ])  # fmt: skip
+        config = load(CONFIG, [*overrides_of(folder, given), *overrides])
         with contextlib.redirect_stdout(io.StringIO()):
             run(config)
     rows = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
@@ -56,22 +65,33 @@ def search(folder: Path, given: argparse.Namespace, *overrides: str) -> tuple[di
 
 
 def rates(given: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
-    """The three ways, with the same trials."""
+    """The four ways, with the same trials, in turns."""
     ways = {
-        "process": ("search.isolation=process",),
+        "process": ("search.isolation=process", "compilation_cache=false"),
+        "process, cache": ("search.isolation=process",),
         "program": ("search.members=1",),
-        "members": (f"search.members={given.members}",),
+        f"{given.members} members": (f"search.members={given.members}",),
     }
+    folders = {way: work / way.replace(", ", "-").replace(" ", "-") for way in ways}
+    commands = {
+        way: [
+            sys.executable, "-m", "jaxlean", "search", str(CONFIG), *overrides_of(folders[way], given),
+            "search.sampler=random", *own,
+        ]
+        for way, own in ways.items()
+    }  # fmt: skip
+    seconds = in_turns(commands, work, seconds=given.turn)
     steps = step_milliseconds(given)
-    found = []
-    for way, overrides in ways.items():
-        summary, _ = search(work / way, given, "search.sampler=random", *overrides)
+    found: list[dict[str, Any]] = []
+    for way, folder in folders.items():
+        summary = json.loads((folder / "summary.json").read_text())
         best = summary["best"][0]
         found.append({
-            "way": way if way != "members" else f"{given.members} members", "trials": summary["trials"],
-            "complete": summary["states"]["complete"], "steps": summary["steps"], "seconds": summary["seconds_here"],
-            "trials_per_hour": 3600 * summary["trials"] / summary["seconds_here"], "compiled": summary["compiled"],
-            "best_loss": best["values"]["loss"], "best_trial": best["number"], "step_ms": steps.get(way),
+            "way": way, "trials": summary["trials"], "complete": summary["states"]["complete"],
+            "steps": summary["steps"], "seconds": seconds[way],
+            "trials_per_hour": 3600 * summary["trials"] / seconds[way], "compiled": summary["compiled"],
+            "best_loss": best["values"]["loss"], "best_trial": best["number"],
+            "step_ms": steps.get("members" if "members" in way else way),
         })  # fmt: skip
         print(found[-1], flush=True)
     return found
@@ -147,16 +167,14 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--pool", type=int, default=96)
+    parser.add_argument("--turn", type=float, default=15.0, help="Seconds that one way runs, the others stopped.")
     parser.add_argument("--part", choices=("rates", "budget", "all"), default="all")
     parser.add_argument("--quick", action="store_true", help="Under a minute or two, to see that it runs.")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     if given.quick:
-        given.trials, given.steps, given.members, given.seeds, given.pool = 2, 3, 2, 1, 3
-    from jaxlean.xla.compile import use_cache
-
-    use_cache()
-    settings = {name: getattr(given, name) for name in ("trials", "steps", "members", "seeds", "pool", "quick")}
+        given.trials, given.steps, given.members, given.seeds, given.pool, given.turn = 2, 3, 2, 1, 3, 5.0
+    settings = {name: getattr(given, name) for name in ("trials", "steps", "members", "seeds", "pool", "turn", "quick")}
     with tempfile.TemporaryDirectory() as temporary:
         work = given.out / "search" if given.out else Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
