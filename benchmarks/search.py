@@ -3,14 +3,15 @@
     python benchmarks/search.py [--trials 32] [--steps 81] [--members 8] [--seeds 5] [--part rates|budget|all]
                                 [--pool 96] [--quick] [--out DIR]
 
-rates: the quickstart's search (configs/quickstart_search.yaml) under Hyperband, four ways: `process` is a `jaxlean
+rates: the quickstart's search (configs/quickstart_search.yaml) under Hyperband, five ways: `process` is a `jaxlean
 finetune` for each trial, as people search today, which compiles, as jax does unless it is told otherwise; `process,
 cache` takes its programs from a compilation cache, empty at first, from the second trial on; `program` shares base,
-rows and the compiled step; `members` trains so many trials side by side. All draw the same trials (`search.sampler:
-random`, one seed), so that they differ in nothing else; the best of each is told. The four run in turns of --turn
-seconds, the others stopped, and `seconds` are those in which a way was running, from the start of its first process to
-the end of its last: a machine that is slower for a while is so for all. `step_ms` is measured apart, in turns of one
-step of each program: milliseconds of one trial.
+rows and one compiled step, in which adapters are as wide as the widest; `program, own ranks` has a step for each rank
+(search.pad_ranks=false); `members` trains so many trials side by side. All draw the same trials (`search.sampler:
+random`, one seed), so that they differ in nothing else; the best of each is told. They run in turns of --turn seconds,
+the others stopped, and `seconds` are those in which a way was running, from the start of its first process to the end
+of its last: a machine that is slower for a while is so for all. `step_ms` is measured apart, in turns of one step of
+each program: milliseconds of one trial.
 
 budget: --pool trials drawn at random run to their end; for each seed a search by TPE and Hyperband takes --trials. Of a
 pool of N trials with k as good as the search's best, random search needs (N + 1) / (k + 1) whole trials to find one,
@@ -65,11 +66,12 @@ def search(folder: Path, given: argparse.Namespace, *overrides: str) -> tuple[di
 
 
 def rates(given: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
-    """The four ways, with the same trials, in turns."""
+    """The five ways, with the same trials, in turns."""
     ways = {
         "process": ("search.isolation=process", "compilation_cache=false"),
         "process, cache": ("search.isolation=process",),
         "program": ("search.members=1",),
+        "program, own ranks": ("search.members=1", "search.pad_ranks=false"),
         f"{given.members} members": (f"search.members={given.members}",),
     }
     folders = {way: work / way.replace(", ", "-").replace(" ", "-") for way in ways}

@@ -96,6 +96,11 @@ class SearchSection(Section):
         description="program: trials share base, data and compiled step in one process; process: each trial is a "
         "`jaxlean finetune` of its own. auto: program where the run can.",
     )
+    pad_ranks: bool = Field(
+        True,
+        description="Adapters of all ranks are trained as the largest, with zeros: one compile. false: a compile for "
+        "each rank, whose trials then cost what they cost by themselves; worth it where the base is small.",
+    )
     storage: str | None = Field(
         None,
         description="Optuna database URL, for workers on many machines (the same command on each); default: a journal "

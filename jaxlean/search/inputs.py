@@ -1,7 +1,8 @@
 """Which settings a shared step takes as arguments: trials that differ in these alone need one compilation.
 
 A setting that the compiler must know (a rank's shape, a batch, an optimizer) makes a program of its own, but for the
-rank: adapters of all ranks are trained as the largest, the rest of their columns zero (`adapt.lora.padded`).
+rank: adapters of all ranks are trained as the largest, the rest of their columns zero (`adapt.lora.padded`), unless
+`search.pad_ranks` is off.
 """
 
 import json
@@ -38,7 +39,7 @@ def is_argument(path: str, config: RunConfig) -> bool:
         return True
     if section == "lora" and name in _OF_ADAPTERS:
         # adafactor takes means over the columns of an adapter, and PiSSA's adapter is a part of the base
-        return name != "r" or (config.train.optim != "adafactor" and lora_is_drawn(config))
+        return name != "r" or (config.search.pad_ranks and config.train.optim != "adafactor" and lora_is_drawn(config))
     if path == "seed":
         return config.task == "generate"  # a new head is drawn by it when the model is loaded
     is_weight = path.startswith("data.train.") and path.endswith(".weight")

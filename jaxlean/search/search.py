@@ -184,7 +184,7 @@ def _claim(folder: Path, config: RunConfig, *, overwrite: bool) -> None:
     check_links(folder, [_CONFIG, *_RESULTS])
     file = folder / _CONFIG
     plain = config.model_copy(update={"output_dir": "", "report": RunConfig().report, "compilation_cache": True})
-    free = {"num_trials", "max_usd", "members", "isolation", "storage"}
+    free = {"num_trials", "max_usd", "members", "isolation", "pad_ranks", "storage"}
     try:
         if not file.exists() and any((folder / name).exists() for name in ("config.yaml", *_RESULTS)):
             raise RunError(

@@ -85,6 +85,25 @@ def test_members_side_by_side_find_the_same(small_machine, tiny_yaml, cli, tmp_p
 
 
 @pytest.mark.slow
+def test_ranks_with_a_program_each_find_the_same(small_machine, tiny_yaml, cli, tmp_path):
+    found = {}
+    for pad in ("true", "false"):
+        out = tmp_path / pad
+        code, _, err = cli(
+            "search", tiny_yaml, "search.space={lora.r: [2, 4], lora.lora_alpha: [4, 8]}", "search.num_trials=4",
+            "search.sampler=random", "search.pruner=none", "search.members=1", f"search.pad_ranks={pad}",
+            "train.max_steps=3", f"output_dir={out}",
+        )  # fmt: skip
+        assert (code, err) == (0, "")
+        compiled = json.loads((out / "summary.json").read_text())["compiled"]
+        found[pad] = ([row["params"] for row in rows(out)], [row["values"]["loss"] for row in rows(out)], compiled)
+    assert {params["lora.r"] for params in found["true"][0]} == {2, 4}
+    assert found["true"][0] == found["false"][0]
+    assert found["false"][1] == pytest.approx(found["true"][1], rel=1e-5)
+    assert (found["true"][2], found["false"][2]) == (1, 2)
+
+
+@pytest.mark.slow
 def test_programs_of_several_shapes_and_what_does_not_fit(small_machine, tiny_yaml, cli, tmp_path):
     space = "search.space={train.per_device_train_batch_size: [1, 2], train.learning_rate: {log: [0.001, 0.1]}}"
     code, _, err = cli(

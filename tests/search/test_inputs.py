@@ -48,6 +48,7 @@ def test_what_is_not_searched_is_a_part_of_the_program():
     [
         ("lora.r", {"train.optim": "adafactor"}),  # takes means over an adapter's columns
         ("lora.r", {"lora.init_lora_weights": "pissa"}),
+        ("lora.r", {"search.pad_ranks": False}),
         ("seed", {"task": "classify"}),  # draws the head
         ("train.max_grad_norm", {"train.max_grad_norm": None}),  # there is no clipping in that program
     ],
