@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jaxlean.config import RunConfig, build
@@ -88,31 +89,38 @@ def advise_targets(
 def print_advice(found: Sequence[Advice], num_steps: int, console: "Console") -> None:
     """A row for each target."""
     from rich.table import Table
-    from rich.text import Text
 
     from jaxlean.run.units import show_bytes, show_usd
 
-    table = Table("target", "members", "why", header_style="bold")
-    for name in ("ms a step alone", "ms among members", "memory", "USD a whole trial"):
-        table.add_column(name, justify="right")
+    table = Table(header_style="bold")
+    table.add_column("target", no_wrap=True)
+    for name in ("members", "ms alone", "ms each", "gain", "memory", "USD/trial"):
+        table.add_column(name, justify="right", no_wrap=True)
+    notes: dict[str, list[str]] = {}
     for each in found:
+        if each.note:
+            notes.setdefault(each.note, []).append(each.target)
         if each.members is None:
-            table.add_row(each.target, "-", Text(each.note), *["-"] * 4)
+            table.add_row(each.target, *["-"] * 6)
             continue
+        if each.members.chosen == 1:
+            notes.setdefault(each.members.why, []).append(each.target)
         rows = {members: (seconds, needed) for members, seconds, needed in each.members.rows}
-        seconds, needed = rows[each.members.chosen]
+        (alone, _), (seconds, needed) = rows[1], rows[each.members.chosen]
         hourly = each.usd_per_hour
         usd = show_usd(hourly * seconds * num_steps / 3600) if hourly is not None else "-"
-        why = "; ".join(filter(None, [each.members.why, each.note]))
         table.add_row(
-            each.target, str(each.members.chosen), Text(why), f"{rows[1][0] * 1e3:,.2f}", f"{seconds * 1e3:,.2f}",
-            show_bytes(needed), usd,
+            each.target, str(each.members.chosen), f"{alone * 1e3:,.2f}", f"{seconds * 1e3:,.2f}",
+            f"{alone / seconds:.1f}x", show_bytes(needed), usd,
         )  # fmt: skip
     console.print(table)
-    console.print(
-        f"a whole trial is {num_steps:,} steps; times are estimates from the compiled step, and a search that is "
-        "started there reckons anew (search.members=auto)", highlight=False,
-    )  # fmt: skip
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    for note, targets in notes.items():
+        say(f"{', '.join(targets)}: {note}")
+    say(
+        f"ms: of a trial's step; a whole trial is {num_steps:,} steps. Estimated from the compiled step: a search that "
+        "is started there reckons anew (search.members=auto)"
+    )
 
 
 def advise_here(question: dict[str, Any]) -> dict[str, Any]:
