@@ -335,6 +335,8 @@ def search(
 ) -> None:
     """Try settings (search.space) in trials that share one program, give up the losers early, write best.yaml."""
     if targets is not None:
+        if overwrite:
+            raise ConfigError("--targets starts nothing, and so overwrites nothing", fix="leave out --overwrite")
         # as for plan: its programs are for other machines
         os.environ.update(JAX_PLATFORMS="cpu", TF_CPP_MIN_LOG_LEVEL="3")
     settings = _load(config, overrides)
