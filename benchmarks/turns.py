@@ -1,11 +1,14 @@
-"""Commands timed side by side on a machine whose speed drifts: each runs for some seconds, the others stopped."""
+"""Processes timed side by side on a machine whose speed drifts: a group runs for some seconds, the others stopped."""
 
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+_LOOK_SECONDS = 0.005
+Group = Sequence["subprocess.Popen[bytes]"]
 
 
 def in_turns(commands: Mapping[str, Sequence[str]], logs: Path, *, seconds: float = 15.0) -> dict[str, float]:
@@ -19,29 +22,65 @@ def in_turns(commands: Mapping[str, Sequence[str]], logs: Path, *, seconds: floa
     Raises:
         RuntimeError: one failed, with the end of what it said.
     """
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    took = dict.fromkeys(commands, 0.0)
+    files = {name: logs / f"{name.replace(', ', '-').replace(' ', '-')}.log" for name in commands}
+    running: dict[str, Group] = {}
     try:
         for name, command in commands.items():
-            with (logs / f"{name.replace(', ', '-').replace(' ', '-')}.log").open("wb") as out:
-                running[name] = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
-            os.killpg(running[name].pid, signal.SIGSTOP)
-        while running:
-            for name, process in list(running.items()):
+            with files[name].open("wb") as out:
+                running[name] = [subprocess.Popen(command, stdout=out, stderr=out, process_group=0)]
+            os.killpg(running[name][0].pid, signal.SIGSTOP)
+    except BaseException:
+        _end(running)
+        raise
+    return take_turns(running, files, seconds=seconds)
+
+
+def take_turns(
+    groups: Mapping[str, Group],
+    logs: Mapping[str, Path],
+    *,
+    seconds: float,
+    look: Callable[[str, float], None] = lambda name, running: None,
+) -> dict[str, float]:
+    """Seconds that each group was running until the end of its last process.
+
+    Args:
+        groups: by name, stopped; the order of the turns. The first process of each leads the process group of all.
+        logs: what each prints, for the error.
+        seconds: of a turn.
+        look: called often while a group has its turn, with its name and its running seconds so far.
+
+    Raises:
+        RuntimeError: a process failed, with the end of what its group said. None is left running.
+    """
+    took = dict.fromkeys(groups, 0.0)
+    left = dict(groups)
+    try:
+        while left:
+            for name, group in list(left.items()):
                 started = time.perf_counter()
-                os.killpg(process.pid, signal.SIGCONT)
-                try:
-                    process.wait(seconds)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGSTOP)
+                os.killpg(group[0].pid, signal.SIGCONT)
+                ended = False
+                while not ended and time.perf_counter() - started < seconds:
+                    time.sleep(_LOOK_SECONDS)
+                    look(name, took[name] + time.perf_counter() - started)
+                    codes = [process.poll() for process in group]
+                    if any(codes):
+                        said = logs[name].read_text(errors="replace")
+                        raise RuntimeError(f"{name}: exit codes {codes}: {said[-2000:]}")
+                    ended = None not in codes
+                if ended:
+                    del left[name]
+                else:
+                    os.killpg(group[0].pid, signal.SIGSTOP)
                 took[name] += time.perf_counter() - started
-                if process.returncode is not None:
-                    del running[name]
-                    if process.returncode:
-                        log = (logs / f"{name.replace(', ', '-').replace(' ', '-')}.log").read_text(errors="replace")
-                        raise RuntimeError(f"{name}: exit code {process.returncode}: {log[-2000:]}")
     finally:
-        for process in running.values():
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        _end(left)
     return took
+
+
+def _end(groups: Mapping[str, Group]) -> None:
+    for group in groups.values():
+        os.killpg(group[0].pid, signal.SIGKILL)
+        for process in group:
+            process.wait()
