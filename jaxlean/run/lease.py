@@ -62,6 +62,14 @@ class Holder:
         """Whether it is a process of this machine, which is seen when it ends."""
         return bool(self.place) and self.place == _place() and self.started is not None
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether its process can be seen to have ended."""
+        if not self.is_here:
+            return False
+        state = _state(self.pid)
+        return state is None or state[0] in "ZX" or state[1] != self.started
+
 
 class Lease:
     """What `Leases.take` gives; to be released, or left to die with the process.
@@ -165,7 +173,7 @@ class Leases:
         number, free = self._newest(path)
         if not free:
             return None
-        holder = _this_process()
+        holder = this_process()
         file = _file(path, number + 1)
         if not _create(file, _count(_HELD, 0) + json.dumps(holder.__dict__).encode() + b"\n"):
             return None  # somebody else was faster
@@ -221,7 +229,7 @@ class Leases:
         said = _read(_file(path, number))
         if said is not None and said.word == _RELEASED:
             return number, True
-        if said is not None and said.holder is not None and _is_gone(said.holder):
+        if said is not None and said.holder is not None and said.holder.is_gone:
             return number, True
         now, seen = self._clock(), (number, None if said is None else said.text)
         look = self._looks.get(path)
@@ -311,7 +319,8 @@ def _create(file: Path, content: bytes) -> bool:
             mine.unlink()
 
 
-def _this_process() -> Holder:
+def this_process() -> Holder:
+    """This process, as others can find it."""
     state = _state(os.getpid())
     return Holder(
         secrets.token_hex(8), socket.gethostname(), os.getpid(), _place(), None if state is None else state[1]
@@ -338,11 +347,3 @@ def _state(pid: int) -> tuple[str, int] | None:
         return fields[0], int(fields[19])
     except (OSError, ValueError, IndexError):
         return None
-
-
-def _is_gone(holder: Holder) -> bool:
-    """Whether the holder's process can be seen to have ended."""
-    if not holder.is_here:
-        return False
-    state = _state(holder.pid)
-    return state is None or state[0] in "ZX" or state[1] != holder.started

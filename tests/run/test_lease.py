@@ -69,8 +69,8 @@ def elsewhere(monkeypatch):
     """From now on what is taken is taken by a process of a machine that is not this one."""
 
     def move(place: str = "another boot, another namespace") -> None:
-        here = module._this_process
-        monkeypatch.setattr(module, "_this_process", lambda: Holder(**{**here().__dict__, "place": place}))
+        here = module.this_process
+        monkeypatch.setattr(module, "this_process", lambda: Holder(**{**here().__dict__, "place": place}))
 
     return move
 
