@@ -319,7 +319,7 @@ def _finetune(
     except BaseException as error:
         with preemption.deferred():  # a second signal waits until everything is on disk
             meter.stop_training()
-            status = "failed"
+            status = "diverged" if meter.broken_at else "failed"
             try:
                 if isinstance(error, Preempted):
                     if error.together or peers.num == 1:  # else the others are somewhere else, and at their ends

@@ -225,6 +225,12 @@ def base(
     return grown(config, model, shapes=shapes, say=say)
 
 
+def is_base_drawn(config: RunConfig) -> bool:
+    """Whether a part of the base is drawn by the run's seed: a head for a task, new tokens, or all of it."""
+    new = config.model.new_tokens is not None and config.model.new_tokens_init == "random"
+    return config.task != "generate" or config.model.architecture is not None or new
+
+
 def _check_student(config: RunConfig) -> None:
     """Refuse a config that distils and names no student, or two."""
     if config.distill is None:

@@ -36,7 +36,7 @@ class Evaluation(TypedDict, total=False):
 class Summary(TypedDict, total=False):
     """The keys of summary.json; a key with nothing to say is null."""
 
-    status: str  # completed, preempted, failed
+    status: str  # completed, preempted, diverged (a loss or gradient that is not a number), failed
     steps: int  # optimizer updates done
     tokens: int  # trained tokens that carry loss
     total_tokens: int  # trained tokens, padding left out

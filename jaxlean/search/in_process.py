@@ -19,12 +19,12 @@ from jaxlean.config import RunConfig
 from jaxlean.cost.price import Price
 from jaxlean.data.batches import Batches
 from jaxlean.data.loader import Examples, lay_out, read_examples
-from jaxlean.errors import ConfigError, UserError
+from jaxlean.errors import ConfigError, Preempted, UserError
 from jaxlean.hub.load import Model
 from jaxlean.run.evaluate import evaluator_of
 from jaxlean.run.image import image_of
 from jaxlean.run.inputs import batches_of, tokenizer_of
-from jaxlean.run.job import base, resolved, rows_of_step
+from jaxlean.run.job import base, is_base_drawn, resolved, rows_of_step
 from jaxlean.search.inputs import constants, is_argument, lora_is_drawn, program_key
 from jaxlean.search.members import advise
 from jaxlean.search.program import Program
@@ -32,6 +32,9 @@ from jaxlean.search.space import configured
 from jaxlean.search.study import Study
 from jaxlean.search.trial import Trial
 from jaxlean.xla.remat_auto import say_bytes
+
+# Between two looks at what has been spent, where there is a limit.
+_COUNT_SECONDS = 5.0
 
 
 def cannot_share(config: RunConfig) -> str | None:
@@ -83,14 +86,20 @@ class InProcess:
     _waiting: deque[Trial] = field(default_factory=deque)
     _members: list[Trial | None] = field(default_factory=list)
     _program: tuple[str, Program] | None = None
+    _counted: float = field(default_factory=time.monotonic)
+    _told_setup: float = 0.0
 
     def run(self) -> None:
         """Until the study has enough."""
         try:
             while self._fill():
                 self._step()
-        except BaseException:
-            self.study.leave([trial.asked for trial in self._running + list(self._waiting)])
+        except BaseException as error:
+            lost = not isinstance(error, Preempted | KeyboardInterrupt | UserError)
+            self.study.leave(
+                [(trial.asked, self._notes(trial)) for trial in self._running]
+                + [(trial.asked, {}) for trial in self._waiting], lost=lost,
+            )  # fmt: skip
             raise
 
     @property
@@ -117,6 +126,10 @@ class InProcess:
                 if not self._change(trial):
                     continue
             self._begin(trial)
+        usd = self.price.usd(self.setup_seconds)
+        if usd is not None and self.setup_seconds > self._told_setup:
+            self.study.note_setup(usd)
+            self._told_setup = self.setup_seconds
         return bool(self._running)
 
     def _next(self) -> Trial | None:
@@ -180,7 +193,7 @@ class InProcess:
 
     def _base(self, config: RunConfig) -> Model:
         """The base of a trial; one at a time."""
-        drawn = config.seed if config.task != "generate" else None
+        drawn = config.seed if is_base_drawn(config) else None
         key = repr((config.model.model_dump(mode="json"), config.data.labels, drawn, config.train.trainable))
         if self._model is None or self._model[0] != key:
             self._forget()
@@ -224,7 +237,8 @@ class InProcess:
 
         one = program(1)
         wanted = self.config.search.members
-        if _varies(self.config, "model", "train.trainable"):
+        drawn = "seed" in space and is_base_drawn(trial.config)
+        if drawn or "data.train" in space or _varies(self.config, *_OF_BASE):
             wanted = 1  # one base at a time lies on the device, so trials must not overlap
         if wanted == 1 or wanted == "auto":
             self.compiled += 1
@@ -263,13 +277,25 @@ class InProcess:
         if due:
             broken = np.atleast_1d(np.asarray(measured.broken_at))
         self._share(running, started)
-        self.study.alive([trial.asked for trial in running])
-        for trial in due:
-            started = time.perf_counter()
+        dear = self._too_dear(running)
+        for trial in running:
             place = self._members.index(trial)
-            trial.quality = {} if broken[place] else self._measure(trial, program.trained(place))
-            trial.seconds += time.perf_counter() - started
-            self._judge(trial, place)
+            if trial in due:
+                started = time.perf_counter()
+                trial.quality = {} if broken[place] else self._measure(trial, program.trained(place))
+                trial.seconds += time.perf_counter() - started
+                self._judge(trial, place)
+            elif dear:
+                self._end(trial, place, None, too_dear=True)
+
+    def _too_dear(self, running: Sequence[Trial]) -> bool:
+        """Whether the study's money is spent: looked at now and then, since a rung may be far."""
+        if self.config.search.max_usd is None or time.monotonic() - self._counted < _COUNT_SECONDS:
+            return False
+        self._counted = time.monotonic()
+        for trial in running:
+            self.study.note(trial.asked, usd=self.price.usd(trial.seconds))
+        return self.study.too_dear() is not None
 
     def _share(self, running: Sequence[Trial], started: float) -> None:
         passed = (time.perf_counter() - started) / len(running)
@@ -298,20 +324,29 @@ class InProcess:
     def _judge(self, trial: Trial, place: int) -> None:
         """At a rung: go on, or give up; at the end: what it came to."""
         values = [self._value(name, trial) for name in self.config.search.objectives]
-        usd = self.price.usd(trial.seconds)
-        notes = {"steps": trial.done, "seconds": trial.seconds, "usd": usd, "quality": trial.quality}
-        ended = trial.done == trial.num_steps
-        if not ended:
-            if usd is not None:
-                self.study.note(trial.asked, usd=usd)
-            if len(values) > 1 or (math.isfinite(values[0]) and self.study.report(trial.asked, trial.done, values[0])):
-                if self.study.too_dear() is None:
-                    return
-                notes["too_dear"] = True
+        if trial.done == trial.num_steps:
+            self._end(trial, place, values)
+            return
+        self.study.note(trial.asked, usd=self.price.usd(trial.seconds))
+        if len(values) > 1 or (math.isfinite(values[0]) and self.study.report(trial.asked, trial.done, values[0])):
+            if self.study.too_dear() is not None:
+                self._end(trial, place, None, too_dear=True)
+            return
+        self._end(trial, place, None, diverged=not trial.quality)
+
+    def _end(self, trial: Trial, place: int, values: Sequence[float] | None, **why: bool) -> None:
+        """Its place is free for another."""
         trial.batches.close()
-        self.study.finish(trial.asked, values if ended else None, diverged=not trial.quality, **notes)
+        if values is not None:
+            why["diverged"] = not trial.quality
+        self.study.finish(trial.asked, values, quality=trial.quality, **self._notes(trial), **why)
         self._members[place] = None
         self.told(trial)
+
+    def _notes(self, trial: Trial) -> dict[str, Any]:
+        """What it has taken."""
+        usd = self.price.usd(trial.seconds)
+        return {"steps": trial.done, "num_steps": trial.num_steps, "seconds": trial.seconds, "usd": usd}
 
     def _value(self, name: str, trial: Trial) -> float:
         if name in ("seconds", "usd", "bytes", "memory_bytes"):
@@ -323,6 +358,10 @@ class InProcess:
         else:
             value = trial.quality.get(name)
         return math.nan if value is None else float(value)
+
+
+# Settings of which each value is a base of its own.
+_OF_BASE = ("model", "data.labels", "train.trainable")
 
 
 def _varies(config: RunConfig, *sections: str) -> bool:

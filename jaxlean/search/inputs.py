@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxlean.adapt import lora
 from jaxlean.config import RunConfig
+from jaxlean.run.job import is_base_drawn
 from jaxlean.train.optimizer import INPUTS, schedule
 
 # The learning rate of each step is computed outside of the step, and all that it follows from.
@@ -41,7 +42,7 @@ def is_argument(path: str, config: RunConfig) -> bool:
         # adafactor takes means over the columns of an adapter, and PiSSA's adapter is a part of the base
         return name != "r" or (config.search.pad_ranks and config.train.optim != "adafactor" and lora_is_drawn(config))
     if path == "seed":
-        return config.task == "generate"  # a new head is drawn by it when the model is loaded
+        return not is_base_drawn(config)
     is_weight = path.startswith("data.train.") and path.endswith(".weight")
     return is_weight or any(path == own or path.startswith(own + ".") for own in _OF_HOST)
 

@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import re
+import time
 import zlib
 from collections.abc import Generator
 from pathlib import Path
@@ -78,22 +79,33 @@ class Journal(JournalFileBackend):
         Raises:
             OSError: a full disk, say; the file is as it was.
         """
-        content, held = b"".join(map(_line, logs)), False
+        content = b"".join(map(_line, logs))
+        while not self._append(content):
+            pass
+
+    def _append(self, content: bytes) -> bool:
+        """Whether it was done. Who was stopped here for so long that others may have taken the lock away cuts nothing
+        off, since they may have written behind it, and begins anew; what is appended is written over nothing anyway.
+        """
+        held, began = False, time.monotonic()
         try:
             self._own_lock.acquire()
-            held = True
-            # who was stopped here for longer than the lock lasts neither cuts off nor writes over what others wrote
+            held, began = True, time.monotonic()
             with self._file.open("ab", buffering=0) as out:
                 end = _end_of_lines(self._file)
                 if out.seek(0, os.SEEK_END) != end:
+                    if time.monotonic() - began > GRACE_SECONDS / 2:
+                        return False
                     out.truncate(end)
                 try:
                     if out.write(content) != len(content):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._file))
                     os.fsync(out.fileno())
                 except OSError:
-                    out.truncate(end)
+                    if time.monotonic() - began < GRACE_SECONDS / 2:
+                        out.truncate(end)
                     raise
+            return True
         finally:
             if held:
                 with contextlib.suppress(RuntimeError):  # it was taken away

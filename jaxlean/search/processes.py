@@ -24,6 +24,8 @@ from jaxlean.search.space import configured
 from jaxlean.search.study import Study
 
 _POLL_SECONDS = 0.2
+# Between two looks at what has been spent, where there is a limit.
+_COUNT_SECONDS = 5.0
 _END_SECONDS = 120.0
 
 
@@ -40,14 +42,28 @@ class Finetune:
     folder: Path
     quality: dict[str, Any] = field(default_factory=dict)
     done: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Since it was started."""
+        return time.perf_counter() - self.started
 
 
 @dataclass
 class Processes:
     """Runs the trials of a study one after the other; several of these processes are several workers.
 
-    Args: as of `InProcess`, and
+    Args:
+        config: the search's.
+        study: where trials come from.
+        price: of the devices that a trial finds.
         folder: of the trials' runs.
+        say: prints a line.
+        told: is given each trial when it ends.
+
+    Attributes:
+        compiled: trials that were started, each of which compiles its own step.
     """
 
     config: RunConfig
@@ -59,14 +75,16 @@ class Processes:
     compiled: int = 0
     members: int = 1
     setup_seconds: float = 0.0  # each trial's own
+    _trial: Finetune | None = None
 
     def run(self) -> None:
         """Until the study has enough."""
         while (asked := self.study.ask()) is not None:
+            self._trial = None
             try:
                 self._run(asked)
             except BaseException:
-                self.study.leave([asked])
+                self.study.leave([(asked, {} if self._trial is None else self._spent(self._trial))])
                 raise
 
     def _run(self, asked: Any) -> None:
@@ -77,16 +95,19 @@ class Processes:
             self.study.refuse(asked, str(error).splitlines()[0])
             self.say(f"trial {asked.number}: not started: {error}")
             return
-        trial, started = Finetune(asked, folder), time.perf_counter()
-        # every rung is a multiple of the first
+        num_steps = config.train.max_steps or self.study.num_steps
+        # every rung is a multiple of the first; it is the search that ends a trial, and its last state that counts
+        measured = {
+            "mode": "sync", "before": False, "eval_steps": self.study.rungs[0], "stopping": None, "load_best": False,
+            "shots": None,
+        }  # fmt: skip
         config = config.model_copy(update={
             "output_dir": str(folder),
             "search": settings.SearchSection(),
-            "eval": config.eval.model_copy(
-                update={"mode": "sync", "before": False, "eval_steps": self.study.rungs[0]}
-            ),
-            "train": config.train.model_copy(update={"save_steps": self.study.num_steps * 2}),
+            "eval": config.eval.model_copy(update=measured),
+            "train": config.train.model_copy(update={"save_steps": num_steps * 2}),
         })  # fmt: skip
+        trial = self._trial = Finetune(asked, folder)
         folder.mkdir(parents=True, exist_ok=True)
         file = folder.with_suffix(".yaml")
         file.write_text(settings.dump(config), encoding="utf-8")
@@ -94,21 +115,28 @@ class Processes:
         with (folder.with_suffix(".log")).open("w") as log:
             process = subprocess.Popen(_command(file), stdout=log, stderr=subprocess.STDOUT, env=_environment())
             try:
-                pruned = self._watch(trial, process)
+                given_up = self._watch(trial, process)
             finally:
                 _end(process)
-        seconds = time.perf_counter() - started
         summary = _json(folder / "summary.json")
-        notes = {"seconds": seconds, "usd": self.price.usd(seconds)}
+        notes = self._spent(trial) | {"num_steps": num_steps}
         for name in ("checkpoints", "tensorboard"):
             if (folder / name).exists():
                 remove(folder / name)
-        if process.returncode == 2 and not trial.done:
-            said = (folder.with_suffix(".log")).read_text(errors="replace").partition("error: ")[2]
-            self.study.refuse(asked, said.splitlines()[0] if said else "it did not start")
-            self.say(f"trial {asked.number}: not started: {said}")
+        code, diverged = process.returncode, summary.get("status") == "diverged"
+        if code and not given_up and not diverged:
+            said = (folder.with_suffix(".log")).read_text(errors="replace")
+            complaint = said.partition("error: ")[2]
+            if code == 2 and not trial.done:
+                self.study.refuse(asked, complaint.splitlines()[0] if complaint else "it did not start")
+                self.say(f"trial {asked.number}: not started: {complaint}")
+                return
+            # killed, told to end, out of memory, a full disk: nothing that its settings came to
+            self.study.leave([(asked, notes | {"steps": trial.done})], lost=True)
+            lines = (complaint or said).strip().splitlines() or [""]
+            self.say(f"trial {asked.number}: its process ended, {_code(code)}: {lines[0 if complaint else -1]}")
             return
-        ended = process.returncode == 0 and not pruned
+        ended = code == 0 and not given_up
         trial.quality = summary.get("eval_after") or trial.quality if ended else trial.quality
         trial.done = summary.get("steps") or trial.done
         found = dict(trial.quality) | notes | {
@@ -116,13 +144,18 @@ class Processes:
         }  # fmt: skip
         values = [math.nan if found.get(n) is None else float(found[n]) for n in self.config.search.objectives]
         self.study.finish(
-            asked, values if ended else None, steps=trial.done, quality=trial.quality,
-            diverged=not pruned and not ended, **notes,
+            asked, values if ended else None, steps=trial.done, quality=trial.quality, diverged=diverged,
+            too_dear=given_up == "too dear", **notes,
         )  # fmt: skip
         self.told(trial)
 
-    def _watch(self, trial: Finetune, process: "subprocess.Popen[bytes]") -> bool:
-        """Report what the run measures; whether it was given up."""
+    def _spent(self, trial: Finetune) -> dict[str, Any]:
+        seconds = trial.seconds
+        return {"seconds": seconds, "usd": self.price.usd(seconds)}
+
+    def _watch(self, trial: Finetune, process: "subprocess.Popen[bytes]") -> str:
+        """Report what the run measures; why it was given up, if it was."""
+        counted = time.monotonic()
         seen, objective = 0, self.config.search.objectives[0]
         while True:
             ended = process.poll() is not None
@@ -137,17 +170,23 @@ class Processes:
                 if len(self.config.search.objectives) > 1 or value is None:
                     pass  # nothing is given up
                 elif not self.study.report(trial.asked, line["step"], value):
-                    return True
-                if self.study.too_dear() is not None:
-                    return True
+                    return "pruned"
             if ended:
-                return False
-            self.study.alive([trial.asked])
+                return ""
+            if self.config.search.max_usd is not None and time.monotonic() - counted > _COUNT_SECONDS:
+                counted = time.monotonic()
+                self.study.note(trial.asked, usd=self.price.usd(trial.seconds))
+                if self.study.too_dear() is not None:
+                    return "too dear"
             time.sleep(_POLL_SECONDS)
 
 
 def _command(file: Path) -> list[str]:
     return [sys.executable, "-m", "jaxlean", "finetune", str(file), "--overwrite", "--parent", str(os.getpid())]
+
+
+def _code(code: int) -> str:
+    return f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
 
 
 def _environment() -> dict[str, str]:

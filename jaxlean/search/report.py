@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,20 +20,26 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _SHOWN = 10
+_BEST = re.compile(r"best(-\d+)?\.yaml")
+
+# What is kept beside a trial (`study.note`).
+_NOTES = ("steps", "num_steps", "seconds", "usd", "quality", "refused", "again", "worker")
 
 
 def row_of(trial: "FrozenTrial", search: SearchSection) -> dict[str, Any]:
     """A line of trials.jsonl."""
     attributes = trial.user_attrs
     state = "refused" if attributes.get("refused") else trial.state.name.lower()
+    if state == "pruned":
+        state = "diverged" if attributes.get("diverged") else "too dear" if attributes.get("too_dear") else state
     found = dict(zip(search.objectives, trial.values, strict=True)) if trial.state.name == "COMPLETE" else {}
     return {
         "number": trial.number,
-        "state": "diverged" if attributes.get("diverged") and state == "pruned" else state,
+        "state": state,
         "params": values(search.space, trial.params),
         "values": found,
         "rungs": {str(step): value for step, value in sorted(trial.intermediate_values.items())},
-        **{name: attributes.get(name) for name in ("steps", "seconds", "usd", "quality", "refused", "worker")},
+        **{name: attributes.get(name) for name in _NOTES},
     }
 
 
@@ -56,6 +63,7 @@ def summarise(
     *,
     num_steps: int,
     of_worker: dict[str, Any],
+    setup_usd: float = 0.0,
 ) -> dict[str, Any]:
     """What summary.json holds.
 
@@ -63,14 +71,16 @@ def summarise(
         rows: `row_of` every trial.
         best: numbers of the best.
         num_steps: of a whole trial.
-        of_worker: what the process itself knows: `compiled`, `steps`, `seconds`, `members` ...
+        of_worker: what the process itself knows: `compiled`, `trials_here`, `seconds_here`, `members` ...
+        setup_usd: what all workers have paid for no trial in particular.
     """
-    started = [row for row in rows if row["steps"]]
-    steps = sum(row["steps"] for row in started)
-    seconds = sum(row["seconds"] or 0.0 for row in started)
-    usd = [row["usd"] for row in started if row["usd"] is not None]
-    spent = sum(usd) if len(usd) == len(started) else None
-    whole = len(started) * num_steps
+    ran = [row for row in rows if row["seconds"] is not None]  # those that were lost have cost something too
+    steps = sum(row["steps"] or 0 for row in ran)
+    seconds = sum(row["seconds"] for row in ran)
+    usd = [row["usd"] for row in ran if row["usd"] is not None]
+    spent = sum(usd) if len(usd) == len(ran) else None
+    pruned = [row for row in ran if row["state"] == "pruned"]
+    saved = sum((row["num_steps"] or num_steps) - (row["steps"] or 0) for row in pruned)
     states = {state: sum(row["state"] == state for row in rows) for state in sorted({row["state"] for row in rows})}
     by_number = {row["number"]: row for row in rows}
     kept = ("number", "params", "values", "quality", "usd", "seconds")
@@ -78,15 +88,16 @@ def summarise(
     return {
         "status": "completed",
         "objectives": list(config.search.objectives),
-        "trials": len(started),
+        "trials": sum(row["state"] != "fail" for row in ran),
         "states": states,
         "best": found,
         "steps": steps,
-        "steps_without_pruning": whole,
-        "steps_saved": whole - steps,
+        "steps_without_pruning": steps + saved,
+        "steps_saved": saved,
         "seconds": seconds,
-        "usd": spent,
-        "usd_saved": spent * (whole - steps) / steps if spent is not None and steps else None,
+        "usd": spent + setup_usd if spent is not None else None,
+        "usd_setup": setup_usd,
+        "usd_saved": spent * saved / steps if spent is not None and steps else None,
         "random_trials_of_this_budget": steps / num_steps,
         **of_worker,
         "compiles_per_trial": of_worker["compiled"] / max(of_worker["trials_here"], 1),
@@ -114,16 +125,22 @@ def write_all(
     """trials.jsonl, summary.json, best.yaml (of several objectives best-0.yaml ...) and search.png."""
     write(folder / "trials.jsonl", "".join(json.dumps(to_json(row)) + "\n" for row in rows))
     write(folder / "summary.json", json.dumps(to_json(summary), indent=2, allow_nan=False) + "\n")
-    for old in folder.glob("best*.yaml"):
-        old.unlink(missing_ok=True)  # another worker may end as well
     best = summary["best"]
-    for place, found in enumerate(best):
-        name = "best" if len(best) == 1 else f"best-{place}"
+    names = ["best"] if len(best) == 1 else [f"best-{place}" for place in range(len(best))]
+    for name, found in zip(names, best, strict=True):
         write(folder / f"{name}.yaml", best_yaml(config, found, folder / name))
+    for old in best_files(folder):
+        if old.stem not in names:
+            old.unlink(missing_ok=True)  # another worker may end as well
     if picture and any(row["steps"] for row in rows):
         from jaxlean.search.picture import draw
 
         draw(rows, config.search, [found["number"] for found in best], folder / "search.png")
+
+
+def best_files(folder: Path) -> list[Path]:
+    """Those that a search wrote; not what somebody made of them under another name."""
+    return [file for file in folder.glob("best*.yaml") if _BEST.fullmatch(file.name)]
 
 
 def best_yaml(config: RunConfig, found: Mapping[str, Any], output_dir: Path) -> str:
@@ -164,7 +181,10 @@ def print_table(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], c
     )
     cost.add_row("compiles per trial", f"{summary['compiles_per_trial']:.2f} ({summary['compiled']} in this process)")
     cost.add_row("seconds", f"{show_seconds(summary['seconds'])} in trials, of all workers")
-    cost.add_row("cost", show_usd(summary["usd"]) if summary["usd"] is not None else "- (set cost.usd_per_hour)")
+    setup = f", {show_usd(summary['usd_setup'])} of it for loading and compiling" if summary["usd_setup"] else ""
+    cost.add_row(
+        "cost", f"{show_usd(summary['usd'])}{setup}" if summary["usd"] is not None else "- (set cost.usd_per_hour)"
+    )
     console.print(cost)
 
 

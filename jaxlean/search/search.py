@@ -6,7 +6,7 @@ The same command, started again or on another machine beside it, goes on with th
 import importlib.util
 import os
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import yaml
 
 from jaxlean import config as settings
 from jaxlean.config import RunConfig
+from jaxlean.config.evaluation import METRICS
 from jaxlean.cost.price import lookup
 from jaxlean.errors import ConfigError, Preempted, RunError
 from jaxlean.redact import hidden
@@ -24,10 +25,10 @@ from jaxlean.run.job import base, resolved, rows_of_step
 from jaxlean.run.lease import DEAD_SECONDS, Leases
 from jaxlean.run.peers import Peers
 from jaxlean.run.preemption import Preemption
-from jaxlean.search import report
+from jaxlean.search import devices, report
 from jaxlean.search.in_process import InProcess, cannot_share
 from jaxlean.search.processes import Processes
-from jaxlean.search.sources import check_same, sources
+from jaxlean.search.sources import FREE, check_same, check_settings, own_settings, sources
 from jaxlean.search.space import check
 from jaxlean.search.study import JOURNAL, Study
 from jaxlean.xla.compile import use_cache
@@ -67,17 +68,13 @@ def _search(config: RunConfig, overwrite: bool) -> dict[str, Any]:
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
     # ---- config
-    _check(config)
+    config = _checked(config)
     folder = Path(config.output_dir)
-    split_host(config.mesh.host_devices)
-    use_cache(config.compilation_cache)
-    mesh = make_mesh(config.mesh)
-    price = lookup(mesh.devices.flat[0].device_kind, mesh.size, config.cost)
+    mesh, kind, reason = _devices(config)
+    price = lookup(kind, mesh.size, config.cost)
     dear = [name for name in ("search.max_usd", "search.objectives: usd") if _asks_for(config, name)]
     if dear and price.usd_per_hour is None:
         raise ConfigError(f"{dear[0]} needs a price", got=price.source, fix="cost.usd_per_hour=...")
-    several = f"a mesh of {mesh.size} devices (a worker for each, which sees it alone, would share a program)"
-    reason = cannot_share(config) or (several if mesh.size > 1 else None)
     if config.search.isolation == "program" and reason is not None:
         raise ConfigError("search.isolation: program is not for such a run", got=reason, fix="search.isolation=process")
     apart = config.search.isolation == "process" or reason is not None
@@ -87,11 +84,17 @@ def _search(config: RunConfig, overwrite: bool) -> dict[str, Any]:
         )
 
     # ---- study
-    num_steps, made_of = _num_steps(config, mesh), sources(config)
-    _claim(folder, config, overwrite=overwrite)
+    num_steps, made_of, own = _num_steps(config, mesh), sources(config), own_settings(config)
+    is_new = _claim(folder, config, overwrite=overwrite)
     study = Study(config, folder, num_steps)
     with closing(study):
-        check_same(study.keep("made of", made_of), made_of, study.where, anew=_anew(config))
+        try:
+            check_settings(study.keep("settings", own), own, study.where, anew=_anew(config))
+            check_same(study.keep("made of", made_of), made_of, study.where, anew=_anew(config))
+        except RunError:
+            if is_new:
+                _unclaim(folder)
+            raise
         say(
             f"study: {study.where}, {config.search.num_trials} trials of {num_steps:,} steps, compared at {study.rungs}"
         )
@@ -115,6 +118,9 @@ def _search(config: RunConfig, overwrite: bool) -> dict[str, Any]:
             runner = Processes(config, study, price, folder / "trials", say=say, told=told)
         else:
             runner = InProcess(config, study, mesh, price, say=say, told=told)
+        for name in ("stopping", "load_best", "shots"):
+            if getattr(config.eval, name):
+                say(f"eval.{name} is not for trials: it stands in best.yaml")
         runner.run()
     say(f"the search ends: {study.reason_to_end()}")
 
@@ -128,7 +134,7 @@ def _search(config: RunConfig, overwrite: bool) -> dict[str, Any]:
         "storage": study.where, "num_steps": num_steps,
     }  # fmt: skip
     best = [trial.number for trial in study.best()]
-    summary = report.summarise(config, rows, best, num_steps=num_steps, of_worker=of_worker)
+    summary = report.summarise(config, rows, best, num_steps=num_steps, of_worker=of_worker, setup_usd=study.setup_usd)
     picture = importlib.util.find_spec("matplotlib") is not None
     report.write_all(folder, config, rows, summary, picture)
     report.print_table(summary, rows, console)
@@ -138,7 +144,27 @@ def _search(config: RunConfig, overwrite: bool) -> dict[str, Any]:
     return summary
 
 
-def _check(config: RunConfig) -> None:
+def _devices(config: RunConfig) -> tuple[Any, str, str | None]:
+    """(a mesh as trials have it, the kind of its devices, why trials cannot share a program; None where they can)."""
+    reason = cannot_share(config)
+    apart = reason is not None or config.search.isolation == "process"
+    seen = devices.look() if devices.may_be_accelerated() else None
+    if seen is not None and seen.platform != "cpu" and (apart or seen.num > 1):
+        devices.leave()  # to the trials
+        split_host(seen.num)
+        mesh, kind = make_mesh(config.mesh), seen.kind
+    else:
+        split_host(config.mesh.host_devices)
+        mesh = make_mesh(config.mesh)
+        kind = mesh.devices.flat[0].device_kind
+    use_cache(config.compilation_cache)
+    if reason is None and mesh.size > 1:
+        reason = f"a mesh of {mesh.size} devices (a worker for each, which sees it alone, would share a program)"
+    return mesh, kind, reason
+
+
+def _checked(config: RunConfig) -> RunConfig:
+    """The config, where trials can be compared; with what its objectives need."""
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("the search needs Optuna, which is not installed", fix="pip install 'jaxlean[search]'")
     check(config)
@@ -151,6 +177,19 @@ def _check(config: RunConfig) -> None:
         )  # fmt: skip
     if config.mesh.auto:
         raise ConfigError("mesh: auto is not for a search", fix="set the axes, or leave them: one process a device")
+    measured = {
+        "loss", "usd", "seconds", "bytes", "memory_bytes", *METRICS[config.task],
+        *{"generate": ("exact_match",), "tag": ("precision", "recall")}.get(config.task, ()),
+    }  # fmt: skip
+    for name in config.search.objectives:
+        if name not in measured:
+            raise ConfigError(
+                f"task: {config.task} has no {name}", where="search.objectives", got=name,
+                wanted=" or ".join(sorted(measured)),
+            )  # fmt: skip
+    if "exact_match" in config.search.objectives:
+        config = config.model_copy(update={"eval": config.eval.model_copy(update={"exact_match": True})})
+    return config
 
 
 def _anew(config: RunConfig) -> str:
@@ -174,8 +213,8 @@ def _num_steps(config: RunConfig, mesh: Any) -> int:
     return batches.num_steps
 
 
-def _claim(folder: Path, config: RunConfig, *, overwrite: bool) -> None:
-    """Make the folder this search's; one that is there goes on if it is the same.
+def _claim(folder: Path, config: RunConfig, *, overwrite: bool) -> bool:
+    """Make the folder this search's; one that is there goes on if it is the same. Whether there was none.
 
     Raises:
         RunError: it holds a run, another search, or cannot be written.
@@ -184,7 +223,6 @@ def _claim(folder: Path, config: RunConfig, *, overwrite: bool) -> None:
     check_links(folder, [_CONFIG, *_RESULTS])
     file = folder / _CONFIG
     plain = config.model_copy(update={"output_dir": "", "report": RunConfig().report, "compilation_cache": True})
-    free = {"num_trials", "max_usd", "members", "isolation", "pad_ranks", "storage"}
     try:
         if not file.exists() and any((folder / name).exists() for name in ("config.yaml", *_RESULTS)):
             raise RunError(
@@ -195,14 +233,14 @@ def _claim(folder: Path, config: RunConfig, *, overwrite: bool) -> None:
             for name in _RESULTS:
                 if os.path.lexists(folder / name):
                     remove(folder / name)
-            for best in folder.glob("best*.yaml"):
+            for best in report.best_files(folder):
                 best.unlink()
         elif file.exists():
             before = settings.build(yaml.safe_load(file.read_text(encoding="utf-8")), where=file)
             old, new = (c.model_dump(mode="json", exclude={"output_dir", "report", "compilation_cache"})
                         for c in (before, config))  # fmt: skip
             for content in (old, new):
-                for name in free:
+                for name in FREE:
                     del content["search"][name]
             differs = _first_difference(old, new)
             if differs is not None:
@@ -211,11 +249,21 @@ def _claim(folder: Path, config: RunConfig, *, overwrite: bool) -> None:
                     f"the output folder holds a search with another {path}", where=folder, got=wanted, wanted=was,
                     fix="the same config goes on with it, --overwrite replaces it, output_dir=... leaves it alone",
                 )  # fmt: skip
+        is_new = not file.exists()
         make(folder)
         (folder / "workers").mkdir(exist_ok=True)
         report.write(file, settings.dump(plain.model_copy(update={"output_dir": config.output_dir})))
+        return is_new
     except OSError as error:
         raise RunError("the output folder cannot be written", where=folder, got=error) from error
+
+
+def _unclaim(folder: Path) -> None:
+    """Take back a claim that a study elsewhere has refused."""
+    (folder / _CONFIG).unlink(missing_ok=True)
+    with suppress(OSError):  # what else is in it stays
+        (folder / "workers").rmdir()
+        folder.rmdir()
 
 
 def _check_alone(workers: Path) -> None:

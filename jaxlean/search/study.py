@@ -1,37 +1,41 @@
 """The study: Optuna chooses what is tried next and what is given up; it lies on disk, and many workers share it.
 
 Each worker asks for a trial, reports at the rungs, and tells what came of it. A worker that dies leaves a trial that is
-neither: the others (or the next start) see that it is gone, count the trial as failed, and try the same values again.
-One that was only stopped for a while (a suspended machine) finds its trial taken over, and drops it.
+neither: the others (or the next start) see that it is gone, count the trial as failed, and try the same values again;
+not for ever, since these may be what kills it. One that was only stopped for a while (a suspended machine) finds its
+trial taken over, and drops it.
 """
 
 import math
 import secrets
-import socket
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxlean.config import RunConfig, SearchSection
 from jaxlean.errors import ConfigError, RunError, UserError
 from jaxlean.redact import expand, hidden
-from jaxlean.run.lease import Leases
+from jaxlean.run.lease import Holder, Leases, this_process
 from jaxlean.search import space
+from jaxlean.search.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial, Trial
 
 JOURNAL = "study.journal"
-# A database tells workers apart by signs of life in seconds of its own clock.
+# A database knows workers of other machines by signs of life, in seconds of its own clock.
 _BEAT_SECONDS, _DEAD_SECONDS = 30, 120
 # How long another one may hold an SQLite file; `?timeout=` in the URL says otherwise.
 _LOCKED_SECONDS = 120
 # Trials that could not be started, for each that was: then the space is at fault.
 _MOST_REFUSED = 5
+# A trial that was under way when its worker died so many times is not tried again.
+_MOST_LOST = 3
 
 
 def rungs(search: SearchSection, num_steps: int) -> list[int]:
@@ -67,9 +71,10 @@ class Study:
         self._folder, self._leases = folder / "workers", Leases()
         self.worker = secrets.token_hex(4)
         self._lease: Any = None
-        self._beaten = -math.inf
+        self._unsigned: dict[int, float] = {}  # number of a trial that nobody has signed -> when it was seen first
         with _explained(self.where):
             self._study = self._open(config.seed)
+        self._heartbeat = Heartbeat(self._beat, _BEAT_SECONDS)
         if self._journal is not None:
             self._folder.mkdir(exist_ok=True)
             self._lease = self._leases.take(self._folder / self.worker)
@@ -90,9 +95,12 @@ class Study:
         if [d.name.lower() for d in study.directions] != self.search.directions:
             raise RunError("the study has other objectives", where=self.where, fix="another output_dir or study_name")
         # another worker, and another start, must not draw what the first has drawn
-        study.set_user_attr(f"worker {self.worker}", socket.gethostname())
-        order = list(study.user_attrs).index(f"worker {self.worker}")
-        study.sampler = self._sampler(seed + 1000 * order)
+        study.set_user_attr(f"worker {self.worker}", asdict(this_process()))
+        workers = [name for name in study.user_attrs if name.startswith("worker ")]
+        order = 1000 * workers.index(f"worker {self.worker}")
+        if self._journal is None:  # a database gives them back by the alphabet
+            order = 1000 * (len(workers) - 1) + int(self.worker, 16) % 1000 * (len(workers) > 1)
+        study.sampler = self._sampler(seed + order)
         return study
 
     def _storage(self) -> Any:
@@ -108,7 +116,7 @@ class Study:
         with _quiet():
             return optuna.storages.RDBStorage(
                 url, heartbeat_interval=_BEAT_SECONDS, grace_period=_DEAD_SECONDS,
-                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=2),
+                heartbeat_stale_trial_callback=lambda study, trial: self._try_again(trial, lost=True),
                 # others may be writing for a while
                 engine_kwargs=waits if sqlite else {"pool_pre_ping": True},
             )  # fmt: skip
@@ -139,7 +147,7 @@ class Study:
             )  # fmt: skip
 
     def keep(self, name: str, value: dict[str, str]) -> dict[str, str]:
-        """What the first worker kept under a name; this is the first one where there is nothing."""
+        """Keep something, unless a worker has kept something under that name before; what was kept first."""
         with _explained(self.where):
             if not any(key.startswith(f"{name} ") for key in self._study.user_attrs):
                 # each under its own name: of two that come at once the second does not write over the first
@@ -168,9 +176,12 @@ class Study:
                 return None
             with _quiet():
                 trial = self._study.ask(self._distributions)
+            if self._journal is None:
+                self._heartbeat.add(trial._trial_id)
             trial.set_user_attr("worker", self.worker)
             # several workers may have seen room for one
             if len([t for t in self.trials if t.number < trial.number and _counts(t)]) >= self.search.num_trials:
+                self._heartbeat.leave(trial._trial_id)
                 self._study.tell(trial, state=_state("FAIL"))
                 return None
         return trial
@@ -179,11 +190,12 @@ class Study:
         """Why no trial is to be started any more."""
         trials = self.trials
         started = [t for t in trials if _counts(t)]
-        refused = [t for t in trials if t.user_attrs.get("refused")]
+        refused = [t for t in trials if _is_refused(t)]
         if len(refused) > _MOST_REFUSED * (len(started) + 4):
+            why = refused[-1].user_attrs.get("refused", f"its process died, {_MOST_LOST} times")
             raise RunError(
                 "hardly any trial of this space can be started", where="search.space",
-                got=f"{len(refused)} refused, {len(started)} started; the last: {refused[-1].user_attrs['refused']}",
+                got=f"{len(refused)} refused, {len(started)} started; the last: {why}",
                 fix="leave out what does not fit or does not go together",
             )  # fmt: skip
         if len(started) >= self.search.num_trials:
@@ -191,20 +203,24 @@ class Study:
         return self.too_dear()
 
     def too_dear(self) -> str | None:
-        """Whether `search.max_usd` is spent, in words."""
-        spent = sum(t.user_attrs.get("usd") or 0.0 for t in self.trials)
-        if self.search.max_usd is None or spent < self.search.max_usd:
+        """Whether `search.max_usd` is spent, in words: by trials, lost ones too, and by loading and compiling."""
+        if self.search.max_usd is None:
+            return None
+        spent = sum(t.user_attrs.get("usd") or 0.0 for t in self.trials) + self.setup_usd
+        if spent < self.search.max_usd:
             return None
         return f"search.max_usd=${self.search.max_usd:g} is spent (${spent:.4f})"
 
-    def alive(self, trials: "Sequence[Trial]") -> None:
-        """A sign of life of these trials, where a database wants one; costs nothing most of the time."""
-        if self._journal is not None or time.monotonic() - self._beaten < _BEAT_SECONDS / 2:
-            return
-        self._beaten = time.monotonic()
+    @property
+    def setup_usd(self) -> float:
+        """What all workers have paid for no trial in particular."""
         with _explained(self.where):
-            for trial in trials:
-                self._study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
+            return sum(value for name, value in self._study.user_attrs.items() if name.startswith("setup_usd "))
+
+    def note_setup(self, usd: float) -> None:
+        """Keep what this worker has paid so far for no trial in particular."""
+        with _explained(self.where):
+            self._study.set_user_attr(f"setup_usd {self.worker}", usd)
 
     def note(self, trial: "Trial", **notes: Any) -> None:
         """Keep something beside a trial; where others took it over, nothing."""
@@ -223,6 +239,7 @@ class Study:
         """The end of a trial: with its values, or given up without. Where others took it over, nothing: then it has
         failed, and is tried again.
         """
+        self._heartbeat.leave(trial._trial_id)
         self.note(trial, **notes)
         with _explained(self.where), _unless_ended():
             complete = values is not None and all(math.isfinite(v) for v in values)
@@ -233,18 +250,29 @@ class Study:
         """A trial that was not started: it would not fit, or its values do not go together."""
         self.finish(trial, None, refused=reason)
 
-    def leave(self, trials: "Sequence[Trial]") -> None:
-        """Give back what this worker has begun and will not end: somebody else tries the same values."""
+    def leave(self, trials: "Sequence[tuple[Trial, Mapping[str, Any]]]", *, lost: bool = False) -> None:
+        """Give back what this worker has begun and will not end: somebody else tries the same values.
+
+        Args:
+            trials: each with what is kept beside it: what it has cost.
+            lost: what ended them may have been their own doing.
+        """
         with _explained(self.where):
             # what has raised may have come amid a word with the storage: not with that view of it
             import optuna
 
             self._study = optuna.load_study(study_name=self.search.study_name, storage=self._storage())
-            for trial in trials:
-                self._again(trial.number, dict(trial.params))
+            for asked, notes in trials:
+                self._heartbeat.leave(asked._trial_id)
+                trial = self.trials[asked.number]
+                with _unless_ended():
+                    for name, value in notes.items():
+                        self._study._storage.set_trial_user_attr(trial._trial_id, name, value)
+                self._again(trial, lost=lost)
 
     def close(self) -> None:
         """The worker is done."""
+        self._heartbeat.close()
         if self._lease is not None:
             self._lease.release()
 
@@ -258,6 +286,9 @@ class Study:
         sign = 1 if self.search.directions[0] == "minimize" else -1
         return sorted(done, key=lambda t: (sign * t.values[0], t.number))[:1]
 
+    def _beat(self, trial_id: int) -> None:
+        self._study._storage.record_heartbeat(trial_id)  # type: ignore[attr-defined]
+
     def _rescue(self) -> None:
         """See to the trials of workers that are gone."""
         if self._journal is None:
@@ -265,35 +296,56 @@ class Study:
 
             with _quiet():
                 optuna.storages.fail_stale_trials(self._study)
-            return
         for trial in self.trials:
             worker = trial.user_attrs.get("worker")
             if trial.state.name != "RUNNING" or worker == self.worker:
                 continue
-            # killed before it could sign, it may be anybody's who is at work
-            gone = self._is_gone(str(worker)) if worker is not None else all(map(self._is_gone, self._others()))
-            if gone:
-                self._again(trial.number, trial.params)
+            if self._is_lost(trial) if worker is None else self._is_gone(str(worker)):
+                self._again(trial, lost=True)
 
     def _is_gone(self, worker: str) -> bool:
-        return self._leases.is_free(self._folder / worker)
+        """Whether a worker is known to be dead."""
+        if self._journal is not None:
+            return self._leases.is_free(self._folder / worker)
+        # those elsewhere are known by their trials' heartbeat; one of this machine is seen to have ended
+        holder = self._study.user_attrs.get(f"worker {worker}")
+        return isinstance(holder, dict) and Holder(**holder).is_gone
+
+    def _is_lost(self, trial: "FrozenTrial") -> bool:
+        """Whether a trial that nobody has signed is nobody's: its worker was killed before it could."""
+        if self._journal is not None:  # else it may be anybody's who is at work
+            return all(map(self._is_gone, self._others()))
+        first = self._unsigned.setdefault(trial.number, time.monotonic())
+        return time.monotonic() - first > _DEAD_SECONDS
 
     def _others(self) -> set[str]:
         return {file.name.partition(".")[0] for file in self._folder.glob("*.lease")} - {self.worker}
 
-    def _again(self, number: int, params: dict[str, Any]) -> None:
+    def _again(self, trial: "FrozenTrial", *, lost: bool) -> None:
+        """Count a trial as failed, and have its values tried again."""
         try:
-            self._study.tell(number, state=_state("FAIL"))
+            self._study.tell(trial.number, state=_state("FAIL"))
         except UserError:
             raise
         except (ValueError, RuntimeError):
             return  # another worker saw it first
-        self._study.enqueue_trial(params, user_attrs={"again": number})
+        self._try_again(trial, lost=lost)
+
+    def _try_again(self, trial: "FrozenTrial", *, lost: bool) -> None:
+        times = trial.user_attrs.get("lost", 0) + lost
+        if times < _MOST_LOST:
+            self._study.enqueue_trial(trial.params, user_attrs={"again": trial.number, "lost": times})
 
 
 def _counts(trial: "FrozenTrial") -> bool:
     """Whether it is one of `search.num_trials`."""
-    return trial.state.name in ("RUNNING", "COMPLETE", "PRUNED") and not trial.user_attrs.get("refused")
+    return trial.state.name in ("RUNNING", "COMPLETE", "PRUNED") and not _is_refused(trial)
+
+
+def _is_refused(trial: "FrozenTrial") -> bool:
+    """Whether it could not be started, or has killed whoever tried it."""
+    given_up = trial.state.name == "FAIL" and trial.user_attrs.get("lost", 0) == _MOST_LOST - 1
+    return given_up or bool(trial.user_attrs.get("refused"))
 
 
 def _state(name: str) -> Any:

@@ -286,6 +286,32 @@ def locked_for_good(job: Job) -> Outcome:
     return Outcome(None, True, outcome.said)
 
 
+def killed_with_a_database(moment: str, job: Job) -> Outcome:
+    """No lease lies beside it: who is gone is known by what the study says of its worker."""
+    job, folder = searching(job, storage=f"sqlite:///{job.new('study').with_suffix('.db')}"), job.new("search")
+    ended = job.run("search", folder, plan={"at": moment, "do": "SIGKILL"})
+    hold(ended.code == -signal.SIGKILL, f"it was to be killed: {ended.code}: {ended.err[-2000:]}")
+    outcome = gone_on(job, folder)
+    hold(any(row["again"] is not None for row in rows_of(folder)), "what was at hand was not tried again")
+    return outcome
+
+
+def trial_killed(job: Job) -> Outcome:
+    """Trials as processes: one that is killed by somebody else is no result."""
+    job, folder = searching(job, isolation="process"), job.new("search")
+    running = job.start("search", folder, plan={"at": "a trial's process watched", "do": "tell"})
+    running.until_acted()
+    (trial,) = children(running.process.pid)
+    os.kill(trial, signal.SIGKILL)
+    running.go()
+    ended = running.end()
+    hold(ended.code == 0, f"the search failed: {ended.err[-2000:]}")
+    hold("its process ended, signal SIGKILL" in ended.out, f"it does not say so: {ended.out[-2000:]}")
+    whole(folder, job, "process")
+    hold(rows_of(folder)[0]["state"] == "fail", "it counts as a result")
+    return Outcome(None, True)
+
+
 def no_database(job: Job) -> Outcome:
     file = job.new("study").with_suffix(".db")
     file.write_bytes(b"this is no database" * 1000)
@@ -370,6 +396,10 @@ def faults() -> list[Fault]:
           for at in ("the first trial asked for", "a rung to be told", "a result half told")),
         Fault("a search: its database is locked for good", "a rung to be told",
               "it says so and ends with code 2; the same command goes on", locked_for_good),
+        *(Fault("a search: kill -9, with a database", at, GONE_ON, partial(killed_with_a_database, at))
+          for at in ("amid a trial", "a rung to be told")),
+        Fault("a search: kill -9 of a trial's process", "it trains",
+              "no result; its values are tried again, and every trial comes to the undisturbed loss", trial_killed),
         Fault("a search: its database is none", "from the start", "refused by name", no_database),
         *(Fault(f"a search: {what} changed", "between stop and start", "refused by name; put back, it goes on",
                 partial(changed, name, words))

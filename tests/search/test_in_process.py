@@ -6,6 +6,8 @@ import pytest
 
 from jaxlean.config import build, load, with_values
 from jaxlean.cost.price import Price
+from jaxlean.run.finetune import finetune
+from jaxlean.search import in_process
 from jaxlean.search.in_process import InProcess, cannot_share
 from jaxlean.search.study import Study
 from jaxlean.xla.mesh import make_mesh
@@ -64,6 +66,40 @@ def test_money_ends_trials_at_a_rung(small_machine, tiny_yaml, tmp_path):
     study.close()
     (trial,) = study.trials
     assert (trial.state.name, trial.user_attrs["too_dear"], trial.user_attrs["steps"]) == ("PRUNED", True, 1)
+
+
+@pytest.mark.slow
+def test_money_ends_trials_between_rungs(small_machine, tiny_yaml, tmp_path, monkeypatch):
+    monkeypatch.setattr(in_process, "_COUNT_SECONDS", 0.0)
+    config = load(tiny_yaml, [SPACE, "train.max_steps=50", "search.pruner=none", "search.max_usd=0.000001"])
+    study = Study(config, tmp_path, 50)
+    runner = InProcess(config, study, make_mesh(config.mesh), Price(3600.0, "test"), say=lambda line: None)
+    runner.run()
+    study.close()
+    (trial,) = study.trials
+    assert (trial.state.name, trial.user_attrs["too_dear"], trial.user_attrs["steps"]) == ("PRUNED", True, 1)
+    assert study.setup_usd == pytest.approx(runner.setup_seconds), "a dollar a second"
+
+
+@pytest.mark.slow
+def test_a_base_that_is_drawn_is_drawn_for_each_trial(small_machine, tiny_yaml, tmp_path):
+    """Its seed is searched, and several trials are asked for side by side: one base at a time, each its own."""
+    values = {
+        "model": {"new_tokens": ["zoological"], "new_tokens_init": "random"}, "train.max_steps": 1,
+        "search": {"space": {"seed": [1, 2]}, "members": 2, "num_trials": 2, "sampler": "random", "pruner": "none"},
+    }  # fmt: skip
+    config = load(tiny_yaml)
+    model = config.model.model_dump(mode="json", exclude_unset=True) | values.pop("model")
+    config = with_values(config, values | {"model": model, "train.learning_rate": 1e-9})
+    study = Study(config, tmp_path, 1)
+    for seed in (1, 2):
+        study._study.enqueue_trial({"seed": seed})
+    InProcess(config, study, make_mesh(config.mesh), Price(None, "test"), say=lambda line: None).run()
+    study.close()
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
+    for trial in study.trials:
+        own = with_values(config, {"seed": trial.params["seed"], "output_dir": str(tmp_path / str(trial.number))})
+        assert finetune(own)["eval_after"]["loss"] == pytest.approx(trial.value, rel=2e-4)
 
 
 @pytest.mark.slow

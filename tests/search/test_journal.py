@@ -116,6 +116,31 @@ def test_who_was_stopped_while_it_wrote_harms_nobody(tmp_path, monkeypatch):
     assert not (tmp_path / "study.journal.lock").exists()
 
 
+def test_who_was_stopped_before_it_cut_begins_anew(tmp_path, monkeypatch):
+    """Between its look at the end of the file and its cut another one has taken the lock, cut, and written."""
+    file = tmp_path / "study.journal"
+    first, second = study(file), study(file)
+    with file.open("ab") as out:
+        out.write(b'{"half')
+    end_of_lines, looks = journal._end_of_lines, []
+
+    def meanwhile(path):
+        found = end_of_lines(path)
+        looks.append(found)
+        if len(looks) == 1:
+            (tmp_path / "study.journal.lock").unlink()
+            second.ask()
+            monkeypatch.setattr(journal.time, "monotonic", lambda: now() + 60.0)
+        return found
+
+    now = time.monotonic
+    monkeypatch.setattr(journal, "_end_of_lines", meanwhile)
+    first.ask()
+    monkeypatch.undo()
+    assert len(looks) >= 3
+    assert [trial.number for trial in study(file).trials] == [0, 1]
+
+
 def test_half_a_line_that_is_cut_off_while_it_is_read_is_read_again(tmp_path, monkeypatch):
     file = tmp_path / "study.journal"
     own = study(file)

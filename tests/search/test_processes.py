@@ -13,15 +13,16 @@ from jaxlean.search import processes
 from jaxlean.search.processes import Processes
 from jaxlean.search.study import Study
 
-SPACE = {"train.learning_rate": [0.1, 0.2, 0.3, 0.4]}
+SPACE = {"train.learning_rate": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
 # Trains as quick as it can write: its loss is its learning rate, and falls.
 STAND_IN = """
-    import json, signal, sys, time, yaml
+    import json, os, signal, sys, time, yaml
     from pathlib import Path
     config = yaml.safe_load(Path(sys.argv[1]).read_text())
     folder, rate = Path(config["output_dir"]), config["train"]["learning_rate"]
     signal.signal(signal.SIGTERM, lambda *_: (folder.joinpath("told").touch(), sys.exit(75)))
     assert config["eval"]["eval_steps"] in (1, 9) and not config["eval"]["before"]
+    assert config["eval"]["stopping"] is None and not config["eval"]["load_best"]
     if rate == 0.3:
         print("error: the base is gone\\n  fix: another", flush=True)
         sys.exit(2)
@@ -33,7 +34,13 @@ STAND_IN = """
             if step in (1, 3):
                 time.sleep(1.0 if rate == 0.4 else 0.4)
             if rate == 0.2 and step == 5:
-                sys.exit(1)
+                (folder / "summary.json").write_text(json.dumps({"steps": 5, "status": "diverged"}))
+                sys.exit(2)
+            if rate == 0.5 and step == 5:
+                print("it is killed", flush=True)
+                os.kill(os.getpid(), 9)
+            if rate == 0.6 and step == 5:
+                time.sleep(60)
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"x" * 100)
     (folder / "checkpoints").mkdir()
@@ -52,7 +59,8 @@ def run(tiny_yaml, tmp_path, monkeypatch):
     def ran(rates, **settings):
         config = load(tiny_yaml)
         section = {"space": SPACE, "num_trials": len(rates), **settings}
-        config = with_values(config, {"search": section, "train.max_steps": 9})
+        ends = {"eval.stopping": {"patience": 1}, "eval.load_best": True, "eval.eval_steps": 3}
+        config = with_values(config, {"search": section, "train.max_steps": 9, **ends})
         study = Study(config, tmp_path, 9)
         for rate in rates:
             study._study.enqueue_trial({"train.learning_rate": rate})
@@ -93,6 +101,25 @@ def test_one_that_breaks_is_no_result_and_one_that_cannot_start_does_not_count(r
     assert "trial 1: not started: the base is gone" in found.said[0]
     assert (good.state.name, good.values) == ("COMPLETE", [0.1])
     assert len(found.trials) == 4, "another is drawn for the one that could not start"
+
+
+def test_one_that_is_killed_is_no_result_and_is_tried_again_but_not_for_ever(run):
+    found = run([0.5], pruner="none", sampler="random")
+    lost = [trial for trial in found.trials if trial.params["train.learning_rate"] == 0.5]
+    assert [trial.state.name for trial in lost[:3]] == ["FAIL"] * 3
+    assert [trial.user_attrs.get("lost", 0) for trial in lost[:3]] == [0, 1, 2]
+    assert all(trial.user_attrs["usd"] > 0 and trial.user_attrs["steps"] == 5 for trial in lost[:3])
+    assert "trial 0: its process ended, signal SIGKILL: it is killed" in found.said
+    assert found.trials[-1].state.name in ("COMPLETE", "PRUNED")
+
+
+def test_money_ends_a_trial_wherever_it_is(run, monkeypatch):
+    monkeypatch.setattr(processes, "_COUNT_SECONDS", 0.1)
+    found = run([0.6], pruner="none", max_usd=2.0)
+    (trial,) = found.trials
+    assert (trial.state.name, trial.user_attrs["too_dear"]) == ("PRUNED", True)
+    assert 2.0 <= trial.user_attrs["usd"] < 6.0, "a dollar a second"
+    assert (found.folder / "0000" / "told").exists()
 
 
 def test_what_else_is_measured(run):

@@ -58,13 +58,27 @@ def test_a_row_says_what_a_trial_came_to(rows):
 
 
 def test_the_summary_adds_up(summary):
-    assert (summary["trials"], summary["steps"], summary["steps_without_pruning"]) == (3, 39, 81)
-    assert summary["steps_saved"] == 42
+    # the one that broke would not have gone on, whatever the rule
+    assert (summary["trials"], summary["steps"], summary["steps_without_pruning"]) == (3, 39, 63)
+    assert summary["steps_saved"] == 24
     assert summary["usd"] == pytest.approx(0.028)
-    assert summary["usd_saved"] == pytest.approx(0.028 * 42 / 39)
+    assert summary["usd_saved"] == pytest.approx(0.028 * 24 / 39)
     assert summary["random_trials_of_this_budget"] == pytest.approx(39 / 27)
     assert summary["states"] == {"complete": 1, "diverged": 1, "pruned": 1, "refused": 1}
     assert summary["compiles_per_trial"] == 0.25
+
+
+def test_what_was_lost_was_paid_too(config, rows):
+    lost = rows[0] | {"number": 4, "state": "fail", "values": {}, "steps": 10, "seconds": 4.0, "usd": 0.01}
+    found = report.summarise(config, [*rows, lost], [0], num_steps=27, of_worker=dict(HERE), setup_usd=0.1)
+    assert (found["trials"], found["steps"], found["steps_saved"]) == (3, 49, 24)
+    assert (found["usd"], found["usd_setup"]) == (pytest.approx(0.138), 0.1)
+
+
+def test_trials_of_other_lengths(config, rows):
+    longer = [rows[0], rows[1] | {"num_steps": 100}]
+    found = report.summarise(config, longer, [0], num_steps=27, of_worker=dict(HERE))
+    assert (found["steps_saved"], found["steps_without_pruning"]) == (97, 127)
 
 
 def test_a_price_that_is_not_known_is_not_nothing(config, rows):
@@ -83,8 +97,11 @@ def test_a_line_a_trial(rows):
 
 def test_what_is_written(config, rows, summary, tmp_path):
     (tmp_path / "best-7.yaml").write_text("of an earlier start")
+    (tmp_path / "best-mine.yaml").write_text("what somebody made of it")
     report.write_all(tmp_path, config, rows, summary, picture=True)
-    assert {file.name for file in tmp_path.iterdir()} == {"trials.jsonl", "summary.json", "best.yaml", "search.png"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "trials.jsonl", "summary.json", "best.yaml", "best-mine.yaml", "search.png"
+    }  # fmt: skip
     assert [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text().splitlines()] == rows
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 39
     text = (tmp_path / "best.yaml").read_text()
@@ -104,7 +121,14 @@ def test_of_several_best_each_has_a_file(config, rows, tmp_path):
 def test_the_table(summary, rows, capsys):
     report.print_table(summary, rows, Console(width=200))
     said = capsys.readouterr().out
-    for words in ("0*", "39 of 81: pruning saved 51.9 %", "1.4 whole trials", "0.25 (1 in this process)", "$0.03"):
+    for words in (
+        "0*",
+        "39 of 63: pruning saved 38.1 %",
+        "1.4 whole trials",
+        "0.25 (1 in this process)",
+        "$0.017",
+        "$0.028",
+    ):
         assert words in said
 
 

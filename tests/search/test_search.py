@@ -138,6 +138,7 @@ def test_several_objectives(searched, cli, tmp_path):
         ((SPACE, "mesh=auto"), "mesh: auto is not for a search"),
         ((SPACE, "search.isolation=program", "lora.init_lora_weights=pissa"), "got:    lora.init_lora_weights: pissa"),
         (("search.space={train.lr: {log: [0, 1]}}",), "a logarithm needs a low above 0"),
+        ((SPACE, "search.objectives=[accuracy]"), "task: generate has no accuracy"),
         ((SPACE, "data.train=nowhere.jsonl", "train.max_steps=null"), "nowhere.jsonl"),
     ],
 )
@@ -146,6 +147,33 @@ def test_what_is_wrong_is_said_before_anything_is_made(cli, tiny_yaml, tmp_path,
     assert code == 2
     assert words in err
     assert not (tmp_path / "out" / JOURNAL).exists()
+
+
+def test_a_database_is_of_one_search(cli, tiny_yaml, tmp_path):
+    """As from another machine, whose folder knows nothing of it."""
+    command = ("search", tiny_yaml, SPACE, f"search.storage=sqlite:///{tmp_path}/study.db", "train.max_steps=1")
+    assert cli(*command, "search.num_trials=1", f"output_dir={tmp_path / 'a'}")[0] == 0
+    code, _, err = cli(*command, "search.num_trials=2", f"output_dir={tmp_path / 'b'}", "train.weight_decay=0.5")
+    assert code == 2
+    assert "the study is of another train.weight_decay" in err
+    assert not (tmp_path / "b").exists()
+    other = SPACE.replace("[2, 4]", "[2, 8]")
+    code, _, err = cli(*command[:2], other, *command[3:], "search.num_trials=2", f"output_dir={tmp_path / 'b'}")
+    assert (code, "the study is of another search.space.lora.r" in err) == (2, True)
+    code, _, err = cli(*command, "search.num_trials=2", f"output_dir={tmp_path / 'c'}", "search.members=1")
+    assert (code, err) == (0, "")
+    code, _, err = cli(*command[:3], *command[4:], f"output_dir={tmp_path / 'c'}")
+    assert (code, "a search with another search.storage" in err) == (2, True)
+
+
+def test_an_objective_is_measured(searched, cli, tmp_path):
+    _, _, file = searched
+    code, _, err = cli(
+        "search", file, SPACE, "train.max_steps=1", "search.num_trials=1", "search.objectives=[exact_match]",
+        "eval.max_new_tokens=2", f"output_dir={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert rows(tmp_path / "out")[0]["values"]["exact_match"] >= 0.0
 
 
 def test_files_that_no_trial_could_read_end_it(cli, tiny_yaml, tmp_path):

@@ -4,11 +4,13 @@ import math
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
 from jaxlean.config import SearchSection, build
 from jaxlean.errors import ConfigError, RunError
+from jaxlean.search import study as module
 from jaxlean.search.study import Study, rungs
 
 SPACE = {"train.learning_rate": {"log": [1e-5, 1e-1]}}
@@ -169,7 +171,7 @@ def test_who_wakes_up_finds_its_trial_taken_over_and_drops_it(open_study):
     first = open_study(num_trials=3)
     trial = first.ask()
     other = open_study(num_trials=3)
-    other._again(trial.number, trial.params)  # as where the first one has been silent for long
+    other._again(other.trials[0], lost=True)  # as where the first one has been silent for long
     assert not first.report(trial, 9, 0.1)
     first.note(trial, usd=1.0)
     first.finish(trial, [0.1], steps=81)
@@ -193,18 +195,116 @@ def test_what_the_first_keeps_the_others_read(open_study):
 def test_what_is_given_back_is_tried_by_the_next(open_study):
     study = open_study(num_trials=3)
     trial = study.ask()
-    study.leave([trial])
+    study.leave([(trial, {"usd": 0.5})])
     assert study.ask().params == trial.params
+    assert [t.user_attrs.get("usd") for t in study.trials] == [0.5, None], "what it has cost stays with it"
+
+
+def test_what_kills_its_workers_is_given_up(open_study):
+    study = open_study(num_trials=2, max_usd=1.0)
+    trial = study.ask()
+    params = trial.params
+    for _ in range(2):
+        study.leave([(trial, {"usd": 0.1})], lost=True)
+        trial = study.ask()
+        assert trial.params == params
+    study.leave([(trial, {"usd": 0.1})])  # told to end: that is not its fault
+    trial = study.ask()
+    assert trial.params == params
+    study.leave([(trial, {"usd": 0.1})], lost=True)
+    assert study.ask().params != params
+    study.note_setup(0.5)
+    assert study.too_dear() is None
+    study.note_setup(0.6)
+    assert study.too_dear() == "search.max_usd=$1 is spent ($1.0000)"
+
+
+def test_a_space_that_only_kills_has_an_end(open_study):
+    study = open_study(num_trials=2)
+    with pytest.raises(RunError, match=r"21 refused, 0 started; the last: its process died, 3 times"):
+        for _ in range(100):
+            study.leave([(study.ask(), {})], lost=True)
 
 
 def test_a_database_is_a_storage_too(open_study, tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_DB", f"sqlite:///{tmp_path}/study.db")
     study = open_study(num_trials=2, storage="${STUDY_DB}")
     trial = study.ask()
-    study.alive([trial])
     study.finish(trial, [0.5])
     assert len(open_study(num_trials=2, storage="${STUDY_DB}").trials) == 1
     assert not (tmp_path / "study.journal").exists()
+
+
+ONE_THAT_DIES = """
+    import os
+    from pathlib import Path
+    from jaxlean.config import build
+    from jaxlean.search.study import Study
+    settings = {{"space": {space!r}, "num_trials": 3, "storage": "sqlite:///{folder}/study.db"}}
+    study = Study(build({{"search": settings}}), Path("{folder}"), 81)
+    if {unsigned}:
+        study._study.ask(study._distributions)
+    else:
+        study.note(study.ask(), usd=0.25)
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+def test_trials_of_a_dead_worker_of_a_database_are_tried_again(open_study, tmp_path, monkeypatch, unsigned):
+    code = textwrap.dedent(ONE_THAT_DIES.format(space=SPACE, folder=tmp_path, unsigned=unsigned))
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    study = open_study(num_trials=3, storage=f"sqlite:///{tmp_path}/study.db")
+    (lost,) = study.trials
+    trial = study.ask()
+    if unsigned:  # it may be somebody's, until nobody has signed it for long
+        assert trial.params != lost.params
+        monkeypatch.setattr(module, "_DEAD_SECONDS", -1)
+        trial = study.ask()
+    assert trial.params == lost.params
+    assert trial.user_attrs["again"] == 0
+    assert study.trials[0].state.name == "FAIL"
+    assert study.trials[0].user_attrs.get("usd") == (None if unsigned else 0.25)
+    assert "usd" not in trial.user_attrs, "paid once"
+
+
+def test_workers_of_a_database_draw_different_trials(open_study, tmp_path):
+    """It gives names back by the alphabet, not in the order in which they came."""
+    workers = [open_study(num_trials=30, storage=f"sqlite:///{tmp_path}/study.db") for _ in range(6)]
+    rates = [worker.ask().params["train.learning_rate"] for worker in workers]
+    assert len(set(rates)) == 6
+
+
+def test_a_trial_that_is_compiled_or_measured_for_long_gives_signs_of_life(open_study, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_BEAT_SECONDS", 0.05)
+    study = open_study(num_trials=3, storage=f"sqlite:///{tmp_path}/study.db")
+    beats, beat = [], study._beat
+    study._heartbeat = module.Heartbeat(lambda trial_id: (beats.append(trial_id), beat(trial_id)), 0.05)
+    trial = study.ask()
+    time.sleep(0.5)
+    assert len(beats) >= 3
+    study.finish(trial, [0.5])
+    time.sleep(0.1)
+    seen = len(beats)
+    time.sleep(0.3)
+    assert len(beats) == seen
+
+
+def test_a_worker_elsewhere_that_is_silent_for_long_loses_its_trial(open_study, tmp_path, monkeypatch):
+    url = f"sqlite:///{tmp_path}/study.db"
+    first = open_study(num_trials=3, storage=url)
+    trial = first.ask()
+    first._heartbeat.close()
+    second = open_study(num_trials=3, storage=url)
+    storage = second._study._storage._backend if hasattr(second._study._storage, "_backend") else second._study._storage
+    own = second.ask()
+    assert own.params != trial.params
+    monkeypatch.setattr(storage, "grace_period", 1)
+    time.sleep(2.5)
+    second._heartbeat.add(own._trial_id)
+    again = second.ask()
+    assert again.params == trial.params
+    assert (again.user_attrs["again"], again.user_attrs["lost"]) == (0, 1)
 
 
 def test_a_database_that_cannot_be_reached_is_said_without_its_password(open_study, monkeypatch):
