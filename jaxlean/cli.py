@@ -456,7 +456,7 @@ def main() -> None:
     """
     guard()
     try:
-        app()
+        typer.main.get_command(app)()  # not `app()`, which puts a hook for tracebacks of its own in the place of ours
     except UserError as error:
         _fail(error)
     except Preempted as preempted:

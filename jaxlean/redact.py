@@ -11,7 +11,9 @@ import logging
 import os
 import re
 import sys
+import threading
 import traceback
+import warnings
 from types import TracebackType
 from typing import Any
 
@@ -38,6 +40,7 @@ _KINDS = (
 )
 # What `expand` has filled in: whatever it looks like, it is one.
 _expanded: dict[str, str] = {}
+_format_warning = warnings.formatwarning
 
 
 def hidden(text: str) -> str:
@@ -78,11 +81,18 @@ def expand(text: str) -> str:
 
 
 def guard() -> None:
-    """Hide secrets in what this process says by other ways than ours: tracebacks, and lines of any library's log."""
+    """Hide secrets in what this process says by other ways than ours.
+
+    Tracebacks, of any thread, lines of any library's log with what they are told beside, and warnings.
+    """
     if sys.excepthook is sys.__excepthook__:  # a debugger's, or a test's, is its own
         sys.excepthook = _print_hidden
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _print_unraisable
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _print_of_thread
+    if warnings.formatwarning is _format_warning:  # from it those who show one, or log it, have the text
+        warnings.formatwarning = _format_hidden
     logging.setLogRecordFactory(_Record)
 
 
@@ -97,7 +107,7 @@ def _values() -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda pair: len(pair[0]), reverse=True))
 
 
-def _print_hidden(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _print_hidden(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
     print(hidden("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
@@ -108,6 +118,27 @@ def _print_unraisable(told: Any) -> None:
         _print_hidden(told.exc_type, told.exc_value, told.exc_traceback)
 
 
+def _print_of_thread(told: threading.ExceptHookArgs) -> None:
+    if told.exc_type is SystemExit:  # which ends a thread silently
+        return
+    name = threading.get_ident() if told.thread is None else told.thread.name
+    print(hidden(f"Exception in thread {name}:"), file=sys.stderr)
+    _print_hidden(told.exc_type, told.exc_value, told.exc_traceback)
+
+
+def _format_hidden(*told: Any, **named: Any) -> str:
+    return hidden(_format_warning(*told, **named))
+
+
 class _Record(logging.LogRecord):
+    """Holds the text of an exception, and not the exception, of which each handler would make a text in its own way."""
+
+    def __init__(self, *told: Any, **named: Any):
+        super().__init__(*told, **named)
+        if isinstance(self.exc_info, tuple):
+            self.exc_text, self.exc_info = hidden(logging.Formatter().formatException(self.exc_info)), None
+        if self.stack_info:
+            self.stack_info = hidden(self.stack_info)
+
     def getMessage(self) -> str:
         return hidden(super().getMessage())

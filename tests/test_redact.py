@@ -145,21 +145,81 @@ def test_a_url_is_opened_with_what_the_environment_holds(monkeypatch):
     assert "unguessable" not in hidden(str(refused.value))
 
 
-def test_tracebacks_and_logs_hide_them():
+PROGRAM = f"""
+import logging, sys, threading, warnings
+from jaxlean.redact import guard
+guard()
+log = logging.getLogger('a.library')
+log.warning('GET %s', 'https://me:pass-word@host')
+
+class Late:
+    def __del__(self):
+        raise ValueError('of {TOKEN}')
+
+class Own(logging.Formatter):
+    def format(self, record):
+        told = self.formatException(record.exc_info) if record.exc_info else record.exc_text
+        return 'in its own way: ' + record.getMessage() + str(told)
+
+def fail(kind):
+    raise kind('401 with {TOKEN}')
+
+Late()
+for formatter in (None, Own()):
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    log.handlers = [handler]
+    try:
+        fail(KeyError)
+    except KeyError:
+        log.exception('a download %s', 'failed')
+log.handlers = []
+log.warning('from %s', 'here', stack_info='{TOKEN}')
+log.error('nothing was raised', exc_info=True)
+thread = threading.Thread(target=fail, args=(LookupError,), name='reader')
+thread.start()
+thread.join()
+thread = threading.Thread(target=sys.exit)
+thread.start()
+thread.join()
+warnings.warn('https://me:pass-word@host is old')
+logging.basicConfig()
+logging.captureWarnings(True)
+warnings.warn('https://you:pass-word@host is older')
+fail(OSError)
+"""
+
+
+def test_tracebacks_logs_and_warnings_hide_them(tmp_path):
+    file = tmp_path / "program.py"  # lines of which tracebacks show
+    file.write_text(PROGRAM)
+    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    for line in (
+        "GET https://***@host", "ValueError: of ***", "a download failed\nTraceback (most recent call last)",
+        "in its own way: a download failedTraceback (most recent call last)", "KeyError: '401 with ***'",
+        "from here\nStack (most recent call last):", "stack_info='***'", "nothing was raised\nNoneType: None",
+        "Exception in thread reader:\nTraceback (most recent call last)", "LookupError: 401 with ***",
+        "raise kind('401 with ***')", "OSError: 401 with ***", "UserWarning: https://***@host is old",
+        "UserWarning: https://***@host is older",
+    ):  # fmt: skip
+        assert line in done.stderr
+    assert TOKEN not in done.stderr
+    assert "pass-word" not in done.stderr
+
+
+def test_the_traceback_of_a_command_hides_them():
     program = (
-        "import logging, sys\nfrom jaxlean.redact import guard\nguard()\n"
-        f"logging.getLogger('a.library').warning('GET %s', 'https://me:pass-word@host')\n"
-        f"class Late:\n    def __del__(self):\n        raise ValueError('of {TOKEN}')\nLate()\n"
-        f"raise OSError('401 with {TOKEN}')\n"
+        "import sys\nfrom jaxlean import cli\nfrom jaxlean.run import environment\n"
+        f"def broken(*_):\n    raise ValueError('401 with {TOKEN}')\n"
+        "environment.print_environment = broken\nsys.argv = ['jaxlean', 'env']\ncli.main()\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "GET https://***@host" in done.stderr
-    assert "OSError: 401 with ***" in done.stderr
-    assert "ValueError: of ***" in done.stderr
-    assert TOKEN not in done.stderr
     assert "Traceback" in done.stderr
-    assert "pass-word" not in done.stderr
+    assert "ValueError: 401 with ***" in done.stderr
+    assert TOKEN not in done.stderr
 
 
 def test_a_bug_and_a_full_disk_hide_them_too(monkeypatch, cli, tmp_path):
