@@ -20,7 +20,8 @@ class StoppingSection(Section):
 
     patience: PositiveInt | None = named(
         None,
-        "Evaluations in a row of which none is better than the best before them, by more than min_delta.",
+        "Evaluations in a row of which none is better than the best before them, by more than min_delta; what is not a "
+        "number is not better.",
         "early_stopping_patience",
     )
     min_delta: float = named(

@@ -1,6 +1,6 @@
 """Early stopping: whether a run has had its best, is lost, or will not come where it should. Functions of its scores.
 
-patience      no evaluation of the last n is better than the best before them
+patience      no evaluation of the last n is better than the best before them; what is not a number is not
 plateau       the line through the last n falls by next to nothing
 divergence    the loss is not a number, or far above the best
 target        even the lower bound of where the curve ends is above another run's loss (`run/learning_curve.py`)
@@ -56,7 +56,11 @@ def stop_of(
         losses_or_metric = list(losses)
     sound = [(step, value) for step, value in losses_or_metric if math.isfinite(value)]
     sign = -1.0 if more and metric is not None else 1.0
-    return _patience(section, sound, sign) or _plateau(section, sound, sign) or _target(section, losses, num_steps)
+    return (
+        _patience(section, losses_or_metric, sign)
+        or _plateau(section, sound, sign)
+        or _target(section, losses, num_steps)
+    )
 
 
 def best_of(points: Points, *, more: bool = False) -> tuple[int, float] | None:
@@ -88,12 +92,14 @@ def _patience(section: StoppingSection, points: Points, sign: float) -> Stop | N
         return None
     best, since, counted = math.inf, 0, 0
     for step, value in points:
-        if value < best - section.min_delta or best == math.inf:
+        if math.isfinite(value) and (value < best - section.min_delta or best == math.inf):
             best, since, counted = value, step, 0
         else:
             counted += 1
     if counted < section.patience:
         return None
+    if best == math.inf:
+        return Stop(points[-1][0], "patience", f"none of {counted} evaluations came to a number")
     by = f" by more than {section.min_delta:g}" if section.min_delta else ""
     num = f"{counted} evaluations" if counted > 1 else "the evaluation"
     what = f"{num} after step {since}, whose {sign * best:.4f} is the best, not better{by}"

@@ -44,6 +44,20 @@ def test_patience_counts_evaluations_that_are_not_better():
     assert stop.message.endswith("after step 20, whose 1.5000 is the best, not better by more than 0.1")
 
 
+def test_patience_counts_what_is_not_a_number():
+    points = [(10, 1.0), (20, math.nan), (30, math.inf), (40, math.nan), (50, 0.5)]
+    stop = first(StoppingSection(patience=3), points)
+    assert (stop.step, stop.rule) == (40, "patience")
+    assert stop.message == "3 evaluations after step 10, whose 1.0000 is the best, not better"
+    assert first(StoppingSection(patience=4), points) is None
+    assert first(StoppingSection(patience=2), [(10, math.nan), (20, 1.0), (30, math.nan), (40, 0.5)]) is None
+    stop = first(StoppingSection(patience=2), [(10, math.nan), (20, math.nan)])
+    assert stop == Stop(20, "patience", "none of 2 evaluations came to a number")
+    losses = [(10 * n, 1.0 / n) for n in range(1, 4)]
+    scores = [(10, 0.5), (20, math.nan), (30, -math.inf)]
+    assert first(StoppingSection(patience=2), losses, metric=scores, more=True).step == 30
+
+
 def test_patience_by_a_score_of_which_more_is_better():
     losses = [(10 * n, 2.0 - 0.1 * n) for n in range(1, 6)]
     scores = list(zip([10, 20, 30, 40, 50], [0.5, 0.6, 0.6, 0.55, 0.6], strict=True))
