@@ -40,7 +40,7 @@ from jaxlean.run.generate import chat_template
 from jaxlean.run.inputs import tokenizer_of
 from jaxlean.run.job import adapt, base, is_pissa, placed
 from jaxlean.run.lease import Lease, Leases
-from jaxlean.run.manifest import Damaged
+from jaxlean.run.manifest import Damaged, Unreadable
 from jaxlean.run.parent import end_with
 from jaxlean.run.preemption import Preemption
 from jaxlean.run.quality import TaskEvaluator
@@ -297,7 +297,7 @@ def watch(run: Path, *, parent: int | None = None, nice: int = 0) -> None:
         with Preemption():
             watcher.go()
     except Preempted as asked:
-        print(f"asked to leave ({asked}): {watcher.num} snapshots scored", flush=True)
+        _print(f"asked to leave ({asked}): {watcher.num} snapshots scored")
     finally:
         watcher.close()
 
@@ -312,6 +312,7 @@ class _Watcher:
         self._scorer: Scorer | None = None
         self._of: Origin | None = None
         self._last_said = ""
+        self._later: dict[int, float] = {}  # step of a snapshot that could not be read -> when to look again
         self._name = evaluator_name(os.getpid())
         self.num = 0
         self.who = f"process {os.getpid()} on {socket.gethostname()}"
@@ -329,7 +330,7 @@ class _Watcher:
                 time.sleep(_LOOK_SECONDS)
                 continue
             if origin.finished and self._of is not None and origin.run == self._of.run:
-                print(f"the run is finished: {self.num} snapshots scored", flush=True)
+                _print(f"the run is finished: {self.num} snapshots scored")
                 return
             if origin.finished:
                 raise RunError(
@@ -338,15 +339,21 @@ class _Watcher:
                 )  # fmt: skip
             self._hold_own()
             if self._scorer is None or self._of != origin:
-                self._begin(origin)
+                try:
+                    self._begin(origin)
+                except Unreadable as trouble:
+                    self._say(f"what does not train cannot be read now, and is looked at again: {trouble}")
+                    time.sleep(10 * _LOOK_SECONDS)
+                    continue
             if not self._one():
                 self._say("waiting for a snapshot")
                 time.sleep(_LOOK_SECONDS)
 
     def _hold_own(self) -> None:
-        """Say that this process is alive; again, where the folder was made anew."""
+        """Say that this process is alive; again, where the folder was made anew, or had no room for it."""
         if self._own is None or not self._own.held():
-            self._own = self._leases.take(self._snapshots / self._name)
+            with contextlib.suppress(OSError):
+                self._own = self._leases.take(self._snapshots / self._name)
 
     def _begin(self, origin: Origin) -> None:
         """Build what measures."""
@@ -371,10 +378,12 @@ class _Watcher:
                 split_host(num)
 
     def _one(self) -> bool:
-        """Score the newest snapshot that nobody works on; whether there was one."""
+        """Score the newest snapshot that can be read and that nobody works on; whether there was one."""
         assert self._scorer is not None
         scored = set(scored_steps(self._scores))
         for step in reversed([step for step in snapshot_steps(self._snapshots) if step not in scored]):
+            if time.monotonic() < self._later.get(step, 0.0):
+                continue
             try:
                 lease = self._leases.take(self._snapshots / str(step) / LEASE)
             except OSError:
@@ -382,10 +391,12 @@ class _Watcher:
             if lease is None:
                 continue
             with lease:
-                return self._score(step, lease)
+                if self._score(step, lease):
+                    return True
         return False
 
     def _score(self, step: int, lease: Lease) -> bool:
+        """Whether there was something to score."""
         assert self._scorer is not None
         started, token = time.perf_counter(), ""
         found: Evaluation | None = None
@@ -395,6 +406,11 @@ class _Watcher:
             token = content["token"]
             found = self._scorer(trainable, whole=content["whole"])
         except FileNotFoundError:
+            return False
+        except Unreadable as trouble:
+            if step not in self._later:
+                self._say(f"the snapshot of step {step} cannot be read now, and is looked at again: {trouble}")
+            self._later[step] = time.monotonic() + 10 * _LOOK_SECONDS
             return False
         except Damaged as damage:
             refused = str(damage)
@@ -415,5 +431,11 @@ class _Watcher:
 
     def _say(self, line: str) -> None:
         if line != self._last_said:
-            print(line, flush=True)
+            _print(line)
         self._last_said = line
+
+
+def _print(line: str) -> None:
+    """A line for whoever reads; that a full disk has no room for it in a log ends no evaluator."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)

@@ -6,7 +6,7 @@ lies in the run's folder, a file a score (`run/score_files.py`).
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,17 @@ import jax
 
 from jaxlean import tree
 from jaxlean.config import RunConfig
+from jaxlean.errors import RunError
 from jaxlean.hub.load import Model
 from jaxlean.models.cpu import release
 from jaxlean.run.async_evaluation import SCORES, Handed, has_own_frozen, origin_of
 from jaxlean.run.evaluate import Evaluator
-from jaxlean.run.manifest import Damaged
+from jaxlean.run.manifest import Damaged, Unreadable
 from jaxlean.run.meter import Meter
 from jaxlean.run.metrics import Metrics, logged_steps
 from jaxlean.run.peers import Peers
 from jaxlean.run.quality import TaskEvaluator
-from jaxlean.run.score_files import Score, read_score, remove_score, scored_steps, write_score
+from jaxlean.run.score_files import Score, has_score, read_score, remove_score, scored_steps, write_score
 from jaxlean.run.snapshots import FOLDER, FROZEN, Snapshots, read_snapshot
 from jaxlean.run.stopping import Stop, best_of, stop_of
 from jaxlean.run.summary import Evaluation
@@ -88,6 +89,8 @@ class Evaluations:
         if self._is_async or self._section.load_best:
             self._snapshots = Snapshots(
                 folder / FOLDER, waiting=self._section.snapshots, scored=self._is_scored, peers=peers,
+                came=lambda step: has_score(folder / SCORES, step),
+                best=self._best if self._section.load_best else lambda steps: None,
                 # of a whole model a second one on the device would be as much as it
                 copy_on_device=config.lora is not None or jax.default_backend() == "cpu",
                 resume_step=resume_step if resume else None, say=say,
@@ -146,6 +149,10 @@ class Evaluations:
             result: what is evaluated of the state.
             frozen: what does not train.
         """
+        begins = self._remembers and self._section.load_best and self._checked is None
+        if begins and self._peers.first(lambda: self._lacks_best(done)):
+            assert self._snapshots is not None
+            self._snapshots.hand_over(done, result)
         every = self._section.eval_steps
         due = self._evaluator is not None and bool(every) and done > 0 and done % (every or 1) == 0
         if due and self._is_async:
@@ -201,10 +208,13 @@ class Evaluations:
         if not self._section.load_best:
             return found, result
         best = self._peers.first(lambda: self._best_there(done))
+        rank = "the best" if best == self.best_step else "the best of those whose state is there"
         if best == done:
+            if self.best_step not in (None, done):
+                self._say(f"written is the last step, {done}: the state of no better one is there")
             self.best_step = done
             return found, result
-        arrays = read_snapshot(self._folder / FOLDER, str(best))[1]
+        arrays = self._read(best)
         like = tree.flatten(result)
         result = tree.map_with_path(lambda path, x: put(x, like[path].sharding), arrays)
         self.best_step = best
@@ -212,7 +222,7 @@ class Evaluations:
         if self._section.exact_match and "exact_match" not in found:
             found = self._evaluator(model, result, frozen)
             self._metrics.log(best, _named(found))
-        self._say(f"written is step {best}, whose {self._section.metric} is the best")
+        self._say(f"written is step {best}, whose {self._section.metric} is {rank}")
         return found, result
 
     def summary(self) -> dict[str, Any]:
@@ -254,12 +264,11 @@ class Evaluations:
                 write_score(self._folder / SCORES, score)
             if self._handed is not None:
                 self._handed.known(step)
+            self._choose()
         self._metrics.log(step, _named(found))
         if not ends and step:
             here = f" (at step {at})" if at is not None and at != step else ""
             self._say(f"step {step}: held-out loss {score.value():.4f}{here}")
-        if self._remembers:
-            self._choose()
         if result is not None and not ends and self._section.load_best and self.best_step == step:
             assert self._snapshots is not None
             self._snapshots.hand_over(step, result)
@@ -276,11 +285,16 @@ class Evaluations:
                 self._add(score, at=done)
 
     def _choose(self) -> None:
-        """The best so far stays."""
-        found = best_of(self._points(self._section.metric), more=self._section.metric != "loss")
-        self.best_step = None if found is None else found[0]
+        """The best so far."""
+        self.best_step = self._best(self._scores)
         if self._snapshots is not None:
-            self._snapshots.choose(self.best_step if self._section.load_best else None)
+            self._snapshots.make_room()
+
+    def _best(self, steps: Iterable[int]) -> int | None:
+        """Of steps with a score, those that trained; None where none has a number. Also called by a thread."""
+        metric = self._section.metric
+        found = best_of([(step, self._scores[step].value(metric)) for step in steps if step], more=metric != "loss")
+        return None if found is None else found[0]
 
     def _points(self, metric: str) -> list[tuple[int, float]]:
         """(step, value) of the scores of steps that trained, by step."""
@@ -300,16 +314,46 @@ class Evaluations:
         """The best step whose state is there: the last one, or a snapshot that is as it was written."""
         assert self._snapshots is not None
         self._snapshots.settle()
-        points, more = self._points(self._section.metric), self._section.metric != "loss"
-        while (found := best_of(points, more=more)) is not None and found[0] != done:
+        steps = set(self._scores)
+        while (best := self._best(steps)) is not None and best != done:
             try:
-                read_snapshot(self._folder / FOLDER, str(found[0]))
-                return found[0]
-            except (FileNotFoundError, Damaged) as trouble:
-                points.remove(found)
-                if isinstance(trouble, Damaged):
-                    self._say(f"the best snapshot, of step {found[0]}, is not what was written: {trouble}")
+                self._read(best)
+                return best
+            except FileNotFoundError:
+                if best == self.best_step:  # of the others none was kept
+                    self._say(f"the best snapshot, of step {best}, is gone")
+            except Damaged as damage:
+                self._say(f"the best snapshot, of step {best}, is not what was written: {damage}")
+            steps.remove(best)
         return done
+
+    def _lacks_best(self, done: int) -> bool:
+        """Whether the step that the run goes on from is the best and has no snapshot.
+
+        It ended after it had the score and before the snapshot was on disk.
+        """
+        if self.best_step != done:
+            return False
+        try:
+            read_snapshot(self._folder / FOLDER, str(done))
+        except (FileNotFoundError, Damaged):
+            return True
+        return False
+
+    def _read(self, step: int) -> tree.Tree:
+        """A snapshot that may be the result.
+
+        Raises:
+            FileNotFoundError, Damaged: as `read_snapshot`.
+            RunError: it cannot be read now; another step is not written in its place.
+        """
+        try:
+            return read_snapshot(self._folder / FOLDER, str(step))[1]
+        except Unreadable as error:
+            raise RunError(
+                f"the snapshot of step {step}, the best, cannot be read", where=self._folder / FOLDER / str(step),
+                got=error, fix="--resume reads it again; without that folder the best of the others is written",
+            ) from error  # fmt: skip
 
     def _wait(self, done: int) -> None:
         """For scores that are due, while somebody works on them and the time for it lasts."""

@@ -16,8 +16,16 @@ from typing import Any
 MANIFEST = "complete.json"
 
 
+# It is not there, or something else has its name.
+_ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+
 class Damaged(Exception):
     """The folder is not what was written; the text names the file and what is wrong with it."""
+
+
+class Unreadable(Damaged):
+    """A file is there and cannot be read, as while a network's file system is away: it may be what was written."""
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
@@ -43,15 +51,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
     Raises:
         Damaged: one was not.
+        Unreadable: of one that is not known.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         content = manifest["content"]
         if manifest["crc32"] != _digest(content):
             raise Damaged(f"{MANIFEST} was altered")
-    except FileNotFoundError:
+    except _ABSENT:
         raise Damaged(f"{MANIFEST} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise Unreadable(f"{MANIFEST} is not readable ({error})") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{MANIFEST} is not readable ({error})") from None
     for name, (size, checksum) in content["files"].items():
         try:
@@ -60,10 +71,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 raise Damaged(f"{name} has {found} bytes instead of {size}")
             if _checksum(folder / name) != checksum:
                 raise Damaged(f"{name} was altered (CRC-32 differs)")
-        except FileNotFoundError:
+        except _ABSENT:
             raise Damaged(f"{name} is missing") from None
         except OSError as error:
-            raise Damaged(f"{name} is not readable ({error})") from None
+            raise Unreadable(f"{name} is not readable ({error})") from None
     return content
 
 

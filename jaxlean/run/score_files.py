@@ -81,6 +81,11 @@ def read_score(folder: Path, step: int) -> Score | None:
     return score if score.step == step and isinstance(score.evaluation, dict | None) else None
 
 
+def has_score(folder: Path, step: int) -> bool:
+    """Whether there is a file, whatever is in it."""
+    return _file(folder, step).exists()
+
+
 def scored_steps(folder: Path) -> list[int]:
     """The steps that have a file, in order."""
     try:

@@ -11,7 +11,8 @@
 
 `hand_over` copies and returns; a thread writes and renames into place. Where that thread, or those who measure, are too
 slow, older snapshots are left out, and training does not wait: of those that nobody has begun a few of the newest stay,
-and the one that is best so far, if it may be wanted at the end. A disk that is full costs a snapshot, not the run.
+and of those that were measured the best, if it may be wanted at the end: one that is better takes its place when it is
+on disk, and not before. A disk that is full costs a snapshot, not the run.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ import numpy as np
 
 from jaxlean import tree
 from jaxlean.run.lease import Leases
-from jaxlean.run.manifest import MANIFEST, Damaged, read_manifest, write_manifest
+from jaxlean.run.manifest import MANIFEST, Damaged, Unreadable, read_manifest, write_manifest
 from jaxlean.run.peers import Peers
 from jaxlean.xla.spread import gather
 
@@ -76,7 +77,9 @@ class Snapshots:
     Args:
         folder: that holds them.
         waiting: how many may wait to be begun.
-        scored: step -> whether it was measured.
+        scored: step -> whether its score is known. This and the next two are called by a thread.
+        came: step -> whether its score lies there, known or not.
+        best: of such steps with a score, the one that stays; None: none.
         leases: as those who measure take them.
         peers: the processes of the run; the first writes.
         copy_on_device: the leaves are copied where they lie, so that nothing waits for the step under way; else into
@@ -85,7 +88,6 @@ class Snapshots:
         say: prints a line.
 
     Attributes:
-        best: the step that stays.
         skipped: how many were left out.
     """
 
@@ -95,18 +97,20 @@ class Snapshots:
         *,
         waiting: int,
         scored: Callable[[int], bool],
+        came: Callable[[int], bool] = lambda step: False,
+        best: Callable[[Sequence[int]], int | None] = lambda steps: None,
         leases: Leases | None = None,
         peers: Peers | None = None,
         copy_on_device: bool = True,
         resume_step: int | None = None,
         say: Callable[[str], None] = lambda line: None,
     ):
-        self._folder, self._waiting, self._scored, self._say = folder, waiting, scored, say
+        self._folder, self._waiting, self._say = folder, waiting, say
+        self._scored, self._came, self._best = scored, came, best
         self._leases = leases if leases is not None else Leases()
         self._peers = peers if peers is not None else Peers()
         self._on_device = copy_on_device and self._peers.num == 1
         self._copy = jax.jit(lambda leaves: {path: jnp.copy(leaf) for path, leaf in leaves.items()})
-        self.best: int | None = None
         self.skipped = 0
         self._told_of_trouble = False
         self._lock = threading.Lock()
@@ -181,9 +185,8 @@ class Snapshots:
         """The steps that are still to be measured, in order."""
         return [step for step in snapshot_steps(self._folder) if not self._scored(step)]
 
-    def choose(self, best: int | None) -> None:
-        """Have what was measured removed, but for the best; in the thread."""
-        self.best = best
+    def make_room(self) -> None:
+        """Have what was measured removed, but for the best that is there; in the thread."""
         if self._peers.is_first:
             self._thread.submit(self._make_room)
 
@@ -225,7 +228,6 @@ class Snapshots:
                 self._whole.add(step)
             content = {"step": step, "token": token, "whole": whole, "leaves": _leaves(host)}
             self._write_folder(str(step), host, content)
-            self._make_room()
         except Exception as error:  # safetensors has an error of its own for a full disk
             self._names.pop(step, None)
             self.skipped += 1
@@ -233,6 +235,8 @@ class Snapshots:
                 self._told_of_trouble = True
                 first = (str(error).splitlines() or [type(error).__name__])[0]
                 self._say(f"the snapshot of step {step} cannot be written, and is left out: {first}")
+        else:
+            self._make_room()
 
     def _write_folder(self, name: str, host: Mapping[str, np.ndarray], content: dict[str, Any]) -> None:
         from safetensors.numpy import save_file
@@ -249,10 +253,14 @@ class Snapshots:
 
     def _make_room(self) -> None:
         """Remove what was measured and is not the best; leave out the oldest that wait, where nobody has begun them."""
-        for step in snapshot_steps(self._folder):
-            if step != self.best and self._scored(step):
+        # The best is asked of these steps alone: a score that training takes up meanwhile is of none of them, and one
+        # whose snapshot is still to be written removes nothing.
+        measured = [step for step in snapshot_steps(self._folder) if self._scored(step)]
+        best = self._best(measured)
+        for step in measured:
+            if step != best:
                 self.remove(step)
-        idle = [step for step in self.waiting() if step not in self._whole]
+        idle = [step for step in self.waiting() if step not in self._whole and not self._came(step)]
         for step in idle[: -self._waiting]:
             # taken, so that nobody can begin it now: what somebody works on is not to be had
             try:
@@ -260,7 +268,7 @@ class Snapshots:
             except OSError:
                 continue
             if lease is not None:
-                if not self._scored(step):
+                if not self._came(step):  # until it was taken, somebody may have been at work
                     self.skipped += 1
                     self.remove(step)
                 lease.release()
@@ -284,6 +292,7 @@ def read_snapshot(folder: Path, name: str) -> tuple[dict[str, Any], tree.Tree]:
     Raises:
         FileNotFoundError: it is gone.
         Damaged: it is not what was written.
+        Unreadable: that is not known, since it cannot be read now.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -293,9 +302,13 @@ def read_snapshot(folder: Path, name: str) -> tuple[dict[str, Any], tree.Tree]:
         content = read_manifest(place)
         arrays = load_file(place / _ARRAYS)
     except (Damaged, OSError, SafetensorError) as error:
-        if not place.is_dir():
+        if _is_gone(place):
             raise FileNotFoundError(place) from None
-        raise error if isinstance(error, Damaged) else Damaged(f"{_ARRAYS} is not readable ({error})") from None
+        if isinstance(error, Damaged):
+            raise
+        # safetensors calls every file missing that it cannot open
+        kind = Damaged if isinstance(error, SafetensorError) or _is_gone(place / _ARRAYS) else Unreadable
+        raise kind(f"{_ARRAYS} is not readable ({error})") from None
     if content["leaves"] != _leaves(arrays):
         raise Damaged(f"{_ARRAYS} holds other arrays than {content['leaves'].keys()}")
     return content, tree.unflatten(arrays)
@@ -314,6 +327,17 @@ def read_origin(folder: Path) -> Origin | None:
         return Origin(**json.loads((folder / _ORIGIN).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def _is_gone(path: Path) -> bool:
+    """False where that cannot be known."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _leaves(host: Mapping[str, np.ndarray]) -> dict[str, Any]:

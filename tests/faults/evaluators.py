@@ -16,6 +16,11 @@ from .job import SECONDS, Job, Running, lives
 SYNC = "the run ends in the same bytes, and its scores are those of eval.mode: sync"
 HANDED_AT = 6  # eval.eval_steps of the job
 WATCHED = ("eval.mode=async", "eval.evaluators=0")
+# A run that goes wrong after its first evaluation, with a checkpoint at each.
+BEST = (
+    "eval.load_best=true", f"train.save_steps={HANDED_AT}", "train.learning_rate=30",
+    "train.lr_scheduler_type=constant", "train.warmup_steps=12",
+)  # fmt: skip
 
 
 def wait(true: Callable[[], object], what: str) -> None:
@@ -199,6 +204,21 @@ def training_killed_with_its_own(job: Job) -> Outcome:
     return job.resumed(run, dead, "eval.mode=async", "eval.evaluators=1")
 
 
+def best_half_written(job: Job) -> Outcome:
+    """Training dies amid the snapshot of its best step, whose score and checkpoint are on disk."""
+    kept = job.configured()
+    kept.whole = job.new("whole")
+    hold(job.run("finetune", kept.whole, *BEST).code == 0, "the undisturbed run failed")
+    best = json.loads((kept.whole / "summary.json").read_text())["best_step"]
+    hold(best == HANDED_AT, f"the best step of the undisturbed run is {best}")
+    run = job.new()
+    dead = job.run("finetune", run, *BEST, plan={"at": "the best snapshot half written", "do": "SIGKILL"})
+    hold(dead.code == -signal.SIGKILL, f"it was to be killed: {dead.code}: {dead.err[-2000:]}")
+    hold(score(run).exists() and not (run / "snapshots" / str(HANDED_AT)).exists(), "it was to have the score alone")
+    hold(not (run / "checkpoints" / "12").exists(), "it was to have no later checkpoint")
+    return kept.resumed(run, dead, *BEST)
+
+
 def faults() -> list[Fault]:
     again = f"the next one scores the snapshot; {SYNC}"
     waiting = "before it was scored"
@@ -229,6 +249,8 @@ def faults() -> list[Fault]:
           for way, offset in (("a year backwards", -3.2e7), ("a day forwards", 86400.0))),
         Fault("kill -9, of training", "while others watch", f"they go on with the run that is gone on with; {SYNC}",
               training_killed),
+        Fault("kill -9, of training", "the best snapshot half written",
+              "it is written again; the result is that of the best step, in the same bytes", best_half_written),
         Fault("kill -9, of training", "with an evaluator of its own", f"that ends too; {SYNC}",
               training_killed_with_its_own),
     ]  # fmt: skip

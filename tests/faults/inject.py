@@ -171,6 +171,18 @@ def half_of_a_line_of_the_study() -> None:
     before("jaxlean.search.journal", "Journal.append_logs", 20, start)
 
 
+def amid_the_first_snapshot() -> None:
+    """Once the checkpoint of its step is on disk, and before training has come to the next."""
+
+    def start(folder: Path, content: Any, *_: Any) -> None:
+        while not (folder.parents[1] / "checkpoints" / str(content["step"])).exists():
+            time.sleep(0.0002)
+        act()
+
+    before("jaxlean.run.snapshots", "write_manifest", 1, start)
+
+
+SNAPSHOT_SPECIAL = {"the best snapshot half written": amid_the_first_snapshot}
 SEARCH_SPECIAL = {"half of a line of the study written": half_of_a_line_of_the_study}
 SPECIAL = {
     "amid a step": amid_a_step,
@@ -218,7 +230,7 @@ def main() -> None:
     if moment == "before anything is imported":
         act()
     note_steps()
-    calls, special = CALLS | SEARCH_CALLS | EVALUATOR_CALLS, SPECIAL | SEARCH_SPECIAL
+    calls, special = CALLS | SEARCH_CALLS | EVALUATOR_CALLS, SPECIAL | SEARCH_SPECIAL | SNAPSHOT_SPECIAL
     if moment in calls:
         before(*calls[moment], lambda *_: act())
     elif moment in RENAMES:

@@ -9,12 +9,12 @@ import pytest
 from . import evaluators, searches
 from .company import while_it_runs
 from .fault import Broken
-from .inject import CALLS, EVALUATOR_CALLS, RENAMES, SEARCH_CALLS, SEARCH_SPECIAL, SPECIAL
+from .inject import CALLS, EVALUATOR_CALLS, RENAMES, SEARCH_CALLS, SEARCH_SPECIAL, SNAPSHOT_SPECIAL, SPECIAL
 from .interruptions import killed
 from .job import Ended, Job
 from .table import every
 
-MOMENTS = (CALLS, RENAMES, SPECIAL, SEARCH_CALLS, SEARCH_SPECIAL, EVALUATOR_CALLS)
+MOMENTS = (CALLS, RENAMES, SPECIAL, SEARCH_CALLS, SEARCH_SPECIAL, EVALUATOR_CALLS, SNAPSHOT_SPECIAL)
 
 
 def test_entries_are_told_apart_and_say_what_is_promised():

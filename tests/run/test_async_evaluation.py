@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import pytest
 from safetensors.numpy import load_file
 
@@ -25,8 +26,9 @@ from jaxlean.run.async_evaluation import SCORES, watch
 from jaxlean.run.evaluations import Evaluations
 from jaxlean.run.finetune import finetune
 from jaxlean.run.lease import Leases
+from jaxlean.run.manifest import Unreadable
 from jaxlean.run.score_files import read_score
-from jaxlean.run.snapshots import FOLDER, LEASE, Snapshots, read_origin, snapshot_steps, write_origin
+from jaxlean.run.snapshots import FOLDER, LEASE, Origin, Snapshots, read_origin, snapshot_steps, write_origin
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_machine")]
 
@@ -262,6 +264,82 @@ def test_a_full_disk_makes_an_evaluator_wait(going_on, monkeypatch, capsys):
     watcher._score(6, watcher._leases.take(going_on / FOLDER / "6" / LEASE))
     assert read_score(going_on / SCORES, 6).evaluation == {"loss": 1.0}
     assert "the score of step 6 cannot be written, and is kept until it can: [Errno 28]" in capsys.readouterr().out
+
+
+ORIGIN = Origin("a1", "cpu", {"data": 1}, 1, "float32", "/somewhere", False)
+
+
+@pytest.fixture
+def watcher(tmp_path, monkeypatch) -> Iterator[module._Watcher]:
+    """One whose scores are made up, in a folder with the snapshots of steps 10 and 20."""
+    snapshots = Snapshots(tmp_path / FOLDER, waiting=9, scored=lambda step: False)
+    for step in (10, 20):
+        snapshots.hand_over(step, {"w": jnp.float32(step)})
+        snapshots.settle()
+    snapshots.close()
+    write_origin(tmp_path / FOLDER, ORIGIN)
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.001)
+    watcher = module._Watcher(tmp_path)
+    watcher._scorer, watcher._of = lambda trainable, whole: {"loss": float(trainable["w"])}, ORIGIN
+    yield watcher
+    watcher.close()
+
+
+def test_a_snapshot_that_cannot_be_read_now_is_left_for_later(watcher, tmp_path, monkeypatch, capsys):
+    read, tried = module.read_snapshot, []
+
+    def away(folder, name):
+        tried.append(name)
+        if name == "20" and tried.count(name) < 3:
+            raise Unreadable("complete.json is not readable ([Errno 116] Stale file handle)")
+        return read(folder, name)
+
+    monkeypatch.setattr(module, "read_snapshot", away)
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 600.0)
+    assert watcher._one(), "the older one is scored meanwhile"
+    assert not watcher._one()
+    assert tried == ["20", "10"], "not before its time"
+    for _ in range(2):
+        watcher._later[20] = 0.0
+        watcher._one()
+    assert tried == ["20", "10", "20", "20"]
+    assert read_score(tmp_path / SCORES, 20).evaluation == {"loss": 20.0}
+    said = "the snapshot of step 20 cannot be read now, and is looked at again: complete.json is not readable"
+    assert capsys.readouterr().out.count(said) == 1
+
+
+def test_what_does_not_train_is_read_when_it_can_be(watcher, tmp_path, monkeypatch, capsys):
+    begun, scorer = [], watcher._scorer
+
+    def begin(self, origin):
+        begun.append(origin)
+        if len(begun) < 3:
+            raise Unreadable("arrays.safetensors is not readable ([Errno 5] Input/output error)")
+        self._scorer = scorer
+
+    monkeypatch.setattr(module._Watcher, "_begin", begin)
+    watcher._scorer = None
+    watcher.go(until=lambda: len(begun) > 3 or watcher.num == 2)
+    assert read_score(tmp_path / SCORES, 10).evaluation == {"loss": 10.0}
+    assert capsys.readouterr().out.count("what does not train cannot be read now") == 1
+
+
+def test_an_evaluator_outlives_a_full_disk(watcher, tmp_path, monkeypatch):
+    """Neither the lease that says that it is alive has room, nor a line in its log."""
+    tried = []
+
+    def full(*arguments, **_):
+        tried.append(arguments)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(watcher._leases, "take", full)
+        patched.setattr("builtins.print", full)
+        watcher.go(until=lambda: len(tried) > 9)
+    assert watcher._own is None
+    watcher.go(until=lambda: watcher.num == 2)
+    assert watcher._own.held()
+    assert read_score(tmp_path / SCORES, 20).evaluation == {"loss": 20.0}
 
 
 def test_a_folder_that_cannot_be_watched(alone, tmp_path, cli):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,17 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxlean.config import RunConfig, build
+from jaxlean.errors import RunError
 from jaxlean.run import finetune as story
 from jaxlean.run.evaluate import Evaluator
 from jaxlean.run.evaluations import Evaluations
 from jaxlean.run.finetune import finetune
+from jaxlean.run.manifest import Unreadable
 from jaxlean.run.meter import Meter
 from jaxlean.run.metrics import Metrics
 from jaxlean.run.peers import Peers
 from jaxlean.run.score_files import Score, read_score, scored_steps, write_score
-from jaxlean.run.snapshots import read_snapshot, snapshot_steps
+from jaxlean.run.snapshots import Snapshots, read_snapshot, snapshot_steps
 
 pytestmark = pytest.mark.usefixtures("small_machine")
 
@@ -143,6 +146,112 @@ def test_a_best_snapshot_that_was_altered_is_not_written(tmp_path):
     assert any(line.startswith("the best snapshot, of step 20, is not what was written: arrays") for line in run.said)
 
 
+def test_a_best_snapshot_that_is_gone_is_told(tmp_path):
+    run = Run(tmp_path, config_of(load_best=True))
+    run.take([3.0, 1.0, 2.0])
+    run.evaluations._snapshots.settle()
+    shutil.rmtree(tmp_path / "snapshots" / "20")
+    assert run.end(1.5, 35) == ({"loss": 1.5}, 1.5)
+    assert run.said[-2:] == [
+        "the best snapshot, of step 20, is gone", "written is the last step, 35: the state of no better one is there"
+    ]  # fmt: skip
+    assert run.evaluations.summary()["best_step"] == 35
+
+
+def test_a_better_step_whose_snapshot_found_no_room_leaves_the_one_before(tmp_path, monkeypatch):
+    write = Snapshots._write_folder
+
+    def full(self, name, host, content):
+        if name == "20":
+            raise OSError(28, "No space left on device")
+        write(self, name, host, content)
+
+    monkeypatch.setattr(Snapshots, "_write_folder", full)
+    run = Run(tmp_path, config_of(load_best=True))
+    run.take([3.0, 1.0, 5.0])
+    assert run.end(4.0, 35) == ({"loss": 3.0}, 3.0)
+    assert run.said[-2:] == [
+        "the best snapshot, of step 20, is gone",
+        "written is step 10, whose loss is the best of those whose state is there",
+    ]
+
+
+def test_where_the_best_snapshot_cannot_be_read_now_nothing_else_is_written(tmp_path, monkeypatch):
+    run = Run(tmp_path, config_of(load_best=True))
+    run.take([3.0, 1.0, 2.0])
+
+    def away(*_: object) -> None:
+        raise Unreadable("arrays.safetensors is not readable ([Errno 116] Stale file handle)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("jaxlean.run.evaluations.read_snapshot", away)
+        with pytest.raises(RunError, match="the snapshot of step 20, the best, cannot be read") as refused:
+            run.end(1.5, 35)
+    assert "Stale file handle" in str(refused.value)
+    assert "--resume reads it again" in str(refused.value)
+    assert run.end(1.5, 35) == ({"loss": 1.0}, 1.0)
+
+
+@pytest.fixture
+def killed(tmp_path, monkeypatch) -> Path:
+    """What lies in a run's folder when kill -9 comes while the best snapshot, of step 20, is being written."""
+    folder, write = tmp_path / "killed", Snapshots._write_folder
+
+    def copied(self, name, host, content):
+        if name == "20":
+            shutil.copytree(tmp_path / "run", folder)
+        write(self, name, host, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Snapshots, "_write_folder", copied)
+        run = Run(tmp_path / "run", config_of(load_best=True))
+        run.take([3.0, 1.0])
+        run.evaluations.close()
+    assert scored_steps(folder / "evaluations") == [10, 20]
+    return folder
+
+
+def test_killed_before_the_best_was_on_disk_a_run_hands_it_over_again(killed):
+    assert snapshot_steps(killed / "snapshots") == [10], "the best before goes when its better is there"
+    again = Run(killed, config_of(load_best=True), resume_step=20)
+    again.evaluations.between(20, state(1.0), {}, again.meter)
+    again.evaluations._snapshots.settle()
+    assert snapshot_steps(killed / "snapshots") == [20]
+    assert again.take([2.0], start=20) == 30
+    assert again.end(1.5, 35) == ({"loss": 1.0}, 1.0)
+    assert again.evaluator.calls == [2.0, 1.5], "what is known is not measured again"
+    assert again.logged == [(10, 3.0), (20, 1.0), (30, 2.0), (35, 1.5)]
+
+
+def test_killed_later_a_run_has_the_best_before(killed):
+    """The state of step 20 is nowhere any more."""
+    again = Run(killed, config_of(load_best=True), resume_step=25)
+    again.evaluations.between(25, state(4.0), {}, again.meter)
+    assert again.take([4.0], start=25) == 35
+    assert again.end(5.0, 40) == ({"loss": 3.0}, 3.0)
+    assert "the best snapshot, of step 20, is gone" in again.said
+    assert "written is step 10, whose loss is the best of those whose state is there" in again.said
+
+
+def test_a_damaged_best_snapshot_of_the_step_to_go_on_from_is_written_anew(tmp_path):
+    run = Run(tmp_path, config_of(load_best=True))
+    run.take([3.0, 1.0])
+    run.evaluations.close()
+    run.metrics.close()
+    file = tmp_path / "snapshots" / "20" / "arrays.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    again = Run(tmp_path, config_of(load_best=True), resume_step=20)
+    again.evaluations.between(20, state(1.0), {}, again.meter)
+    again.evaluations._snapshots.settle()
+    assert file.read_bytes() == whole
+    token = again.evaluations._snapshots.token(20)
+    once_more = Run(tmp_path, config_of(load_best=True), resume_step=20)
+    once_more.evaluations.between(20, state(1.0), {}, once_more.meter)
+    once_more.evaluations._snapshots.settle()
+    assert once_more.evaluations._snapshots.token(20) == token, "one that is whole stays"
+
+
 def test_a_rule_ends_the_run_and_ends_it_again_when_it_is_resumed(tmp_path):
     config = config_of(stopping={"patience": 2})
     run = Run(tmp_path, config)
@@ -201,6 +310,37 @@ def test_scores_of_others_come_late_and_out_of_order(tmp_path):
     assert run.evaluations.summary()["evaluations"] == {
         "mode": "async", "scored": 4, "skipped": 0, "refused": 1, "restarted": 0
     }  # fmt: skip
+
+
+def test_a_better_score_that_is_being_told_keeps_its_snapshot(tmp_path, monkeypatch):
+    """Two come at once, the better one last, and the thread makes room between."""
+    run = Run(tmp_path, config_of(mode="async", evaluators=0, snapshots=9, load_best=True))
+    run.evaluations._handed = others = Others(run)
+    run.take([3.0, 1.0])
+    others.send(10, 3.0)
+    others.send(20, 1.0)
+    snapshots, log = run.evaluations._snapshots, run.metrics.log
+
+    def slow(step, values):
+        log(step, values)
+        snapshots._thread.submit(snapshots._make_room).result()
+
+    monkeypatch.setattr(run.metrics, "log", slow)
+    assert run.evaluations.between(25, state(4.0), {}, run.meter) is None
+    assert snapshot_steps(tmp_path / "snapshots") == [20]
+    assert run.end(4.0, 30) == ({"loss": 1.0}, 1.0)
+
+
+def test_a_score_that_has_come_and_is_not_taken_up_yet_is_not_left_out(tmp_path):
+    run = Run(tmp_path, config_of(mode="async", evaluators=0, snapshots=1))
+    run.evaluations._handed = Others(run)
+    run.take([3.0])
+    token = run.evaluations._snapshots.token(10)
+    write_score(tmp_path / "evaluations", Score(10, token, {"loss": 3.0}, who="others"))
+    run.take([2.0, 1.0], start=10)
+    assert snapshot_steps(tmp_path / "snapshots") == [10, 30]
+    assert run.evaluations._snapshots.token(10) == token, "another would be dropped as that of an earlier start"
+    assert run.evaluations.summary()["evaluations"]["skipped"] == 1
 
 
 class Others:

@@ -1,8 +1,11 @@
 """Every byte that is cut, flipped or removed is noticed; what was never listed is not."""
 
+import errno
+from pathlib import Path
+
 import pytest
 
-from jaxlean.run.manifest import MANIFEST, Damaged, read_manifest, write_manifest
+from jaxlean.run.manifest import MANIFEST, Damaged, Unreadable, read_manifest, write_manifest
 
 CONTENT = {"step": 3, "state": {"loss": 0.1, "rows": [1, 2], "text": 'ä " \\'}}
 
@@ -63,6 +66,33 @@ def test_a_listed_file_that_changed_is_named(folder):
     file.mkdir()
     with pytest.raises(Damaged, match="deep/er/weights"):
         read_manifest(folder)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "weights"])
+def test_what_cannot_be_read_now_is_told_from_what_is_missing(folder, name, monkeypatch):
+    """As on a network's file system that is away; a file that is not there does not come back."""
+    whole = Path.open
+
+    def away(self, *how, **more):
+        if self.name == name:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return whole(self, *how, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", away)
+        with pytest.raises(Unreadable, match=rf"{name} is not readable \(.*Stale file handle"):
+            read_manifest(folder)
+    read_manifest(folder)
+    file = next(folder.rglob(name))
+    file.unlink()
+    with pytest.raises(Damaged, match="is missing") as missing:
+        read_manifest(folder)
+    assert not isinstance(missing.value, Unreadable)
+    if name == MANIFEST:
+        file.mkdir()
+        with pytest.raises(Damaged, match="is missing") as missing:
+            read_manifest(folder)
+        assert not isinstance(missing.value, Unreadable)
 
 
 def test_no_manifest_is_not_whole(folder):

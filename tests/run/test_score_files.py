@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from jaxlean.run.score_files import Score, read_score, remove_score, scored_steps, write_score
+from jaxlean.run.score_files import Score, has_score, read_score, remove_score, scored_steps, write_score
 
 
 def test_numbers_come_back_bit_for_bit(tmp_path):
@@ -17,6 +17,8 @@ def test_numbers_come_back_bit_for_bit(tmp_path):
     assert [file.name for file in (tmp_path / "evaluations").iterdir()] == ["120.json"]
     assert scored_steps(tmp_path / "evaluations") == [120]
     assert scored_steps(tmp_path / "nothing") == []
+    assert has_score(tmp_path / "evaluations", 120)
+    assert not has_score(tmp_path / "evaluations", 12)
 
 
 def test_a_loss_that_is_no_number(tmp_path):

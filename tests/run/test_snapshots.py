@@ -1,5 +1,6 @@
 """Snapshots: what is handed over is what is read, a few stay, and nothing that goes wrong holds training up."""
 
+import errno
 import shutil
 import threading
 
@@ -10,7 +11,7 @@ import pytest
 
 from jaxlean import tree
 from jaxlean.run.lease import Leases
-from jaxlean.run.manifest import Damaged
+from jaxlean.run.manifest import Damaged, Unreadable, write_manifest
 from jaxlean.run.snapshots import (
     LEASE,
     Origin,
@@ -73,7 +74,8 @@ def test_one_that_was_put_there_from_elsewhere_is_known(opened, tmp_path):
 
 
 def test_of_those_that_wait_the_newest_stay(opened, tmp_path):
-    snapshots, done = opened()
+    best = 30
+    snapshots, done = opened(best=lambda steps: best if best in steps else None)
     snapshots.hand_over(0, params(), whole=True)
     for step in (10, 20, 30, 40):
         snapshots.hand_over(step, params())
@@ -89,14 +91,73 @@ def test_of_those_that_wait_the_newest_stay(opened, tmp_path):
     assert begun.held()
     begun.release()
     done.update((30, 50))
-    snapshots.choose(30)
+    snapshots.make_room()
     snapshots.settle()
     assert snapshot_steps(tmp_path / "snapshots") == [0, 30, 60]
     assert snapshots.skipped == 3
     done.add(60)
-    snapshots.choose(60)
+    best = 60
+    snapshots.make_room()
     snapshots.settle()
     assert snapshot_steps(tmp_path / "snapshots") == [0, 60]
+
+
+def test_the_best_stays_until_a_better_one_is_on_disk(opened, tmp_path, monkeypatch):
+    scores: dict[int, float] = {}
+    snapshots, _ = opened(
+        scored=scores.__contains__, best=lambda steps: min(steps, key=scores.__getitem__, default=None)
+    )
+    folder = tmp_path / "snapshots"
+
+    def measured(step: int, score: float) -> list[int]:
+        scores[step] = score
+        snapshots.make_room()
+        snapshots.hand_over(step, params())
+        snapshots.settle()
+        return snapshot_steps(folder)
+
+    assert measured(10, 3.0) == [10]
+    with monkeypatch.context() as patched:
+        patched.setattr("jaxlean.run.snapshots.write_manifest", full)
+        assert measured(20, 1.0) == [10]
+    scores[30] = 0.5
+    snapshots.make_room()
+    snapshots.settle()
+    assert snapshot_steps(folder) == [10], "that of 30 is not there yet"
+    assert measured(30, 0.5) == [30]
+    assert measured(40, 0.75) == [30]
+
+
+def test_what_has_its_score_is_not_left_out(opened, tmp_path):
+    """It lies there, and training has not taken it up yet."""
+    came: set[int] = set()
+    snapshots, _ = opened(waiting=1, came=came.__contains__)
+    for step in (10, 20, 30):
+        snapshots.hand_over(step, params())
+        snapshots.settle()
+        came.add(10)
+    assert snapshot_steps(tmp_path / "snapshots") == [10, 30]
+    assert snapshots.skipped == 1
+    came.add(30)
+    snapshots.hand_over(40, params())
+    snapshots.settle()
+    assert snapshot_steps(tmp_path / "snapshots") == [10, 30, 40], "only the last one waits"
+
+
+def test_a_score_that_came_while_the_lease_was_taken_keeps_its_snapshot(opened, tmp_path):
+    came: set[int] = set()
+
+    class Slow(Leases):
+        def take(self, path):
+            came.add(int(path.parent.name))
+            return super().take(path)
+
+    snapshots, _ = opened(waiting=1, came=came.__contains__, leases=Slow())
+    for step in (10, 20):
+        snapshots.hand_over(step, params())
+        snapshots.settle()
+    assert snapshot_steps(tmp_path / "snapshots") == [10, 20]
+    assert snapshots.skipped == 0
 
 
 def test_a_dead_evaluators_snapshot_may_be_left_out(opened, tmp_path, monkeypatch):
@@ -132,13 +193,13 @@ def test_where_writing_is_slow_what_was_not_begun_is_left_out(opened, tmp_path, 
     assert snapshots.skipped == 2
 
 
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_a_full_disk_costs_a_snapshot_and_is_told_once(opened, tmp_path, monkeypatch):
     said: list[str] = []
     snapshots, _ = opened(say=said.append)
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patched:
         patched.setattr("jaxlean.run.snapshots.write_manifest", full)
         for step in (10, 20):
@@ -170,6 +231,44 @@ def test_a_snapshot_that_is_not_what_was_written_is_refused(opened, tmp_path):
         read_snapshot(folder, "10")
     with pytest.raises(FileNotFoundError):
         read_snapshot(folder, "20")
+
+
+def test_one_that_cannot_be_read_now_is_not_held_for_damaged(opened, tmp_path, monkeypatch):
+    snapshots, _ = opened()
+    folder = tmp_path / "snapshots"
+    snapshots.hand_over(10, params())
+    snapshots.settle()
+
+    def fails(error: Exception):
+        def fail(*_: object) -> None:
+            raise error
+
+        return fail
+
+    for name, error in (
+        ("jaxlean.run.manifest._checksum", OSError(errno.ESTALE, "Stale file handle")),
+        ("safetensors.numpy.load_file", OSError(errno.EIO, "Input/output error")),
+        ("safetensors.numpy.load_file", FileNotFoundError("No such file or directory")),  # as safetensors says it
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(name, fails(error))
+            with pytest.raises(Unreadable, match=r"arrays\.safetensors is not readable \("):
+                read_snapshot(folder, "10")
+    read_snapshot(folder, "10")
+    file, manifest = folder / "10" / "arrays.safetensors", folder / "10" / "complete.json"
+    file.write_bytes(b"garbled")
+    manifest.unlink()
+    write_manifest(folder / "10", {"step": 10, "leaves": {}})
+    with pytest.raises(Damaged, match=r"arrays\.safetensors is not readable \(") as damaged:
+        read_snapshot(folder, "10")
+    file.unlink()
+    with pytest.raises(Damaged, match=r"arrays\.safetensors is missing") as missing:
+        read_snapshot(folder, "10")
+    manifest.unlink()
+    write_manifest(folder / "10", {"step": 10, "leaves": {}})
+    with pytest.raises(Damaged, match=r"arrays\.safetensors is not readable \(") as unlisted:
+        read_snapshot(folder, "10")
+    assert not any(isinstance(found.value, Unreadable) for found in (damaged, missing, unlisted))
 
 
 def test_a_resumed_run_finds_those_up_to_its_step(opened, tmp_path):
