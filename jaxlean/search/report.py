@@ -52,7 +52,8 @@ def line_of(row: Mapping[str, Any], num_steps: int, best: float | None, objectiv
     where = f" at step {row['steps']}" if (row["steps"] or 0) < num_steps else ""
     against = f" (best {show_number(best)})" if best is not None else ""
     params = " ".join(f"{path.rsplit('.', 1)[-1]}={_short(value)}" for path, value in row["params"].items())
-    quality = f"{objective} {show_number(found)}" if found is not None else "not a number"
+    unknown = "not measured yet" if row["state"] == "too dear" else "not a number"
+    quality = f"{objective} {show_number(found)}" if found is not None else unknown
     return f"trial {row['number']}: {state}{where}, {quality}{against}, {show_seconds(row['seconds'])}{usd}: {params}"
 
 

@@ -139,7 +139,8 @@ def _search(config: RunConfig, overwrite: bool) -> dict[str, Any]:
     report.write_all(folder, config, rows, summary, picture)
     report.print_table(summary, rows, console)
     if not best:
-        raise RunError("no trial came to its end", where=folder, fix="more trials, or another space")
+        fix = "more trials, or another space" if study.too_dear() is None else "a higher search.max_usd, which goes on"
+        raise RunError("no trial came to its end", where=folder, fix=fix)
     say(f"best: jaxlean finetune {folder / 'best.yaml' if len(best) == 1 else folder / 'best-0.yaml'}")
     return summary
 

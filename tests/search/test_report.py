@@ -93,6 +93,8 @@ def test_a_line_a_trial(rows):
     assert "learning_rate=" in said
     assert report.line_of(rows[1], 27, None, "loss").startswith("trial 1: pruned at step 3, loss 2.0000, 1.00 s")
     assert report.line_of(rows[2], 27, None, "loss").startswith("trial 2: diverged at step 9, not a number")
+    dear = rows[2] | {"state": "too dear"}
+    assert report.line_of(dear, 27, None, "loss").startswith("trial 2: too dear at step 9, not measured yet")
 
 
 def test_what_is_written(config, rows, summary, tmp_path):
