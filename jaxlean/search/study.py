@@ -129,7 +129,9 @@ class Study:
             return pruners.NopPruner()
         match self.search.pruner:
             case "hyperband":
-                return pruners.HyperbandPruner(first, self.num_steps, factor)
+                from jaxlean.search.hyperband import Hyperband
+
+                return Hyperband(first, self.num_steps, factor)
             case "asha":
                 return pruners.SuccessiveHalvingPruner(first, factor)
             case _:
