@@ -129,9 +129,7 @@ class Study:
             return pruners.NopPruner()
         match self.search.pruner:
             case "hyperband":
-                from jaxlean.search.hyperband import Hyperband
-
-                return Hyperband(first, self.num_steps, factor)
+                return pruners.HyperbandPruner(first, self.num_steps, factor)
             case "asha":
                 return pruners.SuccessiveHalvingPruner(first, factor)
             case _:
