@@ -1,7 +1,7 @@
 """Trials per hour: a process each, one process with one program, members side by side; and Hyperband against random.
 
     python benchmarks/search.py [--trials 32] [--steps 81] [--members 8] [--seeds 5] [--part rates|budget|all]
-                                [--pool 96] [--quick] [--out DIR]
+                                [--pool 64] [--quick] [--out DIR]
 
 rates: the quickstart's search (configs/quickstart_search.yaml) under Hyperband, five ways: `process` is a `jaxlean
 finetune` for each trial, as people search today, which compiles, as jax does unless it is told otherwise; `process,
@@ -13,10 +13,10 @@ the others stopped, and `seconds` are those in which a way was running, from the
 of its last: a machine that is slower for a while is so for all. `step_ms` is measured apart, in turns of one step of
 each program: milliseconds of one trial.
 
-budget: --pool trials drawn at random run to their end; for each seed a search by TPE and Hyperband takes --trials. Of a
-pool of N trials with k as good as the search's best, random search needs (N + 1) / (k + 1) whole trials to find one,
-over all orders of the pool (k = 0: at least N + 1). `share` is the steps of the whole search over the steps of these,
-`share_to_best` those up to its best trial; 1/3 is the target.
+budget: --pool trials drawn at random run to their end; for each seed a search by TPE and Hyperband takes --trials, and
+one by TPE and ASHA. Of a pool of N trials with k as good as the search's best, random search needs (N + 1) / (k + 1)
+whole trials to find one, over all orders of the pool (k = 0: at least N + 1). `share` is the steps of the whole search
+over the steps of these, `share_to_best` those up to its best trial; 1/3 is the target.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import json
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ RATES = {
     "compiled": "", "best_loss": ".4f", "best_trial": "", "step_ms": ",.1f",
 }  # fmt: skip
 BUDGET = {
-    "seed": "", "best_loss": ".4f", "steps": ",", "steps_to_best": ",", "as_good_in_pool": "", "random_steps": ",.0f",
-    "share": ".2f", "share_to_best": ".2f",
+    "pruner": "", "seed": "", "best_loss": ".4f", "steps": ",", "steps_to_best": ",", "as_good_in_pool": "",
+    "random_steps": ",.0f", "share": ".2f", "share_to_best": ".2f",
 }  # fmt: skip
 
 
@@ -137,28 +138,31 @@ def step_milliseconds(given: argparse.Namespace) -> dict[str, float]:
 
 
 def budget(given: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
-    """Hyperband's steps to its best, and random's to one as good."""
+    """Each rule's steps to its best, and random's to one as good."""
     _, drawn = search(
         work / "random", given, "seed=100", "search.sampler=random", "search.pruner=none",
         f"search.num_trials={given.pool}",
     )  # fmt: skip
     pool = [row["values"].get("loss", float("inf")) for row in drawn if row["steps"]]
     found: list[dict[str, Any]] = []
-    for seed in range(given.seeds):
-        summary, rows = search(work / f"hyperband-{seed}", given, f"seed={seed}")
+    for pruner, seed in product(given.pruners, range(given.seeds)):
+        summary, rows = search(work / f"{pruner}-{seed}", given, f"seed={seed}", f"search.pruner={pruner}")
         best = summary["best"][0]
         as_good = sum(loss <= best["values"]["loss"] for loss in pool)
         trials = (len(pool) + 1) / (as_good + 1)
         # up to the end of the best one, and of all trials
         to_best = sum(row["steps"] or 0 for row in rows if row["number"] <= best["number"])
         found.append({
-            "seed": seed, "best_loss": best["values"]["loss"], "steps_to_best": to_best, "steps": summary["steps"],
-            "as_good_in_pool": as_good, "random_steps": trials * given.steps, "share": summary["steps"] / trials
-            / given.steps, "share_to_best": to_best / trials / given.steps,
+            "pruner": pruner, "seed": seed, "best_loss": best["values"]["loss"], "steps_to_best": to_best,
+            "steps": summary["steps"], "as_good_in_pool": as_good, "random_steps": trials * given.steps,
+            "share": summary["steps"] / trials / given.steps, "share_to_best": to_best / trials / given.steps,
         })  # fmt: skip
         print(found[-1], flush=True)
-    middle = {name: median([row[name] for row in found]) for name in ("share", "share_to_best")}
-    return [*found, {"seed": "median", **middle}]
+    for pruner in given.pruners:
+        own = [row for row in found if row["pruner"] == pruner]
+        middle = {name: median([row[name] for row in own]) for name in ("share", "share_to_best")}
+        found.append({"pruner": pruner, "seed": "median", **middle})
+    return found
 
 
 def main() -> None:
@@ -168,7 +172,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=81)
     parser.add_argument("--members", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--pool", type=int, default=96)
+    parser.add_argument("--pool", type=int, default=64)
+    parser.add_argument("--pruners", nargs="+", default=["hyperband", "asha"])
     parser.add_argument("--turn", type=float, default=15.0, help="Seconds that one way runs, the others stopped.")
     parser.add_argument("--part", choices=("rates", "budget", "all"), default="all")
     parser.add_argument("--quick", action="store_true", help="Under a minute or two, to see that it runs.")
