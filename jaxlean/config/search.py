@@ -1,5 +1,6 @@
 """What `jaxlean search` tries, and how it chooses."""
 
+import difflib
 import math
 import re
 from typing import Any, Literal
@@ -31,6 +32,13 @@ class DistributionSection(Section):
     @classmethod
     def _a_list_is_of_choices(cls, values: Any) -> Any:
         return {"choices": values} if isinstance(values, list) else values
+
+    @field_validator("uniform", "log", "int_", "log_int", mode="before")
+    @classmethod
+    def _two_ends(cls, ends: Any) -> Any:
+        if ends is not None and (not isinstance(ends, list | tuple) or len(ends) != 2):
+            raise ValueError(f"two numbers, [low, high], are wanted, not {ends}")
+        return ends
 
     @field_validator("choices")
     @classmethod
@@ -119,6 +127,12 @@ class SearchSection(Section):
         def flat(prefix: str, value: Any) -> dict[str, Any]:
             if not isinstance(value, dict) or not value or kinds & value.keys():
                 return {prefix: value}
+            for key in value:
+                meant = difflib.get_close_matches(str(key), sorted(kinds), n=1, cutoff=0.75)
+                if meant:
+                    raise ValueError(
+                        f"{prefix}: there is no {key}; did you mean {meant[0]}, as {{{meant[0]}: [low, high]}}?"
+                    )
             return {path: v for key, inner in value.items() for path, v in flat(f"{prefix}.{key}", inner).items()}
 
         if not isinstance(space, dict):

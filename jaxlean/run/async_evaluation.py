@@ -36,6 +36,7 @@ from jaxlean.hub.load import Model
 from jaxlean.models.cpu import hold
 from jaxlean.run.evaluate import Evaluator, evaluator_of
 from jaxlean.run.evaluator_processes import PREFIX, EvaluatorProcesses, evaluator_name
+from jaxlean.run.folder import SEARCH
 from jaxlean.run.generate import chat_template
 from jaxlean.run.inputs import tokenizer_of
 from jaxlean.run.job import adapt, base, is_pissa, placed
@@ -294,8 +295,8 @@ def watch(run: Path, *, parent: int | None = None, nice: int = 0) -> None:
         end_with(parent)
     watcher = _Watcher(run)
     try:
-        with Preemption():
-            watcher.go()
+        with Preemption() as preemption:
+            watcher.go(settle=preemption.settle)
     except Preempted as asked:
         _print(f"asked to leave ({asked}): {watcher.num} snapshots scored")
     finally:
@@ -321,11 +322,17 @@ class _Watcher:
         if self._own is not None:
             self._own.release(remove=True)
 
-    def go(self, until: Callable[[], bool] = lambda: False) -> None:
-        """Score until the run is finished, or until it is told to leave."""
+    def go(self, until: Callable[[], bool] = lambda: False, settle: Callable[[], None] = lambda: None) -> None:
+        """Score until the run is finished, or until it is told to leave.
+
+        Args:
+            settle: raises what asks the process to end and was not heard.
+        """
         while not until():
+            settle()
             origin = read_origin(self._snapshots)
             if origin is None:
+                self._check_comes()
                 self._say(f"waiting for a run with eval.mode: async in {self._run}")
                 time.sleep(_LOOK_SECONDS)
                 continue
@@ -348,6 +355,22 @@ class _Watcher:
             if not self._one():
                 self._say("waiting for a snapshot")
                 time.sleep(_LOOK_SECONDS)
+
+    def _check_comes(self) -> None:
+        """Raises RunError where the folder is one that nobody will hand snapshots over in."""
+        if (self._run / SEARCH).exists():
+            raise RunError(
+                "this is a search, whose trials are compared by itself", where=self._run,
+                wanted="the output_dir of a run with eval.mode=async",
+            )  # fmt: skip
+        if not (self._run / "config.yaml").exists():
+            return
+        mode = settings.load(self._run / "config.yaml").eval.mode
+        if mode != "async":
+            raise RunError(
+                "the run hands no snapshots over", where=self._run, got=f"eval.mode={mode}", wanted="eval.mode=async",
+                fix="--watch after a run with eval.mode=async has begun there, or in a folder that is still empty",
+            )  # fmt: skip
 
     def _hold_own(self) -> None:
         """Say that this process is alive; again, where the folder was made anew, or had no room for it."""

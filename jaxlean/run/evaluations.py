@@ -197,6 +197,10 @@ class Evaluations:
             if self._peers.is_first:
                 self._wait(done)
             there = self._peers.first(lambda: self._is_measured(done))
+            if self._peers.is_first and self._snapshots.skipped and self._remembers:
+                left = self._snapshots.skipped
+                seen = len(self._points("loss"))
+                self._say(f"{left} snapshots were left out: evaluators were slower than training; {seen} were scored")
             meter.eval_before = self._peers.first(lambda: self._evaluation(0)) or meter.eval_before
         else:
             there = False
@@ -222,7 +226,9 @@ class Evaluations:
         if self._section.exact_match and "exact_match" not in found:
             found = self._evaluator(model, result, frozen)
             self._metrics.log(best, _named(found))
-        self._say(f"written is step {best}, whose {self._section.metric} is {rank}")
+        self._say(
+            f"written is step {best}, whose {self._section.metric} is {rank}, of {len(self._points('loss'))} scored"
+        )
         return found, result
 
     def summary(self) -> dict[str, Any]:

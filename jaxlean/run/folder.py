@@ -16,6 +16,8 @@ from jaxlean.run.lock import FolderLock
 from jaxlean.run.peers import Peers
 
 _CONFIG = "config.yaml"
+# What a search has in its place (`search/search.py`).
+SEARCH = "search.yaml"
 # Network file systems remember for a while that a file was not there.
 _SEEN_SECONDS = 30.0
 # What a curriculum sorts by, kept for a resumed run.
@@ -52,6 +54,8 @@ def claim(
         FolderLock(folder).check()
     elif folder.is_dir():
         lock.acquire()
+    if os.path.lexists(folder / SEARCH):
+        raise RunError("the output folder holds a search", where=folder, fix="output_dir=... names another folder")
     holds_run = (folder / _CONFIG).exists()
     results = [name for name in _RESULTS if os.path.lexists(folder / name)]
     if results and not holds_run:

@@ -32,7 +32,8 @@ class Preemption:
         peers: the processes of the run.
 
     What is raised inside a `__del__`, or inside a library that catches everything, may be swallowed or turned into
-    another error. The signal is not lost then: the next `deferred()` raises it at its end, or the end of this context.
+    another error. The signal is not lost then: the next `deferred()` raises it at its end, or `settle()`, or the end of
+    this context.
 
     Attributes:
         saved: set by who has saved the state; what leaves this context tells it (`Preempted.saved`).
@@ -94,6 +95,11 @@ class Preemption:
             preempted = Preempted("SIGTERM")
             preempted.together = True
             raise preempted
+
+    def settle(self) -> None:
+        """Raises what came and was swallowed. For loops without blocks that are not to be torn."""
+        with self.deferred():
+            pass
 
     def over(self) -> None:
         """The result is written: what is left to do takes no time, and whoever asks to leave is about to get it."""

@@ -65,6 +65,7 @@ class InProcess:
         price: of the device.
         say: prints a line.
         told: is given each trial when it ends.
+        settle: raises what asks the process to end and was not heard.
 
     Attributes:
         compiled: steps that were compiled.
@@ -77,6 +78,7 @@ class InProcess:
     price: Price
     say: Callable[[str], None]
     told: Callable[[Any], None] = lambda trial: None
+    settle: Callable[[], None] = lambda: None
     compiled: int = 0
     setup_seconds: float = 0.0
     _examples: dict[str, Examples] = field(default_factory=dict)
@@ -93,6 +95,7 @@ class InProcess:
         """Until the study has enough."""
         try:
             while self._fill():
+                self.settle()
                 self._step()
         except BaseException as error:
             lost = not isinstance(error, Preempted | KeyboardInterrupt | UserError)

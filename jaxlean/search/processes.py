@@ -61,6 +61,7 @@ class Processes:
         folder: of the trials' runs.
         say: prints a line.
         told: is given each trial when it ends.
+        settle: raises what asks the process to end and was not heard.
 
     Attributes:
         compiled: trials that were started, each of which compiles its own step.
@@ -72,6 +73,7 @@ class Processes:
     folder: Path
     say: Callable[[str], None]
     told: Callable[[Any], None] = lambda trial: None
+    settle: Callable[[], None] = lambda: None
     compiled: int = 0
     members: int = 1
     setup_seconds: float = 0.0  # each trial's own
@@ -178,6 +180,7 @@ class Processes:
                 self.study.note(trial.asked, usd=self.price.usd(trial.seconds))
                 if self.study.too_dear() is not None:
                     return "too dear"
+            self.settle()
             time.sleep(_POLL_SECONDS)
 
 

@@ -167,7 +167,8 @@ def print_table(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], c
         params = " ".join(f"{path}={_short(value)}" for path, value in row["params"].items())
         mark = "*" if row["number"] in best else ""
         table.add_row(f"{row['number']}{mark}", *(_value(name, row["values"][name]) for name in objectives), params)
-    console.print(table)
+    if done:
+        console.print(table)
     total = summary["steps_without_pruning"]
     cost = Table(show_header=False)
     cost.add_column(style="bold")
@@ -180,7 +181,8 @@ def print_table(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], c
     cost.add_row(
         "at random", f"the same steps would have been {summary['random_trials_of_this_budget']:.1f} whole trials"
     )
-    cost.add_row("compiles per trial", f"{summary['compiles_per_trial']:.2f} ({summary['compiled']} in this process)")
+    where = "in this process" if summary["isolation"] == "program" else "processes"
+    cost.add_row("compiles per trial", f"{summary['compiles_per_trial']:.2f} ({summary['compiled']} {where})")
     cost.add_row("seconds", f"{show_seconds(summary['seconds'])} in trials, of all workers")
     setup = f", {show_usd(summary['usd_setup'])} of it for loading and compiling" if summary["usd_setup"] else ""
     cost.add_row(

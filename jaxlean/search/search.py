@@ -19,7 +19,7 @@ from jaxlean.config.evaluation import METRICS
 from jaxlean.cost.price import lookup
 from jaxlean.errors import ConfigError, Preempted, RunError
 from jaxlean.redact import hidden
-from jaxlean.run.folder import check_links, check_writable, make, remove
+from jaxlean.run.folder import SEARCH, check_links, check_writable, make, remove
 from jaxlean.run.inputs import batches_of, tokenizer_of
 from jaxlean.run.job import base, resolved, rows_of_step
 from jaxlean.run.lease import DEAD_SECONDS, Leases
@@ -34,7 +34,6 @@ from jaxlean.search.study import JOURNAL, Study
 from jaxlean.xla.compile import use_cache
 from jaxlean.xla.mesh import make_mesh, split_host
 
-_CONFIG = "search.yaml"
 # What a search writes into its folder; `--overwrite` removes these and nothing else.
 _RESULTS = ("trials.jsonl", "summary.json", "search.png", "trials", "workers", JOURNAL)
 
@@ -55,14 +54,14 @@ def search(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     """
     with Preemption() as preemption:
         try:
-            return _search(config, overwrite)
+            return _search(config, overwrite, preemption)
         except Preempted as preempted:
-            preemption.saved = (Path(config.output_dir) / _CONFIG).exists()
+            preemption.saved = (Path(config.output_dir) / SEARCH).exists()
             preempted.goes_on = "the same command goes on with the study; the trials at hand are tried again"
             raise
 
 
-def _search(config: RunConfig, overwrite: bool) -> dict[str, Any]:
+def _search(config: RunConfig, overwrite: bool, preemption: Preemption) -> dict[str, Any]:
     started = time.perf_counter()
     console = Peers().console()
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
@@ -95,9 +94,8 @@ def _search(config: RunConfig, overwrite: bool) -> dict[str, Any]:
             if is_new:
                 _unclaim(folder)
             raise
-        say(
-            f"study: {study.where}, {config.search.num_trials} trials of {num_steps:,} steps, compared at {study.rungs}"
-        )
+        rungs = f"compared at {study.rungs}" if len(study.rungs) > 1 else "none given up before its end"
+        say(f"study: {study.where}, {config.search.num_trials} trials of {num_steps:,} steps, {rungs}")
         say(f"to look at it: optuna-dashboard {study.where}")
         before = len(study.trials)
         if before:
@@ -115,14 +113,17 @@ def _search(config: RunConfig, overwrite: bool) -> dict[str, Any]:
         runner: InProcess | Processes
         if apart:
             say(f"each trial is a process{f', for {reason}' if reason is not None else ''}")
-            runner = Processes(config, study, price, folder / "trials", say=say, told=told)
+            runner = Processes(config, study, price, folder / "trials", say, told, preemption.settle)
         else:
-            runner = InProcess(config, study, mesh, price, say=say, told=told)
+            runner = InProcess(config, study, mesh, price, say, told, preemption.settle)
         for name in ("stopping", "load_best", "shots"):
             if getattr(config.eval, name):
                 say(f"eval.{name} is not for trials: it stands in best.yaml")
         runner.run()
+    others = sum(trial.state.name == "RUNNING" for trial in study.trials)
     say(f"the search ends: {study.reason_to_end()}")
+    if others:
+        say(f"others are at work on {others} of them: whoever ends last writes what is best of all")
 
     # ---- report
     rows = [report.row_of(trial, config.search) for trial in study.trials]
@@ -221,8 +222,8 @@ def _claim(folder: Path, config: RunConfig, *, overwrite: bool) -> bool:
         RunError: it holds a run, another search, or cannot be written.
     """
     check_writable(folder)
-    check_links(folder, [_CONFIG, *_RESULTS])
-    file = folder / _CONFIG
+    check_links(folder, [SEARCH, *_RESULTS])
+    file = folder / SEARCH
     plain = config.model_copy(update={"output_dir": "", "report": RunConfig().report, "compilation_cache": True})
     try:
         if not file.exists() and any((folder / name).exists() for name in ("config.yaml", *_RESULTS)):
@@ -240,6 +241,9 @@ def _claim(folder: Path, config: RunConfig, *, overwrite: bool) -> bool:
             before = settings.build(yaml.safe_load(file.read_text(encoding="utf-8")), where=file)
             old, new = (c.model_dump(mode="json", exclude={"output_dir", "report", "compilation_cache"})
                         for c in (before, config))  # fmt: skip
+            old, new = (
+                {"search": c["search"]} | c for c in (old, new)
+            )  # what was asked for, before what follows from it
             for content in (old, new):
                 for name in FREE:
                     del content["search"][name]
@@ -261,7 +265,7 @@ def _claim(folder: Path, config: RunConfig, *, overwrite: bool) -> bool:
 
 def _unclaim(folder: Path) -> None:
     """Take back a claim that a study elsewhere has refused."""
-    (folder / _CONFIG).unlink(missing_ok=True)
+    (folder / SEARCH).unlink(missing_ok=True)
     with suppress(OSError):  # what else is in it stays
         (folder / "workers").rmdir()
         folder.rmdir()

@@ -60,6 +60,7 @@ def own_settings(config: RunConfig) -> dict[str, str]:
         del content["search"][name]
     space = content["search"].pop("space")
     found = {f"search.space.{path}": section for path, section in space.items()} | _flat(content)
+    found = dict(sorted(found.items(), key=lambda item: not item[0].startswith("search.")))  # what was asked for first
     return {path: hidden(json.dumps(value)) for path, value in found.items()}
 
 

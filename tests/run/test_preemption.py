@@ -96,6 +96,20 @@ def test_a_signal_that_was_swallowed_comes_at_the_end_of_the_next_block():
     assert reached == ["went on", "one more step"]
 
 
+def test_a_signal_that_was_swallowed_comes_where_it_is_asked_for():
+    reached = []
+    with pytest.raises(Preempted, match="SIGINT"), Preemption() as preemption:
+        preemption.settle()
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except Exception:
+            pass  # as a callback of the garbage collector would
+        reached.append("went on")
+        preemption.settle()
+        reached.append("too far")
+    assert reached == ["went on"]
+
+
 def test_a_signal_that_a_library_made_another_error_of_is_a_signal_again():
     def library():
         try:

@@ -79,12 +79,20 @@ def test_the_same_command_goes_on_and_another_search_is_refused(searched, cli):
     assert code == 2
     assert "a search with another train.max_steps" in err
     code, _, err = cli("finetune", file, f"output_dir={folder}", "--overwrite")
-    assert (code, "holds what a run would write, but no run" in err) == (2, True)
+    assert (code, "the output folder holds a search" in err) == (2, True)
     code, _, err = cli("search", file, *SMALL, f"output_dir={folder / 'best'}")
     assert (code, "holds something else than a search" in err) == (2, True)
     code, _, err = cli("search", file, *SMALL[:3], f"output_dir={folder}", "search.num_trials=1", "--overwrite")
     assert code == 0
     assert len(rows(folder)) == 1
+
+
+def test_a_run_does_not_begin_in_it_and_nobody_waits_for_its_snapshots(searched, cli):
+    folder, _, file = searched
+    code, _, err = cli("finetune", file, f"output_dir={folder}")
+    assert (code, "the output folder holds a search" in err) == (2, True)
+    code, _, err = cli("evaluate", "--watch", folder)
+    assert (code, "this is a search" in err) == (2, True)
 
 
 def test_nobody_overwrites_who_is_at_work(searched, cli):
@@ -139,6 +147,8 @@ def test_several_objectives(searched, cli, tmp_path):
         ((SPACE, "search.isolation=program", "lora.init_lora_weights=pissa"), "got:    lora.init_lora_weights: pissa"),
         (("search.space={train.lr: {log: [0, 1]}}",), "a logarithm needs a low above 0"),
         ((SPACE, "search.objectives=[accuracy]"), "task: generate has no accuracy"),
+        (("search.space={train.lr: {logg: [1, 2]}}",), "there is no logg; did you mean log, as {log: [low, high]}?"),
+        (("search.space={train.lr: {log: 1.0e-4}}",), "two numbers, [low, high], are wanted, not 0.0001"),
         ((SPACE, "data.train=nowhere.jsonl", "train.max_steps=null"), "nowhere.jsonl"),
     ],
 )
