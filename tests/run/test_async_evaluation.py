@@ -353,6 +353,9 @@ def test_a_folder_that_cannot_be_watched(alone, tmp_path, cli):
     assert "needs a config file, or --watch RUN_DIR" in err
     with pytest.raises(RunError, match="the run is finished: there is nothing to score"):
         watch(alone)
+    (tmp_path / "config.yaml").write_text("eval: {mode: sync}")
+    with pytest.raises(RunError, match="the run hands no snapshots over"):
+        watch(tmp_path)
 
 
 # ---- real processes

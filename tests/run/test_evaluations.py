@@ -128,7 +128,7 @@ def test_the_best_step_is_written(tmp_path):
     assert snapshot_steps(tmp_path / "snapshots") == [20]
     assert run.end(1.25, 45) == ({"loss": 1.0}, 1.0)
     assert run.evaluations.summary()["best_step"] == 20
-    assert "written is step 20, whose loss is the best" in run.said
+    assert "written is step 20, whose loss is the best, of 5 scored" in run.said
     assert run.evaluations.summary()["evaluations"] == {"mode": "sync", "scored": 5}
     last = Run(tmp_path / "last", config_of(load_best=True))
     last.take([3.0, 2.0])
@@ -172,7 +172,7 @@ def test_a_better_step_whose_snapshot_found_no_room_leaves_the_one_before(tmp_pa
     assert run.end(4.0, 35) == ({"loss": 3.0}, 3.0)
     assert run.said[-2:] == [
         "the best snapshot, of step 20, is gone",
-        "written is step 10, whose loss is the best of those whose state is there",
+        "written is step 10, whose loss is the best of those whose state is there, of 4 scored",
     ]
 
 
@@ -230,7 +230,7 @@ def test_killed_later_a_run_has_the_best_before(killed):
     assert again.take([4.0], start=25) == 35
     assert again.end(5.0, 40) == ({"loss": 3.0}, 3.0)
     assert "the best snapshot, of step 20, is gone" in again.said
-    assert "written is step 10, whose loss is the best of those whose state is there" in again.said
+    assert "written is step 10, whose loss is the best of those whose state is there, of 4 scored" in again.said
 
 
 def test_a_damaged_best_snapshot_of_the_step_to_go_on_from_is_written_anew(tmp_path):
