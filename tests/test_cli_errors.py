@@ -360,7 +360,7 @@ def test_the_other_verbs_tell_what_is_wrong_too(cli, case, wrong):
 def test_a_learning_rate_that_gives_nan(cli, case):
     overrides = ["train.learning_rate=1e30", "train.max_grad_norm=null", "data.eval=null"]
     assert_told(cli("finetune", case.config, *overrides), ["not a number at step 2", "train.learning_rate"])
-    assert json.loads((case.run / "summary.json").read_text())["status"] == "failed"
+    assert json.loads((case.run / "summary.json").read_text())["status"] == "diverged"
     assert not (case.run / "adapter").exists()
 
 
