@@ -302,7 +302,7 @@ def test_a_learning_rate_that_breaks_the_loss_stops_there(tiny_run, tmp_path):
     for words in ("not a number at step 2", "train.learning_rate", "train.max_grad_norm"):
         assert words in str(raised.value)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (summary["status"], summary["steps"]) == ("failed", 1)
+    assert (summary["status"], summary["steps"]) == ("diverged", 1)
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
     assert not (tmp_path / "run" / "adapter").exists()
 

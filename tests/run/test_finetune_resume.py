@@ -230,7 +230,7 @@ def test_a_run_that_broke_goes_on_from_its_last_good_checkpoint(configure, whole
         finetune(configure(run, *RUN))
     with pytest.raises(RunError, match="not a number at step 6"):
         finetune(configure(run, *RUN, "train.learning_rate=1e30"), resume=True)
-    assert summary_of(run)["status"] == "failed"
+    assert summary_of(run)["status"] == "diverged"
     assert summary_of(run)["steps"] == 5
     assert not (run / "adapter").exists()
     assert sorted(entry.name for entry in (run / "checkpoints").iterdir()) == ["3", "4"]
