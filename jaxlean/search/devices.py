@@ -27,6 +27,7 @@ class Devices(NamedTuple):
 
 def may_be_accelerated() -> bool:
     """Whether jax could find anything but the CPU here."""
+    # jax makes its flags' names at run time, which mypy does not see
     if jax.config.jax_platforms == "cpu":  # type: ignore[attr-defined]
         return False
     return bool(entry_points(group="jax_plugins")) or importlib.util.find_spec("libtpu") is not None

@@ -287,6 +287,7 @@ class Study:
         return sorted(done, key=lambda t: (sign * t.values[0], t.number))[:1]
 
     def _beat(self, trial_id: int) -> None:
+        """As Optuna does inside of its own loop, which is not ours; only a database has it."""
         self._study._storage.record_heartbeat(trial_id)  # type: ignore[attr-defined]
 
     def _rescue(self) -> None:
