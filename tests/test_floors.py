@@ -29,7 +29,7 @@ FLOORS = {
 MAX_LINES = 500
 # These say where a thing was put, not what it is.
 FORBIDDEN_NAMES = {"util", "utils", "common", "helper", "helpers", "misc", "tools", "shared"}
-WITHOUT_TEST = {"__main__"}  # calls the command line and nothing else; tests/test_cli.py starts it
+WITHOUT_TEST = {"__main__"}  # calls the command line and nothing else; tests/cli/test_entry.py starts it
 
 
 def sources(folder: str) -> dict[str, str]:
@@ -161,7 +161,7 @@ def test_a_planted_import_is_found(path: str, text: str, way: str) -> None:
         ("jaxlean/hub/read.py", "from jaxlean.models.decoder import Decoder\nfrom jaxlean import tree, errors"),
         ("jaxlean/hub/read.py", "from .files import shards\nfrom ..models import rope\nimport jaxlean.hub.family"),
         ("jaxlean/run/report.py", "from jaxlean import __version__\nimport jax"),
-        ("jaxlean/cli.py", "from jaxlean.run import finetune"),
+        ("jaxlean/cli/train.py", "from jaxlean.run import finetune"),
         ("jaxlean/__init__.py", "from jaxlean.hub.load import load"),
     ],
 )

@@ -423,3 +423,20 @@ def test_a_command_that_does_not_parse(cli, arguments, words):
     assert code == EXIT_USER_ERROR
     assert words in err
     assert "Traceback" not in err
+
+
+def test_a_process_tells_it_too(tmp_path, python):
+    done = python("-m", "jaxlean", "finetune", tmp_path / "none.yaml")
+    assert done.returncode == EXIT_USER_ERROR
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: no such config file")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_process_tells_what_comes_after_the_imports(tiny_yaml, tmp_path, python):
+    done = python("-m", "jaxlean", "finetune", tiny_yaml, "lora.r=100")
+    assert done.returncode == EXIT_USER_ERROR
+    assert "error: lora.r exceeds the matrix" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()

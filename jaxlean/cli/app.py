@@ -1,0 +1,77 @@
+"""What all verbs have in common: the application, its panels, the arguments that many take, and reading a config.
+
+A verb reads its arguments and makes one call. jax, transformers and the rest are imported by the verb that needs them,
+so that `--help` answers at once.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jaxlean import __version__
+from jaxlean.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jaxlean.config import RunConfig
+
+app = typer.Typer(
+    name="jaxlean", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    help="Training made cheap: fine-tune open-weight models with JAX.",
+)  # fmt: skip
+
+# The panels of --help.
+TRAIN, COST, USE = "Train", "What it costs", "Use a model"
+SHRINK, DATA, ABOUT = "Smaller, and served", "Data", "About jaxlean"
+
+Config = Annotated[Path, typer.Argument(help="YAML file; configs/ holds examples.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="section.key=value ..., e.g. model.path=org/name train.learning_rate=1e-4")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in output_dir.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in output_dir.")]
+
+
+def load_config(config: Path, overrides: list[str] | None) -> "RunConfig":
+    """A YAML file with `section.key=value` overrides. Raises: ConfigError."""
+    from jaxlean.config import load
+
+    return load(config, overrides)
+
+
+def check_dtype(name: str) -> None:
+    """Of `--dtype`. Raises: ConfigError."""
+    if name not in ("auto", "float32", "bfloat16"):
+        raise ConfigError("--dtype is unknown", got=name, wanted="auto, float32 or bfloat16")
+
+
+@contextmanager
+def without_compilers_chatter() -> Iterator[None]:
+    """For the start of jax: the CUDA plugin tells stderr, past all settings, that this machine has no GPU."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"jaxlean {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    # transformers says at import that there is no PyTorch; that is how we want it
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

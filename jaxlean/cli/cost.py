@@ -1,0 +1,41 @@
+"""Verbs that say what a job costs."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxlean.cli.app import COST, Config, Overrides, app, load_config, without_compilers_chatter
+
+
+@app.command(rich_help_panel=COST)
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    targets: Annotated[
+        str | None, typer.Option(help="Devices, by commas: h100-80gb:8,v5e:2x4,cpu. Names: configs/hardware.yaml.")
+    ] = None,
+    deadline_hours: Annotated[float | None, typer.Option(min=0, help="Slower ones are ranked last.")] = None,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="Dearer ones are ranked last.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the plan here: for programs, and finetune --plan.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Show every candidate that was compiled.")] = False,
+    parallel: Annotated[int | None, typer.Option(min=1, help="Compilers at a time; default: one a core.")] = None,
+    limit: Annotated[float, typer.Option(min=1, help="Seconds that one compilation may take.")] = 300,
+) -> None:
+    """Say what the job would cost on hardware that is not here: compiled for each target, cheapest first."""
+    # its programs are for other machines: it looks for no hardware here, and neither do its compilers
+    os.environ.update(JAX_PLATFORMS="cpu", TF_CPP_MIN_LOG_LEVEL="3")
+    settings = load_config(config, overrides)
+    with without_compilers_chatter():
+        import jax
+
+        from jaxlean.plan.show import plan_and_print
+
+        jax.devices("cpu")
+
+    names = targets.split(",") if targets is not None else None
+    plan_and_print(
+        settings, names, deadline_hours=deadline_hours, max_usd=max_usd, json=json, every=every, parallel=parallel,
+        limit_seconds=limit,
+    )  # fmt: skip

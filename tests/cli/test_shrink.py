@@ -1,0 +1,20 @@
+"""Verbs that turn what was trained into what is served, from the command line."""
+
+from pathlib import Path
+
+
+def test_merge_asks_for_what_it_is_told(cli, monkeypatch):
+    asked = {}
+    monkeypatch.setattr("jaxlean.run.merge.merge", lambda *given, **how: asked.update(how, given=given))
+    code, out, err = cli("merge", "adapter", "out", "--base", "org/base", "--dtype", "bfloat16")
+    assert (code, err) == (0, "")
+    assert asked == {"given": (Path("adapter"), Path("out")), "base": "org/base", "dtype": "bfloat16"}
+    assert out == "merged model: out\n"
+
+
+def test_export_takes_settings_behind_its_two_folders(cli, monkeypatch):
+    asked = {}
+    monkeypatch.setattr("jaxlean.run.export.export", lambda *given, **how: asked.update(how, given=given))
+    code, _, err = cli("export", "run", "out", "quantize.method=awq", "--format", "w4a16")
+    assert (code, err) == (0, "")
+    assert asked == {"given": (Path("run"), Path("out"), "w4a16", ["quantize.method=awq"]), "length": None}
