@@ -1,6 +1,7 @@
 """A run is one `RunConfig`: every setting once (`sections`), read from YAML with overrides (`read`)."""
 
 from jaxlean.config.compression import CalibrationSection, QuantizeSection
+from jaxlean.config.cost import CostSection
 from jaxlean.config.curation import CurateSection, StepSection
 from jaxlean.config.curriculum import CurriculumSection
 from jaxlean.config.data import DataSection, SourceSection
@@ -12,7 +13,6 @@ from jaxlean.config.read import build, dump, load, with_values
 from jaxlean.config.search import DistributionSection, SearchSection
 from jaxlean.config.section import Section
 from jaxlean.config.sections import (
-    CostSection,
     DistributedSection,
     MeshSection,
     ReportSection,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from jaxlean.config.compression import CalibrationSection, QuantizeSection
+from jaxlean.config.cost import CostSection
 from jaxlean.config.curation import CurateSection
 from jaxlean.config.curriculum import CurriculumSection
 from jaxlean.config.data import DataSection
@@ -213,17 +214,6 @@ class DistributedSection(Section):
         if not host or not port.isdecimal():
             raise ValueError(f"coordinator_address is host:port, not {self.coordinator_address!r}")
         return self
-
-
-class CostSection(Section):
-    """What the hardware costs."""
-
-    usd_per_hour: float | None = Field(
-        None, ge=0, description="Price of all devices of the run together; wins over the table."
-    )
-    hardware: str | None = named(
-        None, "A YAML table of prices and hardware that goes before configs/hardware.yaml.", "prices"
-    )
 
 
 class ReportSection(Section):

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jaxlean.cost.hardware import table
-from jaxlean.cost.price import num_vcpus
+from jaxlean.cost.price import num_vcpus, watts
 from jaxlean.cost.skypilot import cheapest
 from jaxlean.plan.search import Row
 from jaxlean.plan.target import Target
@@ -101,7 +101,7 @@ def offer(row: Row, target: Target, work: JobSize, file: str | None) -> Offer:
         return Offer(row, target.num_devices, None, None, None, None, None, "")
     hours = row.step_seconds * work.num_steps / 3600
     usd, spot, source = price_of(target, file)
-    watts = target.device.watts
+    power = watts(target.device, target.num_devices)
     return Offer(
         row,
         target.num_devices,
@@ -109,7 +109,7 @@ def offer(row: Row, target: Target, work: JobSize, file: str | None) -> Offer:
         hours,
         None if usd is None else usd * hours,
         None if spot is None else spot * hours,
-        None if watts is None else watts * target.num_devices * hours / 1000,
+        None if power is None else power * hours / 1000,
         source,
     )
 
