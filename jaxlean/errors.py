@@ -11,6 +11,8 @@ from collections.abc import Iterable
 EXIT_USER_ERROR = 2
 # A process of several that failed for no reason that another start would mend.
 EXIT_FAILED = 1
+# The run came to a limit of its own (cost.max_usd and the like): saved, and not to be started again by a scheduler.
+EXIT_BUDGET = 3
 # sysexits.h EX_TEMPFAIL: "try again". Schedulers (SLURM, Kubernetes pod failure policies) can tell it from a failure.
 EXIT_PREEMPTED = 75
 # sysexits.h EX_UNAVAILABLE: another process of the same run is gone; worth starting all of them again, with --resume.
@@ -68,7 +70,15 @@ class Preempted(Exception):
     """
 
     saved = together = False
+    code, status = EXIT_PREEMPTED, "preempted"
     goes_on = "the same command with --resume goes on from what is saved"
+
+
+class BudgetReached(Preempted):
+    """The run came to one of its limits: it leaves as if it had been asked to."""
+
+    code, status = EXIT_BUDGET, "budget"
+    goes_on = "--resume with a higher limit goes on from what is saved"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

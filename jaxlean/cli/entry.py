@@ -9,7 +9,7 @@ import typer
 # in the order of --help
 from jaxlean.cli import train, cost, use, shrink, data, about  # isort: skip
 from jaxlean.cli.app import app
-from jaxlean.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, RunError, UserError
+from jaxlean.errors import EXIT_USER_ERROR, BudgetReached, Preempted, RunError, UserError
 from jaxlean.redact import guard, hidden
 
 VERBS = (train, cost, use, shrink, data, about)
@@ -18,8 +18,8 @@ VERBS = (train, cost, use, shrink, data, about)
 def main() -> None:
     """Entry point.
 
-    Exit codes: 0 done, 2 something the user can mend, 69 another process of the run is lost (`run.watch`), 75 preempted
-    (see `Preempted.saved`).
+    Exit codes: 0 done, 2 something the user can mend, 3 stopped at a limit of its own (`cost.max_usd`), 69 another
+    process of the run is lost (`run.watch`), 75 preempted (see `Preempted.saved`).
     """
     guard()
     try:
@@ -28,8 +28,9 @@ def main() -> None:
         _fail(error)
     except Preempted as preempted:
         nothing = "before there was anything to save; the same command starts again"
-        print(f"preempted ({preempted}): {preempted.goes_on if preempted.saved else nothing}", file=sys.stderr)
-        sys.exit(EXIT_PREEMPTED)
+        word = "stopped" if isinstance(preempted, BudgetReached) else "preempted"
+        print(f"{word} ({preempted}): {preempted.goes_on if preempted.saved else nothing}", file=sys.stderr)
+        sys.exit(preempted.code)
     except Exception as error:
         if not _no_space(error):
             raise

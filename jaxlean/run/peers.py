@@ -29,7 +29,16 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from jaxlean.config import DistributedSection
-from jaxlean.errors import EXIT_FAILED, EXIT_PEER_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, RunError, UserError
+from jaxlean.errors import (
+    EXIT_BUDGET,
+    EXIT_FAILED,
+    EXIT_PEER_LOST,
+    EXIT_PREEMPTED,
+    EXIT_USER_ERROR,
+    Preempted,
+    RunError,
+    UserError,
+)
 from jaxlean.platform import claim_gpu_memory
 from jaxlean.redact import hidden
 from jaxlean.run.watch import Line, Meeting, Message, connect
@@ -69,6 +78,7 @@ class Peers:
         self._shared: list[Any] = []
         self._here = 0
         self._asked = False
+        self.why = ""  # why they stop, where that is a limit of the run
         self._progress = 0
         self._reports: dict[int, int] = {}
         self._last: int | None = None
@@ -135,10 +145,15 @@ class Peers:
 
     # ---- stopping together
 
-    def ask_to_stop(self) -> None:
-        """Ask all processes to stop after a step; safe in a signal handler."""
+    def ask_to_stop(self, why: str = "") -> None:
+        """Ask all processes to stop after a step; safe in a signal handler.
+
+        Args:
+            why: a limit that was reached; empty: the machine is taken away.
+        """
         assert self._line is not None
-        self._line.wake(lambda: self._heard(0, {"kind": "stop"}) if self.is_first else self._say({"kind": "stop"}, 0))
+        stop = {"kind": "stop", "why": why}
+        self._line.wake(lambda: self._heard(0, stop) if self.is_first else self._say(stop, 0))
 
     def stop_before(self, done: int) -> bool:
         """Whether the processes agreed to stop after `done` steps; called by each of them before each step.
@@ -207,10 +222,10 @@ class Peers:
             elif kind == "here":
                 self._here += 1
             elif kind == "stop" and not self._asked:
-                self._say({"kind": "asked"})
-                self._asked, self._reports = True, {0: self._progress}
+                self._say({"kind": "asked", "why": message["why"]})
+                self._asked, self.why, self._reports = True, message["why"], {0: self._progress}
             elif kind == "asked":
-                self._asked = True
+                self._asked, self.why = True, message["why"]
                 self._say({"kind": "progress", "step": self._progress}, 0)
             elif kind == "progress":
                 self._reports[process] = message["step"]
@@ -245,7 +260,7 @@ class Peers:
         self._over.set()
         if self.is_first:
             self._say({"kind": "end", "code": code, "text": text})
-        print(f"error: {text}" if code != EXIT_PREEMPTED else text, file=sys.stderr, flush=True)
+        print(f"error: {text}" if code not in (EXIT_PREEMPTED, EXIT_BUDGET) else text, file=sys.stderr, flush=True)
         self.leaving()
         if self.is_first:
             assert self._line is not None
@@ -304,7 +319,7 @@ def _last_words(peers: Peers, error: BaseException) -> tuple[int, str]:
     if isinstance(error, UserError):
         return EXIT_USER_ERROR, hidden(f"{who} ended: {error}")
     if isinstance(error, Preempted):
-        return EXIT_PREEMPTED, f"preempted: {who} was told to leave ({error}); {_AGAIN}"
+        return error.code, f"preempted: {who} was told to leave ({error}); {_AGAIN}"
     first = (str(error).strip() or "-").splitlines()[0]
     return EXIT_FAILED, hidden(f"{who} failed: {type(error).__name__}: {first}\n  fix:    see its output")
 

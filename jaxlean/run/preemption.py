@@ -1,4 +1,5 @@
-"""Leaving in order when the machine is taken away: SIGTERM from a scheduler, Ctrl-C, a terminal that closes.
+"""Leaving in order when the machine is taken away, or the money is spent: SIGTERM from a scheduler, Ctrl-C, a terminal
+that closes; a limit of the run's own, at a time known before (`leave_in`).
 
 A handler that only sets a flag is too late when the flag is read between slow things (an evaluation, a load); one
 that always raises may tear a step apart. So the signal raises `Preempted` at once, except inside `deferred()`, where it
@@ -14,15 +15,17 @@ nowhere, since a line that cannot be printed would be an error amid the saving. 
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-from jaxlean.errors import Preempted
+from jaxlean.errors import BudgetReached, Preempted
 from jaxlean.run.peers import Peers
 
 _HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 SIGNALS = (signal.SIGTERM, signal.SIGINT) + ((_HANGUP,) if _HANGUP is not None else ())
+_ALARM = getattr(signal, "SIGALRM", None)
 
 
 class Preemption:
@@ -46,6 +49,7 @@ class Preemption:
         self._deferring = False
         self._pending: int | None = None
         self._terminals: list[int] = []
+        self._limit = ""
         self.saved = False
 
     def __enter__(self) -> "Preemption":
@@ -58,12 +62,14 @@ class Preemption:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if _ALARM in self._old:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._old.items():
             signal.signal(number, handler)
         if isinstance(error, Preempted):
             error.saved = self.saved
         elif self._pending is not None and error is not None:
-            raise Preempted(signal.Signals(self._pending).name) from error
+            raise self._asked(self._pending) from error
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -75,7 +81,7 @@ class Preemption:
             self._deferring = False
             number, self._pending = self._pending, None
         if number is not None:
-            raise Preempted(signal.Signals(number).name)
+            raise self._asked(number)
 
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
@@ -86,15 +92,39 @@ class Preemption:
         finally:
             self._stepping = False
         if self._peers.asked:
-            raise Preempted("SIGTERM")  # after the last step, which is saved: nothing to be agreed on
+            raise self._agreed()  # after the last step, which is saved: nothing to be agreed on
 
     def check(self, done: int) -> None:
         """Before each step: raises `Preempted` in all processes where they agreed to stop after `done` steps."""
         if self._peers.stop_before(done):
             self._deferring = True  # until the next deferred() ends
-            preempted = Preempted("SIGTERM")
+            preempted = self._agreed()
             preempted.together = True
             raise preempted
+
+    def leave_in(self, seconds: float, limit: str) -> None:
+        """A limit of the run is reached in so many seconds: leave then, as if asked to. The last call counts.
+
+        Args:
+            limit: in words.
+
+        Where there are no timers (Windows, a thread that is not the main one) nothing happens: `leave` does.
+        """
+        self._limit = limit
+        if _ALARM is None or threading.current_thread() is not threading.main_thread():
+            return
+        if _ALARM not in self._old:
+            self._old[_ALARM] = signal.signal(_ALARM, self._handle)
+        signal.setitimer(signal.ITIMER_REAL, min(max(seconds, 1e-3), 1e8))
+
+    def leave(self, limit: str) -> None:
+        """A limit of the run is reached: raises `BudgetReached`; in steps of several processes, after one of these."""
+        self._limit = limit
+        if self._stepping:
+            self._peers.ask_to_stop(limit)
+            return
+        self._deferring = True  # until the next deferred() ends
+        raise BudgetReached(limit)
 
     def settle(self) -> None:
         """Raises what came and was swallowed. For loops without blocks that are not to be torn."""
@@ -109,12 +139,19 @@ class Preemption:
         if number == _HANGUP:
             self._print_nowhere()
         if self._stepping:
-            self._peers.ask_to_stop()
+            self._peers.ask_to_stop(self._limit if number == _ALARM else "")
             return
         self._pending = number
         if not self._deferring:
             self._deferring = True  # until the next deferred() ends
-            raise Preempted(signal.Signals(number).name)
+            raise self._asked(number)
+
+    def _asked(self, number: int) -> Preempted:
+        return BudgetReached(self._limit) if number == _ALARM else Preempted(signal.Signals(number).name)
+
+    def _agreed(self) -> Preempted:
+        """What all processes stop for."""
+        return BudgetReached(self._peers.why) if self._peers.why else Preempted("SIGTERM")
 
     def _print_nowhere(self) -> None:
         nothing = os.open(os.devnull, os.O_WRONLY)

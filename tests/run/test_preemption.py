@@ -4,10 +4,11 @@ import os
 import pty
 import signal
 import threading
+import time
 
 import pytest
 
-from jaxlean.errors import Preempted
+from jaxlean.errors import EXIT_BUDGET, BudgetReached, Preempted
 from jaxlean.run.peers import Peers
 from jaxlean.run.preemption import SIGNALS, Preemption
 
@@ -21,6 +22,55 @@ def handlers():
     for number, handler in before.items():
         signal.signal(number, handler)
     assert after == before
+
+
+def test_a_limit_that_is_reached_at_a_known_time():
+    reached = []
+    with pytest.raises(BudgetReached, match="max_hours=1") as raised, Preemption() as preemption:
+        preemption.leave_in(1e6, "another, which a later call replaces")
+        with preemption.deferred():
+            preemption.leave_in(0.01, "cost.max_hours=1 is reached")
+            end = time.monotonic() + 30
+            while preemption._pending is None:
+                assert time.monotonic() < end
+            reached.append("the rest of the block")
+        reached.append("what follows it")
+    assert reached == ["the rest of the block"]
+    assert (raised.value.code, raised.value.status) == (EXIT_BUDGET, "budget")
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_the_timer_ends_with_the_run():
+    with Preemption() as preemption:
+        preemption.leave_in(1e6, "a limit")
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) in (signal.SIG_DFL, None)
+
+
+def test_a_limit_that_is_reached_now_and_in_a_thread_without_timers():
+    def thread():
+        with pytest.raises(BudgetReached, match="now") as raised, Preemption() as preemption:
+            preemption.leave_in(0.0, "a timer is for the main thread")
+            preemption.leave("now")
+        found.append(raised.value)
+
+    found = []
+    worker = threading.Thread(target=thread)
+    worker.start()
+    worker.join()
+    assert len(found) == 1
+
+
+def test_of_several_processes_all_leave_for_the_limit_of_one():
+    peers, steps = Two(), []
+    with pytest.raises(BudgetReached, match="spent") as raised, Preemption(peers) as preemption, preemption.stepping():
+        for done in range(9):
+            preemption.check(done)
+            if done == 2:
+                preemption.leave("spent")
+            steps.append(done)
+    assert steps == [0, 1, 2, 3, 4]
+    assert raised.value.together
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -148,8 +198,8 @@ class Two(Peers):
         super().__init__()
         self.num, self.asks = 2, 0
 
-    def ask_to_stop(self):
-        self._asked, self.asks = True, self.asks + 1
+    def ask_to_stop(self, why=""):
+        self._asked, self.asks, self.why = True, self.asks + 1, why
 
     def stop_before(self, done):
         return self._asked and done >= 5
