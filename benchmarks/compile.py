@@ -81,7 +81,7 @@ def start(job: Job) -> dict[str, float]:
             yield
         before["compiled"] = time.time()
 
-    def first_step(self: Meter, step: int, measured: Any) -> None:
+    def first_step(self: Meter, step: int, measured: Any, **when: float) -> None:
         assert float(measured.loss) > 0
         done = time.time()
         read = spent["compile"] - before["compile"]
@@ -97,7 +97,7 @@ def start(job: Job) -> dict[str, float]:
         print(json.dumps(found), file=sys.__stdout__, flush=True)
         os._exit(0)  # what comes after step 1 is of no interest
 
-    Meter.compiling, Meter.add = step_compiling, first_step  # type: ignore[method-assign]
+    Meter.compiling, Meter.add = step_compiling, first_step  # type: ignore[method-assign,assignment]
     config = load(ROOT / "configs" / "quickstart.yaml", job["overrides"])
     with contextlib.redirect_stdout(sys.stderr):
         finetune(config, overwrite=True)

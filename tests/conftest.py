@@ -41,6 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["JAXLEAN_HOME"] = f"{home.name}/jaxlean"
     os.environ["HF_HOME"] = f"{home.name}/huggingface"
     os.environ["XDG_CACHE_HOME"] = f"{home.name}/cache"
+    os.environ["XDG_DATA_HOME"] = f"{home.name}/data"
 
 
 @pytest.fixture(scope="session")

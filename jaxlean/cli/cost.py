@@ -39,3 +39,21 @@ def plan(
         settings, names, deadline_hours=deadline_hours, max_usd=max_usd, json=json, every=every, parallel=parallel,
         limit_seconds=limit,
     )  # fmt: skip
+
+
+@app.command(rich_help_panel=COST)
+def ledger(
+    by: Annotated[str | None, typer.Option(help="Sum by project, model, month, person, device, status or tag.")] = None,
+    since: Annotated[str | None, typer.Option(help="Date, as 2026-01-31: what began earlier is left out.")] = None,
+    project: Annotated[str | None, typer.Option(help="Only of this project (cost.project).")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only with this tag (cost.tags).")] = None,
+    chargeback: Annotated[bool, typer.Option("--chargeback", help="Who pays what: by project and month.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write it here as CSV instead; - is standard output.")] = None,
+    file: Annotated[Path | None, typer.Option(help="The ledger (cost.ledger); default: yours.")] = None,
+) -> None:
+    """What all runs have cost so far: dollars, energy, hours, by who pays."""
+    from jaxlean.cost.ledger import default_file
+    from jaxlean.run.ledger import show_ledger
+
+    where = {name: value for name, value in (("project", project), ("tag", tag)) if value is not None}
+    show_ledger(file or default_file(), by=by, since=since, where=where, bill=chargeback, to=csv)

@@ -15,6 +15,7 @@ import jax
 
 from jaxlean import tree
 from jaxlean.config import RunConfig
+from jaxlean.cost.phases import EVALUATION
 from jaxlean.errors import RunError
 from jaxlean.hub.load import Model
 from jaxlean.models.cpu import release
@@ -161,7 +162,7 @@ class Evaluations:
                 self._snapshots.hand_over(done, result)
         elif due and done not in self._scores:
             assert self._evaluator is not None
-            with meter.paused():
+            with meter.within(EVALUATION):
                 found = self._evaluator.loss(result, frozen)
             self._add(Score(done, "", found), result)
         if not self._remembers or not (due or self._checked is None or done % self._config.train.logging_steps == 0):

@@ -12,16 +12,19 @@ import jax
 from jaxlean import codec, tree
 from jaxlean.adapt import lora, vocabulary
 from jaxlean.config import RunConfig
+from jaxlean.cost.energy import EnergyMeter
 from jaxlean.cost.memory import peak_memory_bytes
-from jaxlean.cost.price import lookup
+from jaxlean.cost.phases import CHECKPOINT, EVALUATION, TEACHER
 from jaxlean.errors import ConfigError, Preempted, UserError
 from jaxlean.hub.adapter import write_adapter
 from jaxlean.hub.head import label_settings
 from jaxlean.hub.load import Model
 from jaxlean.hub.write import write_model
 from jaxlean.models.cpu import hold, release
+from jaxlean.run.account import Account
 from jaxlean.run.base_losses import BaseLosses
 from jaxlean.run.checkpoint import Checkpoints
+from jaxlean.run.data_wait import DataWait
 from jaxlean.run.distill import Lessons
 from jaxlean.run.environment import versions
 from jaxlean.run.evaluate import evaluator_of
@@ -52,7 +55,7 @@ from jaxlean.run.job import (
 )
 from jaxlean.run.lock import FolderLock
 from jaxlean.run.meter import Meter
-from jaxlean.run.metrics import Metrics, check_installed
+from jaxlean.run.metrics import Metrics, check_installed, last_told
 from jaxlean.run.peers import Peers, join
 from jaxlean.run.predict import here, step_seconds, workspace
 from jaxlean.run.preemption import Preemption
@@ -60,6 +63,7 @@ from jaxlean.run.progress import Progress
 from jaxlean.run.provenance import check_same, provenance
 from jaxlean.run.rounds import Rounds, fixed
 from jaxlean.run.rows import OwnRows
+from jaxlean.run.spending import Spending
 from jaxlean.run.summary import final_table, write_summary
 from jaxlean.run.teacher import student_devices
 from jaxlean.run.vocabulary import with_new_tokens
@@ -69,6 +73,7 @@ from jaxlean.xla.compile import Compilations, use_cache
 from jaxlean.xla.mesh import check_axes, make_mesh, split_host
 from jaxlean.xla.remat import check
 from jaxlean.xla.remat_auto import argument_bytes, needed_bytes
+from jaxlean.xla.work import count
 
 
 def finetune(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -115,8 +120,9 @@ def _finetune(
 
     # ---- mesh
     mesh = make_mesh(config.mesh, student_devices(config))
-    price = lookup(mesh.devices.flat[0].device_kind, mesh.size, config.cost, num_hosts=peers.num_hosts)
-    machine = here(list(mesh.devices.flat), config.cost.hardware)
+    kind, machine = mesh.devices.flat[0].device_kind, here(list(mesh.devices.flat), config.cost.hardware)
+    account = Account(config, machine, kind, num_hosts=peers.num_hosts)
+    energy = EnergyMeter(machine.device, mesh.size, num_hosts=peers.num_hosts, pue=config.cost.pue)
 
     # ---- model
     model = base(config, mesh, say=say)
@@ -207,11 +213,12 @@ def _finetune(
     checkpoints = Checkpoints(output_dir / "checkpoints", keep=config.train.save_total_limit, peers=peers)
     saved = checkpoints.latest(state._asdict(), same=fixed(state)) if resume else None
     peers.leaving = partial(checkpoints.settle, 20.0)
-    meter = Meter(price, clock_start=started)
+    meter = Meter(account.price, clock_start=started, energy=energy)
     if saved is not None:  # before anything that lies in the folder is changed
         check_same(saved.state.get("made_of", {}), made_of, output_dir)
         batches.restore(saved.state["data"])
-        meter.restore(saved.state["meter"])
+        meter.restore(saved.state["meter"], seen=last_told(output_dir / "metrics.jsonl", "seconds"))
+        account.restore(saved.state.get("account"))
     resume_step = saved.step if saved is not None else None
     written = output_dir if peers.is_first else None
     metrics = Metrics(written, config.report, resume_step=resume_step, config=config.model_dump())
@@ -229,53 +236,72 @@ def _finetune(
         say(f"new: {', '.join(sorted(model.drawn))}: drawn by seed {config.seed}, since {config.model.path} has none")
     done = saved.step if saved is not None else 0
     progress = Progress(num_steps, start_step=done, bar=config.report.progress, console=console)
+    spending = Spending(
+        config.cost, meter, account.price, preemption, run=str(output_dir), say=progress.message, active=peers.is_first
+    )
+
+    waiting = DataWait(config)
 
     def report(*, wait: bool = False) -> None:
         for line in meter.ready(wait=wait):
             line["learning_rate"] = float(rate(line["step"] - 1))
             metrics.log(line["step"], line)
             progress.report(**Meter.shown(line))
+            if (told := waiting.told(done, meter.data_wait_share)) is not None:
+                progress.message(told)
 
     def save(*, wait: bool = False) -> None:
         meter.check(done)
         report(wait=True)  # a resumed run writes no line of what lies behind its checkpoint
-        rest = {"data": batches.state(), "meter": meter.state(), "made_of": made_of, **fixed(state)}
-        checkpoints.save(done, state._asdict(), rest, wait=wait)
+        rest = {"data": batches.state(), "meter": meter.state(), "account": account.state(), "made_of": made_of}
+        with meter.within(CHECKPOINT):
+            before = time.perf_counter()
+            checkpoints.save(done, state._asdict(), rest | fixed(state), wait=wait)
+            spending.saved(time.perf_counter() - before)
 
     try:
         # ---- teacher
+        spending.begin()
         if lessons is not None:
-            meter.eval_teacher = lessons.prepare(evaluator)
+            with meter.within(TEACHER):
+                meter.eval_teacher = lessons.prepare(evaluator)
 
         # ---- evaluate before
-        evaluations.before(model, state.result, frozen, meter)
+        with meter.within(EVALUATION):
+            evaluations.before(model, state.result, frozen, meter)
         if few_shot is not None and done == 0:
-            meter.eval_few_shot = few_shot(model, state.result, frozen)
+            with meter.within(EVALUATION):
+                meter.eval_few_shot = few_shot(model, state.result, frozen)
             metrics.log(0, {f"eval_few_shot_{k}": v for k, v in meter.eval_few_shot.items()})
 
         # ---- loop
         save_steps = config.train.save_steps or max(num_steps // 10, 1)
+        shapes = batch_shapes(config, rows, batches.length, mesh, image_of(model))
         if chosen is not None:
-            meter.compile_seconds += chosen.seconds
+            meter.compiled_before(chosen.seconds)
             meter.compiled_from_cache = from_cache
             compiled, jaxpr = chosen.compiled, chosen.jaxpr
         else:
             with meter.compiling():
-                shapes = batch_shapes(config, rows, batches.length, mesh, image_of(model))
                 compiled, jaxpr = compile_step(build(config.train.remat), state, frozen, shapes)
         rounds = Rounds(config, outer_step(config, mesh, shardings), state, num_steps)
-        meter.compile_seconds += rounds.compile_seconds
+        meter.compiled_before(rounds.compile_seconds)
         at_a_time = tokens_at_a_time(config, rows, batches.length, mesh)
         more = workspace(machine.platform, model.config.hidden_size, tokens=at_a_time)
         meter.predicted_memory_bytes = max(needed_bytes(compiled) + more, rounds.memory_bytes)
         took = step_seconds(compiled, jaxpr, machine, copies=copies(state, mesh))
         meter.predicted_step_seconds = took.total + rounds.seconds(machine).total
+        meter.flops_of_step = float(count(jaxpr).total_flops)
+        if machine.device.tflops:  # else nothing says what share of the peak it is
+            useful = jaxpr if config.train.remat == "none" else build("none").trace(state, frozen, shapes).jaxpr.jaxpr
+            account.flops_per_step = float(count(useful).total_flops)
         jaxpr = None
         peers.barrier()
         meter.start_training(argument_bytes(compiled), len(mesh.local_devices))
         with progress, preemption.stepping():
             while done < num_steps:
                 preemption.check(done)
+                spending.between()
                 # before the next step, so that a run interrupted here evaluates when it is resumed
                 stop = evaluations.between(done, state.result, frozen, meter)
                 if stop is not None:
@@ -286,7 +312,9 @@ def _finetune(
                     save()
                     break
                 with preemption.deferred():  # the state, the place in the data and `done` move together
+                    wanted = time.perf_counter()
                     rows_of_data = next(batches)
+                    ready = time.perf_counter()
                     batch = (
                         own.on_devices(rows_of_data)
                         if lessons is None
@@ -295,7 +323,7 @@ def _finetune(
                     state, measured = compiled(state, frozen, batch)
                     done += 1
                     state = rounds(state, done)
-                    meter.add(done, measured)
+                    meter.add(done, measured, wanted=wanted, ready=ready)
                     progress.update(done)
                     if done % config.train.logging_steps == 0 or done == num_steps:
                         meter.mark(done)
@@ -307,7 +335,8 @@ def _finetune(
             say(f"data: {batches.stats}")
 
         # ---- evaluate after
-        meter.eval_after, trained = evaluations.after(model, state.result, frozen, done, meter)
+        with meter.within(EVALUATION):
+            meter.eval_after, trained = evaluations.after(model, state.result, frozen, done, meter)
 
         # ---- write
         if config.lora is None and (config.train.keep_zeros or config.train.pruning is not None):
@@ -325,15 +354,16 @@ def _finetune(
                     if error.together or peers.num == 1:  # else the others are somewhere else, and at their ends
                         save(wait=True)
                         peers.barrier()
-                    status, preemption.saved = (
-                        "preempted",
-                        bool(peers.num == 1 or error.together or checkpoints.steps()),
-                    )
+                    status = error.status
+                    preemption.saved = bool(peers.num == 1 or error.together or checkpoints.steps())
             finally:
                 steps = meter.broken_at - 1 if meter.broken_at else done
                 with contextlib.suppress(UserError):  # a full disk, say: the first error is the one to show
                     if peers.is_first:
-                        _summarise(output_dir, status, steps, meter, mesh, num_params, num_trainable, evaluations)
+                        summary = _summarise(
+                            output_dir, status, steps, meter, account, mesh, num_params, num_trainable, evaluations
+                        )
+                        account.enter(summary, say)
                 with contextlib.suppress(UserError):
                     checkpoints.close()
         raise
@@ -341,7 +371,9 @@ def _finetune(
         evaluations.close()
         batches.close()
         metrics.close()
-    summary = _summarise(written, "completed", done, meter, mesh, num_params, num_trainable, evaluations)
+        meter.close()
+    summary = _summarise(written, "completed", done, meter, account, mesh, num_params, num_trainable, evaluations)
+    peers.first(lambda: account.enter(summary, say))
     final_table(summary, adapter=result, console=console)
     return summary
 
@@ -393,6 +425,7 @@ def _summarise(
     status: str,
     steps: int,
     meter: Meter,
+    account: Account,
     mesh: jax.sharding.Mesh,
     num_params: int,
     num_trainable: int,
@@ -401,7 +434,8 @@ def _summarise(
     summary = {
         "status": status,
         "steps": steps,
-        **meter.totals(),
+        **(totals := meter.totals()),
+        **account.figures(totals, steps),
         **evaluations.summary(),
         "peak_memory_bytes": peak_memory_bytes(),
         "num_params": num_params,

@@ -4,6 +4,7 @@ One line of metrics.jsonl is one JSON object with `step` and whatever was logged
 is not finite is written as null.
 """
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -168,6 +169,20 @@ def _lines_until(file: Path, step: int) -> list[str]:
         except (ValueError, KeyError, TypeError):
             continue  # cut off by a kill
     return kept
+
+
+def last_told(file: Path, name: str) -> dict[str, Any] | None:
+    """The last whole line that tells of a number; None where there is none."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):  # cut off by a kill
+            found = json.loads(line)
+            if isinstance(found, dict) and found.get(name) is not None:
+                return found
+    return None
 
 
 def logged_steps(file: Path, name: str) -> set[int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from jaxlean.errors import RunError
 from jaxlean.run.metrics import to_json
-from jaxlean.run.units import show_bytes, show_count, show_number, show_percent, show_seconds, show_usd
+from jaxlean.run.units import show_bytes, show_count, show_energy, show_number, show_percent, show_seconds, show_usd
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,13 +36,24 @@ class Evaluation(TypedDict, total=False):
 class Summary(TypedDict, total=False):
     """The keys of summary.json; a key with nothing to say is null."""
 
-    status: str  # completed, preempted, diverged (a loss or gradient that is not a number), failed
+    status: str  # completed, preempted, budget (a limit was reached), diverged (a loss that is not a number), failed
     steps: int  # optimizer updates done
     tokens: int  # trained tokens that carry loss
     total_tokens: int  # trained tokens, padding left out
     seconds: float  # wall time of the whole run, loading, compilation and evaluation included: what is paid for
     train_seconds: float  # of these, in training steps
     compile_seconds: float  # tracing and compiling
+    phases: dict[str, float]  # `seconds` by what they went to (jaxlean.cost.phases); together they are `seconds`
+    data_wait_share: float | None  # of the seconds in steps, those in which devices waited for the next batch
+    accelerator_utilization: float | None  # share of `seconds` in which devices computed steps
+    accelerator_hours: float  # `seconds` of all devices; of a CPU, of the machine
+    flops_per_step: float | None  # of matrix products on all devices, what is computed twice included
+    flops: float | None  # of all steps
+    mfu: float | None  # model FLOPs utilisation (PaLM): useful FLOPs over the peak; null where no peak is known
+    kwh: float | None  # energy of all machines
+    energy_source: str  # measured or modelled, and by what
+    gco2e: float | None  # what that emitted where the machines stand (cost.region)
+    gco2e_source: str
     compiled_from_cache: bool | None  # whether this process read its step from disk; null where no cache was asked
     tokens_per_second: float  # total_tokens / train_seconds
     predicted_memory_bytes: int | None  # of a step on one device, by XLA's analysis: parameters, state, all between
@@ -61,6 +72,8 @@ class Summary(TypedDict, total=False):
     stopped_early: dict[str, Any] | None  # step, rule and message of run.stopping.Stop
     evaluations: dict[str, Any] | None  # of a run that keeps scores: eval.mode, and how many were scored, skipped ...
     usd: float | None  # null where the price of the device is not known
+    usd_by_price: dict[str, float]  # by each price that is known: on_demand, spot, own, electricity
+    price_source: str  # of `usd`
     device_kind: str  # as jax says it
     num_devices: int
     versions: dict[str, str]  # of jaxlean and what it stands on
@@ -130,6 +143,11 @@ def final_table(
     usd = summary.get("usd")
     cached = " (read from the compilation cache)" if summary.get("compiled_from_cache") else ""
     stopped, best = summary.get("stopped_early"), summary.get("best_step")
+    waited, share_waited = (summary.get("phases") or {}).get("data_wait"), summary.get("data_wait_share")
+    waiting = f"{show_seconds(waited)} ({show_percent(share_waited)} of the steps' time)" if share_waited else None
+    kwh, gas = summary.get("kwh"), summary.get("gco2e")
+    how = str(summary.get("energy_source", "")).split(":")[0]
+    energy = None if kwh is None else f"{show_energy(kwh)} ({how})" + ("" if gas is None else f", {gas:,.3g} gCO2e")
     rows = (
         ("steps", show_count(summary.get("steps"))),
         *([("stopped early", f"{stopped['rule']}: {stopped['message']}")] if stopped else []),
@@ -141,7 +159,10 @@ def final_table(
         ("seconds", show_seconds(summary.get("seconds"))),
         ("  in training steps", show_seconds(summary.get("train_seconds"))),
         ("  compiling the step", show_seconds(summary.get("compile_seconds")) + cached),
+        *([("  waiting for data", waiting)] if waiting else []),
+        ("devices busy", f"{show_percent(summary.get('accelerator_utilization'))} of the time, in steps"),
         ("cost", show_usd(usd) if usd is not None else "- (price unknown: set cost.usd_per_hour)"),
+        *([("energy", energy)] if energy else []),
         ("trainable", f"{show_count(trainable)} of {show_count(params)} ({show_percent(share)})"),
         # of all weights what is written is a model
         ("model" if adapter is not None and Path(adapter).name == "model" else "adapter", str(adapter or "-")),

@@ -37,6 +37,17 @@ def show_usd(value: float | None) -> str:
     return f"${value:.{digits}f}" if digits <= 6 else "<$0.000001"
 
 
+def show_energy(kwh: float | None) -> str:
+    """An amount of energy.
+
+    >>> show_energy(12.345), show_energy(0.0123), show_energy(0.000129), show_energy(None)
+    ('12.3 kWh', '12.3 Wh', '0.129 Wh', '-')
+    """
+    if kwh is None or _unknown(kwh):
+        return "-"
+    return f"{kwh:,.3g} kWh" if kwh >= 1 else f"{kwh * 1000:.3g} Wh"
+
+
 def show_seconds(value: float | None) -> str:
     """A length of time.
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxlean.cost.budget import Used
+from jaxlean.cost.phases import CHECKPOINT, COMPILE, DATA_WAIT, EVALUATION, LOAD, LOST, STEP, WRITE
 from jaxlean.cost.price import Price
 from jaxlean.errors import RunError
 from jaxlean.run import meter as module
@@ -71,7 +73,7 @@ def test_evaluating_and_compiling_are_paid_for_but_are_not_training(clock):
     with meter.compiling():
         clock.now += 20
     clock.now += 4
-    with meter.paused():
+    with meter.within(EVALUATION):
         clock.now += 50
     meter.add(1, measured(1.0, 35))
     meter.stop_training()
@@ -158,7 +160,7 @@ def test_a_step_is_timed_however_often_others_wait_for_it(clock, drained):
         elif drained == "by a line":
             meter.mark(step)
             assert len(list(meter.ready(wait=True))) == 1
-        with meter.paused():
+        with meter.within(EVALUATION):
             clock.now += 100
     assert meter.totals()["measured_step_seconds"] == 3.0
 
@@ -228,7 +230,93 @@ def test_a_pause_does_not_begin_the_memory_anew(monkeypatch):
     meter, begun = Meter(Price(None, ""), clock_start=0.0), []
     monkeypatch.setattr(meter._memory, "begin", lambda *told: begun.append(told))
     meter.start_training(5, 4)
-    with meter.paused():
-        assert meter._training_since is None
-    assert meter._training_since is not None
+    with meter.within(EVALUATION):
+        pass
     assert begun == [(5, 4)]
+
+
+class Battery:
+    """An energy meter that reads 1 kWh each hour."""
+
+    source = "measured: a battery"
+
+    def __init__(self, clock):
+        self.clock, self.start, self.closed = clock, clock.now, False
+
+    def kwh(self, *, fresh=False):
+        return (self.clock.now - self.start) / 3600
+
+    def close(self):
+        self.closed = True
+
+
+def test_each_second_belongs_to_one_phase_and_all_are_paid(clock):
+    meter = Meter(Price(3600.0, "test"), clock_start=clock.now, energy=Battery(clock))
+    clock.now += 7
+    meter.compiled_before(2.0)
+    meter.start_training()
+    clock.now += 3
+    with meter.within(CHECKPOINT):
+        clock.now += 1
+    with meter.within(EVALUATION):
+        clock.now += 50
+    meter.stop_training()
+    meter.stop_training()
+    clock.now += 5
+    totals = meter.totals()
+    assert totals["phases"] == {LOAD: 5, COMPILE: 2, STEP: 3, CHECKPOINT: 1, EVALUATION: 50, WRITE: 5}
+    assert totals["seconds"] == totals["usd"] == 66
+    assert totals["train_seconds"] == 4
+    assert totals["kwh"] == pytest.approx(66 / 3600)
+    assert totals["energy_source"] == "measured: a battery"
+    assert meter.used() == Used(66.0, pytest.approx(66 / 3600), 66 / 3600)
+    meter.close()
+    assert meter._energy.closed
+
+
+def test_waiting_for_data_is_taken_from_the_steps(clock):
+    meter = make(clock)
+    meter.start_training()
+    for step in range(1, 4):
+        wanted = clock.now
+        clock.now += 4
+        made = measured(1.0, 1)
+        meter.add(step, made, wanted=wanted, ready=clock.now)
+        meter._utilization.close()  # the thread has seen the step end
+        clock.now += 1
+    totals = meter.totals()
+    # the stand-in for time stands still while a step computes: all of the 3 x 4 seconds are waiting
+    assert totals["phases"] == {LOAD: 0, STEP: 3, DATA_WAIT: 12}
+    assert totals["data_wait_share"] == meter.data_wait_share == pytest.approx(12 / 15)
+    assert totals["train_seconds"] == 15
+
+
+def test_what_a_killed_process_did_after_its_checkpoint_is_paid_for_and_lost(clock):
+    first = Meter(Price(3600.0, "test"), clock_start=clock.now, energy=Battery(clock))
+    clock.now += 1
+    first.start_training()
+    clock.now += 9
+    state = json.loads(json.dumps(first.state()))
+    clock.now += 20
+    first.add(1, measured(1.0, 1))
+    first.mark(1)
+    (told,) = first.ready(wait=True)  # it is killed after this line
+    second = Meter(Price(3600.0, "test"), clock_start=clock.now, energy=Battery(clock))
+    second.restore(state, seen=told)
+    totals = second.totals()
+    assert totals["phases"] == {LOAD: 1, STEP: 9, LOST: 20}
+    assert totals["usd"] == 30
+    assert totals["kwh"] == pytest.approx(30 / 3600)
+    third = make(clock)
+    third.restore(json.loads(json.dumps(second.state())), seen=told)
+    assert third.seconds == 30, "what was lost once is not lost again"
+    assert third.kwh() is None, "where energy is not counted any more, none is said"
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_phases(clock):
+    state = {"tokens": 1, "total_tokens": 2, "seconds": 20.0, "train_seconds": 9.0, "compile_seconds": 4.0,
+             "train_loss": 1.0, "eval_before": None}  # fmt: skip
+    meter = make(clock)
+    meter.restore(state)
+    assert meter.phases == {LOAD: 7, COMPILE: 4, STEP: 9}
+    assert (meter.seconds, meter.train_seconds, meter.compile_seconds) == (20, 9, 4)

@@ -11,10 +11,12 @@ from jaxlean.errors import RunError
 from jaxlean.run.summary import Summary, final_table, write_summary
 
 KEYS = """
-    status steps tokens total_tokens seconds train_seconds compile_seconds compiled_from_cache tokens_per_second
+    status steps tokens total_tokens seconds train_seconds compile_seconds
+    phases data_wait_share accelerator_utilization accelerator_hours flops_per_step flops mfu
+    kwh energy_source gco2e gco2e_source compiled_from_cache tokens_per_second
     predicted_memory_bytes measured_memory_bytes predicted_step_seconds measured_step_seconds peak_memory_bytes
     num_params num_trainable train_loss eval_before eval_few_shot eval_after eval_teacher best_step
-    stopped_early evaluations usd device_kind num_devices versions
+    stopped_early evaluations usd usd_by_price price_source device_kind num_devices versions
 """.split()
 
 FULL = {
@@ -54,6 +56,17 @@ def row(text, name):
 
 def test_the_documented_keys_are_those_of_the_issue():
     assert list(Summary.__annotations__) == KEYS
+
+
+def test_where_the_time_went_and_what_energy_it_took():
+    text = table(FULL)
+    assert "energy" not in text
+    assert "waiting for data" not in text
+    metered = {"kwh": 0.0123, "energy_source": "measured: NVML", "gco2e": 4.5, "accelerator_utilization": 0.5}
+    text = table(FULL | metered | {"phases": {"data_wait": 9.0}, "data_wait_share": 0.12})
+    assert row(text, "energy")[1] == "12.3 Wh (measured), 4.5 gCO2e"
+    assert row(text, "waiting for data")[1] == "9.00 s (12.0 % of the steps' time)"
+    assert row(text, "devices busy")[1] == "50.0 % of the time, in steps"
 
 
 def test_the_file_has_every_key_and_no_nan(tmp_path):
