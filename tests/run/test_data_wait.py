@@ -15,9 +15,8 @@ from jaxlean.run.data_wait import DataWait
     ],
 )
 def test_it_is_told_once_with_the_fix(data, fix):
-    waiting = DataWait(
-        build({"data": {"train": "a.jsonl", **data}, "task": "classify" if "image_column" in data else "generate"})
-    )
+    values = {"data": {"train": "a.jsonl", **data}, "task": task, "train": {"max_steps": 9}}
+    waiting = DataWait(build(values))
     assert waiting.told(20, 0.05) is None
     assert waiting.told(19, 0.9) is None
     told = waiting.told(20, 0.12)
