@@ -34,6 +34,10 @@ def _finetune(settings: "RunConfig", resume: bool, overwrite: bool, plan: Path |
     from jaxlean.run.finetune import finetune
     from jaxlean.run.peers import join
 
+    if settings.cost.start is not None and not resume:
+        from jaxlean.plan.start import wait_for_start
+
+        wait_for_start(settings, say=typer.echo)
     with join(settings.distributed) as peers:  # before anything looks at the devices
         if plan is not None:
             from jaxlean.plan.plan import apply

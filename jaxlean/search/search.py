@@ -19,13 +19,14 @@ from jaxlean.config.evaluation import METRICS
 from jaxlean.cost.price import lookup
 from jaxlean.errors import ConfigError, Preempted, RunError
 from jaxlean.redact import hidden
+from jaxlean.run import devices
 from jaxlean.run.folder import SEARCH, check_links, check_writable, make, remove
 from jaxlean.run.inputs import batches_of, tokenizer_of
 from jaxlean.run.job import base, resolved, rows_of_step
 from jaxlean.run.lease import DEAD_SECONDS, Leases
 from jaxlean.run.peers import Peers
 from jaxlean.run.preemption import Preemption
-from jaxlean.search import devices, report
+from jaxlean.search import report
 from jaxlean.search.in_process import InProcess, cannot_share
 from jaxlean.search.processes import Processes
 from jaxlean.search.sources import FREE, check_same, check_settings, own_settings, sources

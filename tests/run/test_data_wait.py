@@ -15,6 +15,7 @@ from jaxlean.run.data_wait import DataWait
     ],
 )
 def test_it_is_told_once_with_the_fix(data, fix):
+    task = "classify" if "image_column" in data else "generate"
     values = {"data": {"train": "a.jsonl", **data}, "task": task, "train": {"max_steps": 9}}
     waiting = DataWait(build(values))
     assert waiting.told(20, 0.05) is None

@@ -7,7 +7,7 @@ import textwrap
 
 import jax
 
-from jaxlean.search import devices
+from jaxlean.run import devices
 
 
 def test_a_process_looks(monkeypatch):
@@ -21,7 +21,7 @@ def test_a_process_looks(monkeypatch):
 
 
 def test_where_only_the_cpu_is_asked_for_nobody_looks():
-    code = "import jax; from jaxlean.search import devices; jax.config.update('jax_platforms', 'cpu'); " \
+    code = "import jax; from jaxlean.run import devices; jax.config.update('jax_platforms', 'cpu'); " \
            "print(devices.may_be_accelerated())"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
@@ -32,8 +32,9 @@ def test_a_search_whose_trials_are_processes_leaves_the_devices_to_them(tiny_yam
     code = """
         import json, os, sys
         from jaxlean.config import load
-        from jaxlean.search import devices, search
-        from jaxlean.search.devices import Devices
+        from jaxlean.run import devices
+        from jaxlean.search import search
+        from jaxlean.run.devices import Devices
         os.environ.pop("JAX_PLATFORMS", None)
         devices.may_be_accelerated = lambda: True
         devices.look = lambda: Devices("gpu", "NVIDIA H100 80GB HBM3", 2)
