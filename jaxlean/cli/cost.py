@@ -57,3 +57,17 @@ def ledger(
 
     where = {name: value for name, value in (("project", project), ("tag", tag)) if value is not None}
     show_ledger(file or default_file(), by=by, since=since, where=where, bill=chargeback, to=csv)
+
+
+@app.command(rich_help_panel=COST)
+def receipt(
+    run: Annotated[Path, typer.Argument(help="output_dir of a finished run.")],
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of three steps that each program is timed by.")] = 3,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate/--no-calibrate", help="Run steps to time them; else compile alone.")
+    ] = True,
+) -> None:
+    """Say what each cut of a run saved against the run without it: compiled and measured, on its own data."""
+    from jaxlean.receipt.receipt import receipt
+
+    receipt(run, rounds=rounds, measure=calibrate)

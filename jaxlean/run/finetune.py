@@ -201,6 +201,8 @@ def _finetune(
             image=image_of(model),
         )
     from_cache = programs.all_from_cache
+    remat = chosen.policy if chosen is not None else config.train.remat
+    built = {"dtype": model.dtype.name, "attention": model.attention, "remat": remat}
     if chosen is not None:
         say(str(chosen))
     state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
@@ -361,7 +363,16 @@ def _finetune(
                 with contextlib.suppress(UserError):  # a full disk, say: the first error is the one to show
                     if peers.is_first:
                         summary = _summarise(
-                            output_dir, status, steps, meter, account, mesh, num_params, num_trainable, evaluations
+                            output_dir,
+                            status,
+                            steps,
+                            meter,
+                            account,
+                            mesh,
+                            built,
+                            num_params,
+                            num_trainable,
+                            evaluations,
                         )
                         account.enter(summary, say)
                 with contextlib.suppress(UserError):
@@ -372,7 +383,9 @@ def _finetune(
         batches.close()
         metrics.close()
         meter.close()
-    summary = _summarise(written, "completed", done, meter, account, mesh, num_params, num_trainable, evaluations)
+    summary = _summarise(
+        written, "completed", done, meter, account, mesh, built, num_params, num_trainable, evaluations
+    )
     peers.first(lambda: account.enter(summary, say))
     final_table(summary, adapter=result, console=console)
     return summary
@@ -427,6 +440,7 @@ def _summarise(
     meter: Meter,
     account: Account,
     mesh: jax.sharding.Mesh,
+    built: dict[str, Any],
     num_params: int,
     num_trainable: int,
     evaluations: Evaluations,
@@ -438,6 +452,7 @@ def _summarise(
         **account.figures(totals, steps),
         **evaluations.summary(),
         "peak_memory_bytes": peak_memory_bytes(),
+        **built,
         "num_params": num_params,
         "num_trainable": num_trainable,
         "device_kind": mesh.devices.flat[0].device_kind,

@@ -61,6 +61,9 @@ class Summary(TypedDict, total=False):
     predicted_step_seconds: float | None  # from the work in the step and the hardware table (jaxlean.run.predict)
     measured_step_seconds: float | None  # the median of this process's steps
     peak_memory_bytes: int  # of one device, or of the process on CPU (jaxlean.cost.memory)
+    dtype: str  # of matrix products
+    attention: str  # its back end
+    remat: Any  # what was recomputed: as train.remat, of auto what it chose
     num_params: int  # parameters of base and adapter
     num_trainable: int  # parameters that train
     train_loss: float | None  # nats per token, mean over the last logging interval

@@ -1,0 +1,1 @@
+"""What each cut of a run saved against the run without it."""
