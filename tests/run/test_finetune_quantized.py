@@ -54,10 +54,10 @@ def test_interrupted_and_resumed_it_is_the_same_byte_for_byte(tiny_run, tmp_path
     finetune(tiny_run(*asked, f"output_dir={tmp_path / 'whole'}"))
     config, add = tiny_run(*asked), Meter.add
 
-    def crash(self, step, measured):
+    def crash(self, step, measured, **times):
         if step == 5:
             raise KeyboardInterrupt
-        return add(self, step, measured)
+        return add(self, step, measured, **times)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Meter, "add", crash)

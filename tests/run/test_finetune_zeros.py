@@ -28,11 +28,11 @@ def test_resumed_it_is_the_same_model(tiny_yaml, tmp_path, monkeypatch):
     finetune(read(tiny_yaml, [*GROWING, f"output_dir={tmp_path / 'whole'}"]))
     add, calls = Meter.add, []
 
-    def crashing(self, step, measured):
+    def crashing(self, step, measured, **times):
         calls.append(step)
         if step == 4:  # after the checkpoint of step 2, before that of step 4
             raise Crash
-        return add(self, step, measured)
+        return add(self, step, measured, **times)
 
     config = read(tiny_yaml, [*GROWING, f"output_dir={tmp_path / 'cut'}"])
     with monkeypatch.context() as patched:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from jaxlean.cli import app
+from jaxlean.cli.app import app
 from jaxlean.hub.families import FAMILIES
 from jaxlean.run.models import entries
 

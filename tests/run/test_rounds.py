@@ -25,7 +25,7 @@ RUN = (
     *("train.sync=diloco", "train.diloco.every=3", "train.max_steps=8", "train.gradient_accumulation_steps=2"),
     *("train.per_device_train_batch_size=1", "train.logging_steps=1", "train.save_steps=8", "lora.lora_dropout=0.2"),
 )
-CLOCKS = {"seconds", "tokens_per_second", "usd", "peak_memory_bytes"}
+CLOCKS = {"seconds", "tokens_per_second", "kwh", "usd", "peak_memory_bytes"}
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def interrupted(config, monkeypatch, step):
     """Run until SIGTERM comes in a step."""
     add = Meter.add
 
-    def terminate(self, number, measured):
-        add(self, number, measured)
+    def terminate(self, number, measured, **times):
+        add(self, number, measured, **times)
         if number == step:
             signal.raise_signal(signal.SIGTERM)
 
