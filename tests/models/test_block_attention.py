@@ -92,6 +92,7 @@ def test_bfloat16_is_as_near_to_float32_as_the_plain_one(case, both, error, wind
     softcap=st.none() | st.floats(0.3, 30.0),
     seed=st.integers(0, 2**16),
 )
+@pytest.mark.slow
 def test_whatever_the_lengths_blocks_and_windows(
     case, both, assert_near, length, block, heads, window, causal, softcap, seed
 ):

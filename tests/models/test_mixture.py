@@ -118,6 +118,7 @@ MESHES = [
 @pytest.mark.parametrize(
     ("kind", "form", "platform"), [("shared", "none", "cpu"), ("oss", "int8", "cpu"), ("plain", "nf4", "tpu")]
 )
+@pytest.mark.slow
 def test_on_every_mesh_the_loss_and_its_gradient_are_the_same(kind, form, platform):
     with written_for(platform):
         check_meshes(kind, form)

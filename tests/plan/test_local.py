@@ -24,6 +24,7 @@ def test_the_devices_that_are_here():
     assert (target.name, target.num_devices, target.platform) == ("cpu:8", 8, "cpu")
 
 
+@pytest.mark.slow
 def test_it_chooses_among_all_meshes_and_the_run_says_what_was_predicted(config, capsys):
     chosen = choose_mesh(config, most=2)
     assert not chosen.mesh.auto
@@ -60,6 +61,7 @@ def every_mesh_is_near(monkeypatch, searched):
     monkeypatch.setattr(module, "search", once)
 
 
+@pytest.mark.slow
 def test_those_in_front_are_run_and_the_fastest_is_chosen(config, capsys, monkeypatch, every_mesh_is_near):
     ran = []
 

@@ -17,6 +17,7 @@ def rows(config, target="cpu", file=None, **options):
     return list(search(config, parse(target, file), length=LENGTH, **options))
 
 
+@pytest.mark.slow
 def test_the_first_that_fits_is_compiled_and_those_after_it_only_if_they_may_be_faster(job):
     seen = []
     found = rows(job(), "cpu:8", most=2, starting=seen.append)
@@ -31,6 +32,7 @@ def test_the_first_that_fits_is_compiled_and_those_after_it_only_if_they_may_be_
         assert 0 <= row.exchange_seconds < row.step_seconds
 
 
+@pytest.mark.slow
 def test_a_config_that_does_not_fit_as_it_is_written_says_so_and_what_would_mend_it(job, hardware):
     config = job(train={"per_device_train_batch_size": 8, "remat": "none"}, model={"attention": "plain"})
     (whole,) = (row for row in rows(config, most=1))
@@ -49,6 +51,7 @@ def test_a_config_that_does_not_fit_as_it_is_written_says_so_and_what_would_mend
     assert any(row.status == "fits" and row.candidate.microbatch < 8 for row in others)
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_the_smallest_is_shown(job, hardware):
     found = rows(job(lora=None), file=hardware(1e5), most=1)
     assert found
@@ -56,6 +59,7 @@ def test_where_nothing_fits_the_smallest_is_shown(job, hardware):
     assert all(row.memory > row.capacity for row in found)
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_on_one_candidate_is_asked_for_the_next(job, monkeypatch):
     real, asked = module.compile_candidate, []
 
@@ -72,6 +76,7 @@ def test_a_compiler_that_fails_on_one_candidate_is_asked_for_the_next(job, monke
     assert len(set(map(str, asked))) == len(asked)
 
 
+@pytest.mark.slow
 def test_what_crashed_before_is_skipped(job, monkeypatch):
     asked = []
 

@@ -49,6 +49,7 @@ def test_the_rows_of_a_run_and_how_many_steps_they_make(tiny_run):
     assert rows_of_run(config, num=0)[0] == []
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_told_and_the_others_are_compiled(tiny_run):
     config = tiny_run("train.remat=full")
     wrong = tiny_run("lora.r=100")

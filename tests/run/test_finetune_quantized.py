@@ -49,6 +49,7 @@ def test_it_learns_and_the_adapter_gives_what_was_measured(tiny_run, tiny_base, 
 
 
 @pytest.mark.parametrize("form", ["int8", "nf4"])
+@pytest.mark.slow
 def test_interrupted_and_resumed_it_is_the_same_byte_for_byte(tiny_run, tmp_path, form, monkeypatch):
     asked = (f"model.quantization={form}", "eval.before=false")
     finetune(tiny_run(*asked, f"output_dir={tmp_path / 'whole'}"))
@@ -77,6 +78,7 @@ def test_interrupted_and_resumed_it_is_the_same_byte_for_byte(tiny_run, tmp_path
     ],
     ids=" ".join,
 )
+@pytest.mark.slow
 def test_each_variant_gives_what_was_measured(tiny_run, tmp_path, variant, monkeypatch):
     monkeypatch.setenv(EMULATE_FP8, "1")
     summary = finetune(tiny_run(*variant))
@@ -86,6 +88,7 @@ def test_each_variant_gives_what_was_measured(tiny_run, tmp_path, variant, monke
 
 
 @pytest.mark.parametrize("form", ["int8", "nf4"])
+@pytest.mark.slow
 def test_pissa_starts_from_the_full_kernel_and_is_written_for_the_full_base(tiny_run, tmp_path, form):
     asked = ("lora.init_lora_weights=pissa",)
     summary = finetune(tiny_run(*asked, f"model.quantization={form}"))

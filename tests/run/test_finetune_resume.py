@@ -223,6 +223,7 @@ def test_a_lora_checkpoint_holds_no_frozen_weight(configure, tiny_base, tmp_path
     assert size < 0.2 * (tiny_base / "model.safetensors").stat().st_size
 
 
+@pytest.mark.slow
 def test_a_run_that_broke_goes_on_from_its_last_good_checkpoint(configure, whole, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patched, pytest.raises(Preempted):

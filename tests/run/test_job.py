@@ -159,6 +159,7 @@ def test_a_task_on_a_mesh_is_what_is_planned(task, way, tiny_run, tmp_path, monk
 
 
 @pytest.mark.parametrize("task", ["classify", "embed"])
+@pytest.mark.slow
 def test_replicas_learn_a_task_by_themselves(task, tiny_run, tmp_path, stand_in):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in TASKS[task]))

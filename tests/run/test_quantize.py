@@ -31,6 +31,7 @@ def adapter(tiny_base, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_it_writes_what_it_measured(cli, tiny_yaml, tiny_base, adapter, tmp_path):
     output = tmp_path / "small"
     code, out, err = cli("quantize", tiny_yaml, *SMALL, "--output", output, "--adapter", adapter)

@@ -178,6 +178,7 @@ def test_what_is_held_in_8_bits_and_how_many_bytes_that_is():
                 assert held.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_each_layer_and_each_part_is_as_if_it_stood_alone(monkeypatch):
     """Layers do not mix, and cutting a matrix into parts, for less memory, changes nothing.
 

@@ -361,6 +361,7 @@ MESHES = [
 
 @pytest.mark.parametrize("backend", ["plain", "block"])
 @pytest.mark.parametrize("axes", MESHES)
+@pytest.mark.slow
 def test_on_a_mesh_it_compiles_once_too_and_is_the_same_training(alone, axes, backend):
     mesh = make_mesh(MeshSection(**axes))
     losses, adapter, compiled = decoder_run(mesh, parts=1 if num_batch_shards(mesh) == 8 else 2, backend=backend)
