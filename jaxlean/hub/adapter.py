@@ -22,15 +22,20 @@ from jaxlean.adapt.vocabulary import IDS, TABLE, TABLES, is_beside
 from jaxlean.config import LoraSection
 from jaxlean.errors import ModelError
 from jaxlean.hub import expert_adapter, token_adapter
+from jaxlean.hub.adapter_file import (
+    PREFIX,
+    SETTINGS,
+    SUFFIXES,
+    TENSORS,
+    alpha_of,
+    read_settings,
+    read_tensors,
+    scale_of,
+)
 from jaxlean.hub.family import LEAVES
-from jaxlean.hub.files import read_json, write_tensors
+from jaxlean.hub.files import write_tensors
 from jaxlean.hub.head import PEFT_TASKS, saved_modules
 from jaxlean.hub.names import Index, Names
-
-_PREFIX = "base_model.model."
-_PEFT_ALPHA = 8  # PEFT's own default, for a file that does not state it
-# Our leaf -> the end of PEFT's tensor name.
-_SUFFIXES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "lora_magnitude": "lora_magnitude_vector"}
 
 
 def write_adapter(
@@ -66,7 +71,7 @@ def write_adapter(
     every = {path: np.asarray(jax.device_get(leaf)) for path, leaf in tree.flatten(adapter).items()}
     alone = token_adapter.is_alone(every)
     rows = token_adapter.write(every, names, alone=alone)
-    tensors = {f"{_PREFIX}{name}": tensor for name, tensor in rows.tensors.items()}
+    tensors = {f"{PREFIX}{name}": tensor for name, tensor in rows.tensors.items()}
     # PEFT's classes of tasks call a model with tokens; of one of images it wants no name
     task_type = PEFT_TASKS[task] if names.family.classifier is None else None
     if alone:
@@ -81,8 +86,8 @@ def write_adapter(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     said = {f"jaxlean.{key}": value for key, value in (trained_over or {}).items()}
-    write_tensors(part / "adapter_model.safetensors", tensors, **said)
-    (part / "adapter_config.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
+    write_tensors(part / TENSORS, tensors, **said)
+    (part / SETTINGS).write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
     if settings is not None:
         text = json.dumps(dict(settings), indent=2, sort_keys=True, default=str) + "\n"
         (part / "config.json").write_text(text, encoding="utf-8")
@@ -115,23 +120,23 @@ def _lora(
                 routers.append(theirs)
             if name == "lora_scale":
                 ranks[theirs] = leaves[f"{module}.lora_a"].shape[-1]
-                alphas[theirs] = _alpha(float(own), ranks[theirs], config.use_rslora)
+                alphas[theirs] = alpha_of(float(own), ranks[theirs], config.use_rslora)
             else:
                 # a convolution of 1x1 is one to PEFT too: its matrices have two more dims of 1
                 ones = names.ones(f"{module}.kernel") if own.ndim == 2 else ()
-                tensors[f"{_PREFIX}{theirs}.{_SUFFIXES[name]}"] = np.ascontiguousarray(np.expand_dims(own.T, ones))
+                tensors[f"{PREFIX}{theirs}.{SUFFIXES[name]}"] = np.ascontiguousarray(np.expand_dims(own.T, ones))
     for path, leaf in whole.items():
         order = np.argsort(names.axes(path, leaf.ndim))
-        tensors[_PREFIX + names.tensor(path)] = np.ascontiguousarray(leaf.transpose(order))
+        tensors[PREFIX + names.tensor(path)] = np.ascontiguousarray(leaf.transpose(order))
     saved = saved_modules([names.module(path.rpartition(".")[0]) for path in whole])
     linear = [name for name in ranks if name not in routers]
     parameters = {f"{router}.weight": router for router in routers}
     for name in parameters.values():
         ranks[f"{name}.weight"], alphas[f"{name}.weight"] = ranks.pop(name), alphas.pop(name)
     for wrapped in expert_adapter.write(leaves, names):
-        tensors |= {f"{_PREFIX}{name}": tensor for name, tensor in wrapped.tensors.items()}
+        tensors |= {f"{PREFIX}{name}": tensor for name, tensor in wrapped.tensors.items()}
         ranks[wrapped.parameter] = wrapped.rank
-        alphas[wrapped.parameter] = _alpha(wrapped.scale, wrapped.rank, config.use_rslora)
+        alphas[wrapped.parameter] = alpha_of(wrapped.scale, wrapped.rank, config.use_rslora)
         parameters[wrapped.parameter] = wrapped.parameter
     # The first module's, and what differs from it by name. A PiSSA adapter is written with twice its rank, and alpha
     # follows, so that the scale stays.
@@ -156,22 +161,6 @@ def _lora(
     }
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The `adapter_config.json` of an adapter.
-
-    Raises:
-        ModelError: there is none; names the folder in this one that has one, as a run's has.
-    """
-    wanted = "adapter_config.json and adapter_model.safetensors"
-    if not folder.is_dir():
-        raise ModelError("no such adapter folder", where=folder, wanted=wanted)
-    if not (folder / "adapter_config.json").exists():
-        inside = sorted(file.parent for file in folder.glob("*/adapter_config.json"))
-        meant = f"did you mean {inside[0]}?" if inside else None
-        raise ModelError("a folder without an adapter", where=folder, wanted=wanted, fix=meant)
-    return read_json(folder / "adapter_config.json")
-
-
 def trained_over(folder: Path) -> dict[str, Any]:
     """How a base is to be loaded that an adapter is more than an addition to: arguments of `hub.load.load`.
 
@@ -184,7 +173,7 @@ def trained_over(folder: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     read_settings(folder)
-    file = folder / "adapter_model.safetensors"
+    file = folder / TENSORS
     if not file.exists():
         return {}  # `read_adapter` says what is wrong
     try:
@@ -210,32 +199,19 @@ def read_adapter(folder: Path, names: Names, base: Mapping[str, Any]) -> tree.Tr
     Raises:
         ModelError: not a LoRA adapter, one with parts that are not supported, or one that does not fit the base.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    settings = read_settings(folder)
-    file = folder / "adapter_model.safetensors"
-    if settings.get("peft_type") not in ("LORA", token_adapter.ALONE):
-        raise ModelError("not a LoRA adapter", where=folder, got=settings.get("peft_type"))
-    try:
-        tensors = load_file(file)
-    except FileNotFoundError:
-        others = [other.name for kind in ("*.bin", "*.pt", "*.pth") for other in folder.glob(kind)]
-        fix = "convert it: PEFT's save_pretrained writes safetensors; pickles are not read" if others else None
-        raise ModelError("an adapter file is missing", where=file, got=", ".join(others) or None, fix=fix) from None
-    except (SafetensorError, OSError) as error:
-        raise ModelError("not a whole safetensors file", where=file, got=error) from None
+    settings, tensors = read_tensors(folder)
+    file = folder / TENSORS
     held = tree.flatten(base)
     kernels = codec.kernels(held)
     names = _spoken(tensors, names, kernels)
-    bare = {name.removeprefix(_PREFIX): array for name, array in tensors.items()}
+    bare = {name.removeprefix(PREFIX): array for name, array in tensors.items()}
     rows = token_adapter.take(bare, settings, names, held, file)
-    tensors = {name: array for name, array in tensors.items() if name.removeprefix(_PREFIX) in bare}
+    tensors = {name: array for name, array in tensors.items() if name.removeprefix(PREFIX) in bare}
     found: dict[str, dict[Index, dict[str, np.ndarray]]] = {}
     whole = _whole(tensors, names, held, file) if settings.get("modules_to_save") else {}
     parts: expert_adapter.Parts = {}
     for name, array in tensors.items():
-        if name in whole or expert_adapter.collect(name.removeprefix(_PREFIX), array, parts):
+        if name in whole or expert_adapter.collect(name.removeprefix(PREFIX), array, parts):
             continue
         module, index, leaf = _parse(name, names, kernels, file)
         if module not in kernels:
@@ -249,7 +225,7 @@ def read_adapter(folder: Path, names: Names, base: Mapping[str, Any]) -> tree.Tr
     leaves: dict[str, np.ndarray] = {}
     for module, layers in found.items():
         leaves |= _stack(module, layers, codec.shape(kernels[module]), settings, names, file)
-    leaves |= expert_adapter.read(parts, names, kernels, settings, lambda name, r: _scale(settings, name, r), file)
+    leaves |= expert_adapter.read(parts, names, kernels, settings, lambda name, r: scale_of(settings, name, r), file)
     both = {TABLES[path][0].rpartition(".")[0] for path in rows.keys() & TABLES.keys()} & {
         path.rpartition(".")[0] for path in leaves
     }
@@ -273,10 +249,10 @@ def room(folder: Path, names: Names) -> int:
     """
     from safetensors import SafetensorError, safe_open
 
-    file = folder / "adapter_model.safetensors"
+    file = folder / TENSORS
     try:
         with safe_open(file, framework="numpy") as opened:
-            shapes = {name.removeprefix(_PREFIX): tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+            shapes = {name.removeprefix(PREFIX): tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError):
         return 0  # `read_adapter` says what is wrong
     return token_adapter.room(read_settings(folder), shapes, names.of_adapters)
@@ -287,7 +263,7 @@ def _whole(
 ) -> dict[str, tuple[str, np.ndarray]]:
     """Tensor name -> (our path, float32 array) of what trained whole, and lies in no stack of layers."""
     plain = [path for path in base if path.rpartition(".")[2] in LEAVES and not names.leading(path)]
-    paths = {_PREFIX + names.tensor(path): path for path in plain}
+    paths = {PREFIX + names.tensor(path): path for path in plain}
     found: dict[str, tuple[str, np.ndarray]] = {}
     for name in paths.keys() & tensors.keys():
         path, array = paths[name], tensors[name].astype(np.float32)
@@ -299,12 +275,6 @@ def _whole(
             )  # fmt: skip
         found[name] = path, leaf
     return found
-
-
-def _alpha(scale: float, r: int, use_rslora: bool) -> float:
-    alpha = scale * (r**0.5 if use_rslora else r)
-    # the scale was held in float32; the alpha that a person wrote is the round number beside it
-    return float(round(alpha)) if abs(alpha - round(alpha)) <= 1e-6 * alpha else alpha
 
 
 def _kernels_of(leaves: Mapping[str, Any]) -> list[str]:
@@ -333,16 +303,16 @@ def _target_modules(names: Names, adapted: Sequence[str]) -> list[str]:
 
 def _spoken(tensors: Collection[str], names: Names, kernels: Mapping[str, Any]) -> Names:
     """The names that an adapter has: those that modules have in transformers now, or those of files, which they had."""
-    modules = {re.sub(r"\.lora_.*", "", name.removeprefix(_PREFIX)) for name in tensors}
+    modules = {re.sub(r"\.lora_.*", "", name.removeprefix(PREFIX)) for name in tensors}
     return max((names.of_adapters, names), key=lambda one: sum(one.find(m, kernels) is not None for m in modules))
 
 
 def _parse(name: str, names: Names, kernels: Mapping[str, Any], file: Path) -> tuple[str, Index, str]:
     """Tensor name -> (our module, its index in the leading dims, our leaf)."""
-    inner = name.removeprefix(_PREFIX)
+    inner = name.removeprefix(PREFIX)
     if inner == name:
-        raise ModelError(f"an adapter tensor without PEFT's prefix: {name}", where=file, wanted=f"{_PREFIX}...")
-    for leaf, suffix in _SUFFIXES.items():
+        raise ModelError(f"an adapter tensor without PEFT's prefix: {name}", where=file, wanted=f"{PREFIX}...")
+    for leaf, suffix in SUFFIXES.items():
         # some PEFT versions write lora_magnitude_vector.weight
         module = inner.removesuffix(".weight") if leaf == "lora_magnitude" else inner
         if module.endswith(f".{suffix}"):
@@ -391,7 +361,9 @@ def _stack(
         a[index][:, :r], b[index][:r] = parts["lora_a"], parts["lora_b"]
         if "lora_magnitude" in parts:
             magnitude[index] = parts["lora_magnitude"].reshape(-1)
-        scales[index] = _scale(settings, name, r)
+        # to PEFT a router is a parameter, and patterns name it so
+        stated = f"{name}.weight" if module.endswith(".router") and settings.get("target_parameters") else name
+        scales[index] = scale_of(settings, stated, r)
     leaves = {"lora_a": a, "lora_b": b, "lora_scale": scales}
     if settings.get("use_dora"):
         leaves["lora_magnitude"] = magnitude
@@ -404,19 +376,6 @@ def _complete_magnitudes(leaves: dict[str, np.ndarray], kernels: Mapping[str, co
         if path.endswith(".lora_magnitude") and np.isnan(magnitude).any():
             lengths = np.asarray(column_lengths(kernels[path.removesuffix(".lora_magnitude")]))
             leaves[path] = np.where(np.isnan(magnitude), lengths, magnitude)
-
-
-def _scale(settings: Mapping[str, Any], name: str, r: int) -> float:
-    alpha = _pattern(settings.get("alpha_pattern"), name, settings.get("lora_alpha", _PEFT_ALPHA))
-    return alpha / (r**0.5 if settings.get("use_rslora") else r)
-
-
-def _pattern(patterns: Mapping[str, float] | None, name: str, default: float) -> float:
-    # PEFT matches a key as a regex against the end of the module's name
-    for key, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({key})$", name):
-            return value
-    return default
 
 
 def _check_read_back(folder: Path, names: Names, leaves: Mapping[str, np.ndarray]) -> None:
