@@ -77,3 +77,13 @@ def test_one_that_does_not_fit_is_refused(loaded, tmp_path):
     with pytest.raises(ModelError, match=r"model.layers.1.mlp.experts.down_proj") as caught:
         read_adapter(folder, model.names, model.params)
     assert "lora_B (32, r * 4)" in str(caught.value)
+
+
+def test_a_router_may_have_a_scale_of_its_own(loaded, tmp_path):
+    model = loaded("mixtral_two")
+    adapter = drawn(model, ["layers.attention.query", "layers.mlp.router"])
+    adapter["layers"]["mlp"]["router"]["lora_scale"] = np.full(2, 0.5, np.float32)
+    write_adapter(tmp_path / "adapter", model.names, adapter, LoraSection(r=3, lora_alpha=6), base="x")
+    back = tree.flatten(read_adapter(tmp_path / "adapter", model.names, model.params))
+    np.testing.assert_array_equal(back["layers.mlp.router.lora_scale"], [0.5, 0.5])
+    np.testing.assert_array_equal(back["layers.attention.query.lora_scale"], [2, 2])
