@@ -1,7 +1,7 @@
-"""Verbs that turn what was trained into what is served."""
+"""Verbs that turn what was trained into what is served, or trained on."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,6 +21,31 @@ def merge(
 
     merge(adapter, output, base=base, dtype=dtype)
     typer.echo(f"merged model: {output}")
+
+
+@app.command(rich_help_panel=SHRINK)
+def average(
+    adapters: Annotated[list[Path], typer.Argument(help="PEFT adapter folders, or output_dirs of finished runs.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the averaged adapter to.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(help="How much each counts: 3,1,2; or tokens: what each run trained on. Default: alike."),
+    ] = None,
+    method: Annotated[
+        Literal["exact", "plain"],
+        typer.Option(help="exact: the mean of what they add, re-factorised. plain: that of each matrix by itself."),
+    ] = "exact",
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="exact: cut to this rank. Default: the least that loses nothing.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Base that the result names; default: the first adapter's.")] = None,
+) -> None:
+    """Average adapters of parties that cannot share their data (FedAvg); the base is not needed."""
+    from jaxlean.run.average import average_adapters
+
+    average_adapters(adapters, output, weights=weights, method=method, rank=rank, base=base)
+    typer.echo(f"averaged adapter: {output}")
 
 
 @app.command(rich_help_panel=SHRINK)

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class PeftTree:
     parameters: frozenset[str]
     over: dict[str, Any]
 
-    @property
+    @cached_property
     def modules(self) -> list[str]:
         """Those with LoRA matrices, parameters included."""
         return sorted(path.removesuffix(".lora_a") for path in tree.flatten(self.leaves) if path.endswith(".lora_a"))
