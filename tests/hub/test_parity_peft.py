@@ -15,6 +15,7 @@ from jaxlean.config import LoraSection
 from jaxlean.hub.adapter import write_adapter
 from jaxlean.hub.vocabulary import resized, with_rows
 from jaxlean.hub.write import write_model
+from jaxlean.run.average import average_adapters
 from jaxlean.run.merge import load_adapted
 
 torch = pytest.importorskip("torch")
@@ -195,3 +196,42 @@ def test_peft_trains_the_embedding_alone_of_an_untied_model(golden, loaded, tmp_
     ours = load_adapted(loaded("llama_gqa"), tmp_path / "theirs")(tokens)
     assert np.abs(np.asarray(ours) - loaded("llama_gqa")(tokens)).max() > 0.1
     same(logits_of(there, tokens), ours, "PEFT's rows of the embedding alone")
+
+
+# PEFT says so of its own patterns for parameters, which it goes by all the same.
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning")
+@pytest.mark.parametrize(
+    "cases", [("llama_gqa__plain", "llama_gqa__patterns"), ("mixtral_two__plain", "mixtral_two__experts")]
+)
+def test_an_averaged_adapter_adds_there_the_mean_of_what_they_add_there(cases, golden, tmp_path):
+    """And the same as PEFT's own `add_weighted_adapter`, where that takes them (it takes no experts)."""
+    folders, weights = [golden / "adapters" / case for case in cases], [0.75, 0.25]
+    average_adapters(folders, tmp_path / "exact", weights="3,1")
+    average_adapters(folders, tmp_path / "cut", weights="3,1", rank=3)
+    updates = {}
+    for name, folder in zip("abxc", (*folders, tmp_path / "exact", tmp_path / "cut"), strict=True):
+        model = peft.PeftModel.from_pretrained(theirs(golden / cases[0].split("__")[0]), folder)
+        updates[name] = {}
+        for key, module in model.named_modules():
+            if "default" in getattr(module, "lora_A", {}):
+                # nested wrappers of experts are told by their parameter
+                key = key.replace(".base_layer", "") + getattr(module, "parameter_name", "")
+                updates[name][key] = module.get_delta_weight("default").double()
+    wanted = {
+        key: sum(w * updates[name][key] for w, name in zip(weights, "ab", strict=True) if key in updates[name])
+        for key in updates["a"].keys() | updates["b"].keys()
+    }
+    assert updates["x"].keys() == wanted.keys()
+    for key, update in wanted.items():
+        assert float((updates["x"][key] - update).norm() / update.norm()) < 1e-6, key
+    if "experts" in cases[1]:
+        return
+    both = peft.PeftModel.from_pretrained(theirs(golden / "llama_gqa"), folders[0], adapter_name="a")
+    both.load_adapter(folders[1], adapter_name="b")
+    both.add_weighted_adapter(["a", "b"], weights, "cat", combination_type="cat")
+    both.add_weighted_adapter(["a", "b"], weights, "svd", combination_type="svd", svd_rank=3)
+    for key, module in both.named_modules():
+        if "cat" in getattr(module, "lora_A", {}):
+            for name, ours in (("cat", "x"), ("svd", "c")):
+                update = module.get_delta_weight(name).double()
+                assert float((updates[ours][key] - update).norm() / update.norm()) < 1e-5, (name, key)
