@@ -116,13 +116,7 @@ def add(params: tree.Tree, modules: Sequence[str], config: LoraSection, key: jax
             raise ConfigError(
                 "lora.r exceeds the matrix", where=module, got=config.r, wanted=f"at most {min(dim_in, dim_out)}"
             )
-        if len(stack) > 1 and (config.use_dora or config.lora_dropout):
-            raise ConfigError(
-                "adapters of experts have neither magnitudes nor dropout, as in PEFT",
-                where=module,
-                got=f"use_dora={config.use_dora}, lora_dropout={config.lora_dropout}",
-                fix="set both off, or name other modules in lora.target_modules",
-            )
+        check_stack(module, (*stack, dim_in, dim_out), config)
         if config.init_lora_weights == "pissa":
             if "kernel" not in kernel:
                 raise ConfigError(
@@ -139,6 +133,17 @@ def add(params: tree.Tree, modules: Sequence[str], config: LoraSection, key: jax
             adapter["lora_magnitude"] = column_lengths(kernel)
         leaves |= {f"{module}.{name}": beside(kernel, leaf) for name, leaf in adapter.items()}
     return tree.unflatten(leaves)
+
+
+def check_stack(module: str, shape: Sequence[int], config: LoraSection) -> None:
+    """Refuse what an adapter beside a kernel of that shape cannot have. Raises: ConfigError."""
+    if len(shape) > 3 and (config.use_dora or config.lora_dropout):
+        raise ConfigError(
+            "adapters of experts have neither magnitudes nor dropout, as in PEFT",
+            where=module,
+            got=f"use_dora={config.use_dora}, lora_dropout={config.lora_dropout}",
+            fix="set both off, or name other modules in lora.target_modules",
+        )
 
 
 @jax.jit

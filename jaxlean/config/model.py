@@ -76,6 +76,11 @@ class LoraSection(Section):
     init_lora_weights: Literal["default", "pissa"] = Field(
         "default", description="default: A random, B zero. pissa: the principal singular vectors (arXiv 2404.02948)."
     )
+    init_from: str | None = Field(
+        None,
+        description="PEFT adapter folder, or output_dir of a finished run, that training starts from instead of fresh "
+        "matrices. r, lora_alpha and the variant are its own; so are its modules, where target_modules is all-linear.",
+    )
     quantization_aware: bool = Field(
         False,
         description="Over a base in whole numbers (jaxlean quantize, or model.quantization: int8): base and adapter "
@@ -84,6 +89,12 @@ class LoraSection(Section):
     loraplus_lr_ratio: float | None = Field(
         None, gt=0, description="LoRA+ (arXiv 2402.12354): B learns this much faster."
     )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "LoraSection":
+        if self.init_from is not None and self.init_lora_weights != "default":
+            raise ValueError(f"lora.init_from is the start: without lora.init_lora_weights={self.init_lora_weights}")
+        return self
 
     @model_validator(mode="after")
     def _aware_adapters_are_plain(self) -> "LoraSection":

@@ -300,6 +300,8 @@ def _find_paths(config: RunConfig, folder: Path) -> None:
     if config.distill is not None:
         teacher = config.distill.teacher
         teacher.path, teacher.adapter = found(teacher.path) or teacher.path, found(teacher.adapter)
+    if config.lora is not None:
+        config.lora.init_from = found(config.lora.init_from)
     config.cost.hardware, config.cost.regions = found(config.cost.hardware), found(config.cost.regions)
     if config.cost.forecast is not None and "://" not in config.cost.forecast:
         config.cost.forecast = found(config.cost.forecast)

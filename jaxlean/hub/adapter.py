@@ -374,7 +374,10 @@ def _complete_magnitudes(leaves: dict[str, np.ndarray], kernels: Mapping[str, co
     """A layer without a DoRA adapter keeps the column lengths of its kernel, which changes nothing."""
     for path, magnitude in leaves.items():
         if path.endswith(".lora_magnitude") and np.isnan(magnitude).any():
-            lengths = np.asarray(column_lengths(kernels[path.removesuffix(".lora_magnitude")]))
+            kernel = kernels[path.removesuffix(".lora_magnitude")]
+            if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in kernel.values()):
+                continue  # of a base that is shapes alone its own shape is enough
+            lengths = np.asarray(column_lengths(kernel))
             leaves[path] = np.where(np.isnan(magnitude), lengths, magnitude)
 
 

@@ -13,11 +13,10 @@ from jaxlean import tree
 from jaxlean.adapt.average import Average, Method, average
 from jaxlean.errors import ConfigError, ModelError, RunError
 from jaxlean.hub import peft_tree
-from jaxlean.hub.adapter_file import SETTINGS, read_settings
 from jaxlean.hub.files import read_json
 from jaxlean.hub.joined import apart, check_alike, joined
 from jaxlean.hub.peft_tree import PeftTree
-from jaxlean.run.lock import FolderLock
+from jaxlean.run.folder import adapter_of
 from jaxlean.run.merge import labels_of
 from jaxlean.run.staging import check_output, staged
 from jaxlean.run.units import show_percent
@@ -96,16 +95,9 @@ def average_adapters(
 
 def _source(folder: Path) -> Source:
     """Where the adapter of a folder lies. Raises: ModelError, RunError."""
-    if (folder / SETTINGS).exists():
-        return Source(str(folder), folder, folder.resolve().parent / "summary.json")
-    if (folder / "adapter" / SETTINGS).exists():
-        if (folder / "config.yaml").exists():
-            FolderLock(folder).check()  # an adapter that is about to be replaced is none to count on
-        return Source(str(folder), folder / "adapter", folder / "summary.json")
-    if (folder / "model").is_dir() and (folder / "config.yaml").exists():
-        raise RunError("the run trained a whole model, and no adapter", where=folder, fix="average runs with lora:")
-    read_settings(folder)  # says what is wrong
-    raise AssertionError("settings that are there and are not")
+    adapter = adapter_of(folder)
+    run = folder.resolve().parent if adapter == folder else folder
+    return Source(str(folder), adapter, run / "summary.json")
 
 
 def _check_each_once(sources: Sequence[Source]) -> None:

@@ -34,6 +34,7 @@ from jaxlean.run.fit import fit
 from jaxlean.run.folder import check_shared, check_space, claim
 from jaxlean.run.generate import chat_template
 from jaxlean.run.image import image_of
+from jaxlean.run.init_from import with_start
 from jaxlean.run.inputs import batches_of, tokenizer_of
 from jaxlean.run.job import (
     ANY_ACTIVATION,
@@ -113,7 +114,7 @@ def _finetune(
     split_host(config.mesh.host_devices)
     check(config.train.remat, ANY_ACTIVATION)
     template = chat_template(config.model)
-    config, new_tokens = with_new_tokens(resolved(config, trains=False), counted=True)
+    config, new_tokens = with_new_tokens(resolved(with_start(config), trains=False), counted=True)
     output_dir = Path(config.output_dir)
     peers.first(lambda: claim(output_dir, config, resume=resume, overwrite=overwrite, dry=True, lock=lock))
     use_cache(config.compilation_cache)
@@ -155,6 +156,8 @@ def _finetune(
     num_params, num_trainable = _count(params), _count(trainable)
     held = _held(config, model)
     say(f"model: {model.family.model_type}, {num_params:,} parameters in {held}, {num_trainable:,} train")
+    if config.lora is not None and config.lora.init_from is not None:
+        say(f"adapter: goes on from {config.lora.init_from}, rank {config.lora.r}, alpha {config.lora.lora_alpha:g}")
     say(f"attention: {model.attention}")
     if config.train.keep_zeros:
         say(

@@ -12,6 +12,7 @@ import yaml
 from jaxlean import config as settings
 from jaxlean.config import DistillSection, DistributedSection, RunConfig
 from jaxlean.errors import RunError
+from jaxlean.hub.adapter_file import SETTINGS, read_settings
 from jaxlean.run.lock import FolderLock
 from jaxlean.run.peers import Peers
 
@@ -207,6 +208,24 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
+def adapter_of(folder: Path) -> Path:
+    """Where an adapter lies: in a folder of PEFT's it is that, in a finished run's output_dir it is `adapter`.
+
+    Raises:
+        ModelError: there is none.
+        RunError: the run trained a whole model, or another process is writing it.
+    """
+    inside = folder / "adapter"
+    if not (folder / SETTINGS).exists() and (inside / SETTINGS).exists():
+        if (folder / _CONFIG).exists():
+            FolderLock(folder).check()  # an adapter that is about to be replaced is none to count on
+        return inside
+    if not (folder / SETTINGS).exists() and (folder / "model").is_dir() and (folder / _CONFIG).exists():
+        raise RunError("the run trained a whole model, and no adapter", where=folder, fix="name a run with lora:")
+    read_settings(folder)
+    return folder
+
+
 def _check_spares_inputs(folder: Path, config: RunConfig) -> None:
     """`--overwrite` must not remove what the new run, or whoever loads its adapter, reads."""
     model, data = config.model, config.data
@@ -216,6 +235,7 @@ def _check_spares_inputs(folder: Path, config: RunConfig) -> None:
         ("model.chat_template", model.chat_template),
         ("model.new_tokens_vectors", model.new_tokens_vectors),
         ("cost.hardware", config.cost.hardware),
+        ("lora.init_from", None if config.lora is None else config.lora.init_from),
         *(() if config.distill is None else _of_teacher(config.distill)),
         *(("data.train", source.path) for source in data.train or []),
         *(("data.eval", source.path) for source in data.eval or []),

@@ -33,6 +33,7 @@ from jaxlean.models.convolution import is_statistic
 from jaxlean.models.cpu import hold
 from jaxlean.models.quantized import Matmuls
 from jaxlean.run.image import image_of
+from jaxlean.run.init_from import with_adapter, with_start
 from jaxlean.run.losses import loss_of, said_by_teacher
 from jaxlean.run.match import inside_of_teacher
 from jaxlean.run.merge import labels_of
@@ -289,7 +290,12 @@ def adapt(
     Args:
         shapes: only those count: where adapters start from is not computed.
     """
-    if config.lora is not None:
+    if config.lora is not None and config.lora.init_from is not None:
+        config = with_start(config)
+        trains = trains_of(config, model)
+        params = with_adapter(config, model, params, trains=trains, form=form_of(config), shapes=shapes)
+        vocabulary.check_apart(params, [path.removesuffix(".lora_a") for path in tree.flatten(params)])
+    elif config.lora is not None:
         settings = config.lora.model_copy(update={"init_lora_weights": "default"}) if shapes else config.lora
         modules = lora.targets(
             params, config.lora.target_modules, model.names.modules(codec.kernels(tree.flatten(params))),

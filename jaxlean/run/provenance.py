@@ -32,6 +32,8 @@ def provenance(config: RunConfig, model: "Model", held_out: "Ragged | None", tea
     folders = {"model.path": model.folder, "distill.teacher.path": teacher}
     if config.distill is not None and config.distill.teacher.adapter is not None:
         folders["distill.teacher.adapter"] = Path(config.distill.teacher.adapter)
+    if config.lora is not None and config.lora.init_from is not None:
+        folders["lora.init_from"] = Path(config.lora.init_from)
     for key, folder in folders.items():
         if folder is not None:
             try:
@@ -49,7 +51,10 @@ def check_same(before: dict[str, str], now: dict[str, str], folder: Path) -> Non
     Raises:
         RunError: names the first that has changed.
     """
-    what = {"data.eval": "the held-out rows have", "model.path": "the base model has"}
+    what = {
+        "data.eval": "the held-out rows have", "model.path": "the base model has",
+        "lora.init_from": "the adapter that it started from has",
+    }  # fmt: skip
     for key, known in before.items():
         if key in now and now[key] != known:
             raise RunError(

@@ -47,6 +47,8 @@ def cannot_share(config: RunConfig) -> str | None:
         return "train.sync: diloco" if config.train.sync == "diloco" else "train.pruning"
     if config.lora is not None and not lora_is_drawn(config):
         return "lora.init_lora_weights: pissa"
+    if config.lora is not None and config.lora.init_from is not None:
+        return "lora.init_from"
     if config.data.curriculum is not None and config.data.curriculum.difficulty == "loss":
         return "data.curriculum.difficulty: loss"
     if config.train.keep_zeros and config.lora is None:

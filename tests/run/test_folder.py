@@ -90,7 +90,10 @@ def test_overwrite_removes_a_link_not_what_it_points_to(tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "name"),
-    [("model__path", "model"), ("model__tokenizer", "model"), ("data__train", "adapter/file"), ("data__eval", "model")],
+    [
+        *(("model__path", "model"), ("model__tokenizer", "model"), ("data__train", "adapter/file")),
+        *(("data__eval", "model"), ("lora__init_from", "adapter")),
+    ],
 )
 def test_overwrite_spares_what_the_new_run_reads(tmp_path, key, name):
     folder = finished(tmp_path / "run")

@@ -7,8 +7,11 @@ import jax
 import pytest
 
 from jaxlean import tree
-from jaxlean.config import MeshSection, build
+from jaxlean.adapt import lora
+from jaxlean.config import LoraSection, MeshSection, build
 from jaxlean.errors import ConfigError
+from jaxlean.hub.adapter import write_adapter
+from jaxlean.hub.load import load
 from jaxlean.run import finetune as run
 from jaxlean.run import job
 from jaxlean.run.finetune import finetune
@@ -59,9 +62,23 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_its_arguments_and_its_program_are_those_of_a_run(tiny_run, monkeypatch, way):
-    config = tiny_run("data.eval=null", *WAYS[way])
+@pytest.fixture(scope="module")
+def dora(tiny_base, tmp_path_factory):
+    """An adapter of rank 3 with magnitudes, on disk, that leaves some layers and modules alone."""
+    model, folder = load(tiny_base, "float32"), tmp_path_factory.mktemp("dora") / "adapter"
+    settings = LoraSection(r=3, lora_alpha=6, use_dora=True)
+    adapted = lora.add(model.params, ["layers.mlp.up", "layers.attention.query"], settings, jax.random.key(0))
+    leaves = {path: leaf for path, leaf in tree.flatten(adapted).items() if ".lora_" in path}
+    write_adapter(folder, model.names, tree.unflatten(leaves), settings, base=str(tiny_base))
+    return folder
+
+
+@pytest.mark.parametrize("way", [*WAYS, "from an adapter"])
+def test_its_arguments_and_its_program_are_those_of_a_run(tiny_run, tiny_yaml, dora, monkeypatch, way):
+    if way == "from an adapter":
+        values = json.loads(tiny_yaml.read_text()) | {"lora": {"init_from": str(dora)}}
+        tiny_yaml.write_text(json.dumps(values))
+    config = tiny_run("data.eval=null", *WAYS.get(way, []))
     step, arguments = compiled_by_finetune(config, monkeypatch)
     mesh = make_mesh(config.mesh)
     made = outline(config, mesh, length=64, num_steps=6)

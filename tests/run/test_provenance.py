@@ -78,3 +78,5 @@ def test_what_a_checkpoint_does_not_tell_is_not_compared(tmp_path):
     check_same({"distill.teacher.path": "a"}, {}, tmp_path)
     with pytest.raises(RunError, match="the teacher has changed"):
         check_same({"distill.teacher.path": "a"}, {"distill.teacher.path": "b"}, tmp_path)
+    with pytest.raises(RunError, match="the adapter that it started from has changed"):
+        check_same({"lora.init_from": "a"}, {"lora.init_from": "b"}, tmp_path)

@@ -27,6 +27,7 @@ def rows(folder):
         ({"task": "classify"}, None),
         ({"data.curriculum": "length"}, None),
         ({"lora.init_lora_weights": "pissa"}, "lora.init_lora_weights: pissa"),
+        ({"lora.init_from": "adapter"}, "lora.init_from"),
         ({"data.curriculum": "loss"}, "data.curriculum.difficulty: loss"),
         ({"data.streaming": True, "train.max_steps": 5}, "data.streaming"),
         ({"train.sync": "diloco", "mesh.data": 2}, "train.sync: diloco"),
