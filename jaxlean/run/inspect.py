@@ -20,6 +20,7 @@ from jaxlean.data.pack import pack
 from jaxlean.data.term_tokens import grown
 from jaxlean.data.tokenize import Counts, Tokens
 from jaxlean.errors import ConfigError
+from jaxlean.run.init_from import with_start
 from jaxlean.run.inspect_curriculum import show_curriculum
 from jaxlean.run.job import resolved
 from jaxlean.run.vocabulary import with_new_tokens
@@ -47,7 +48,7 @@ def inspect(config: RunConfig, num_examples: int = 3, *, tokenizer: Any = None, 
     tokenizer = tokenizer or _tokenizer(config)
     if not data.train:
         raise ConfigError("no training data", wanted="data.train: a file, a folder or a hub id")
-    config, new_tokens = with_new_tokens(resolved(config, trains=False), tokenizer, counted=True)
+    config, new_tokens = with_new_tokens(resolved(with_start(config), trains=False), tokenizer, counted=True)
     if new_tokens is not None:
         assert isinstance(config.model.new_tokens, list)
         console.print(new_tokens)

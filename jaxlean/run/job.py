@@ -135,11 +135,13 @@ def resolved(config: RunConfig, *, labelled: bool = True, trains: bool = True) -
 
     Args:
         labelled: whether labels will be read from rows.
-        trains: whether it will be trained with, so that its new tokens are to be known as well.
+        trains: whether it will be trained with, so that its new tokens are to be known as well, and what the adapter
+            that it starts from decides.
 
     Raises:
         UserError: the data do not tell them.
     """
+    config = with_start(config) if trains else config
     if config.task in ("generate", "embed") or _path(config) is None:
         config = columns.resolve(config, labelled=labelled)
     else:

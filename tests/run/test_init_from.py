@@ -19,6 +19,7 @@ from jaxlean.hub.load import load
 from jaxlean.run.average import average_adapters
 from jaxlean.run.finetune import finetune
 from jaxlean.run.init_from import with_adapter, with_start
+from jaxlean.run.job import resolved
 
 pytestmark = pytest.mark.usefixtures("small_machine")
 
@@ -101,6 +102,10 @@ def test_a_head_goes_on_too(encoder, tmp_path):
     names = [name for name in heads[0] if "lora" not in name]
     assert names
     assert any(not np.array_equal(heads[0][name], heads[1][name]) for name in names)
+    # whoever has rows of one label alone knows both from the adapter, also where the job is only planned
+    one = [row for row in rows if row["label"] == "1"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in one))
+    assert resolved(build(on)).data.labels == ["0", "1"]
     # labels stand for the head's numbers: in another order they are others
     on["data"] = values["data"] | {"labels": ["1", "0"]}
     with pytest.raises(ModelError, match=r"(?s)for other labels than data.labels.*0, 1.*1, 0"):
