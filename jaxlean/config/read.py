@@ -173,6 +173,8 @@ def _parse(text: str, annotation: Any) -> Any:
     except yaml.YAMLError:
         return text
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if isinstance(value, bool) and bool in kinds:
+        return value
     texts = (str, list, dict) if any(get_origin(kind) is dict for kind in kinds) else (str, list)
     if str in kinds and value is not None and not isinstance(value, texts):
         return text

@@ -266,12 +266,6 @@ class RunConfig(Section):
     search: SearchSection = Field(default_factory=SearchSection)
     report: ReportSection = Field(default_factory=ReportSection)
 
-    @field_validator("compilation_cache", mode="before")
-    @classmethod
-    def _words_for_yes_and_no(cls, value: Any) -> Any:
-        # on the command line it is text, as a folder would be
-        return {"true": True, "on": True, "false": False, "off": False}.get(str(value).lower(), value)
-
     @field_validator("task", mode="before")
     @classmethod
     def _other_names_of_tasks(cls, value: Any) -> Any:

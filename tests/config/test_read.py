@@ -198,6 +198,11 @@ def test_every_config_of_the_project_loads(file: Path) -> None:
     config.load(file)
 
 
+@pytest.mark.parametrize(("text", "value"), [("false", False), ("off", False), ("true", True), ("a.db", "a.db")])
+def test_a_word_or_a_file_takes_words_for_yes_and_no(text, value):
+    assert config.load(None, [f"cost.ledger={text}"]).cost.ledger == value
+
+
 def test_text_settings_take_an_override_as_it_stands():
     loaded = config.load(
         None, ["data.prompt=Classify: {text}", "data.completion={category}", "report.run_name=7", "data.system=null"]
