@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import time
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ from jaxlean.run.provenance import check_same, provenance
 from jaxlean.run.rounds import Rounds, fixed
 from jaxlean.run.rows import OwnRows
 from jaxlean.run.spending import Spending
+from jaxlean.run.step_memory import by_category
 from jaxlean.run.summary import final_table, write_summary
 from jaxlean.run.teacher import student_devices
 from jaxlean.run.vocabulary import with_new_tokens
@@ -294,6 +296,7 @@ def _finetune(
         at_a_time = tokens_at_a_time(config, rows, batches.length, mesh)
         more = workspace(machine.platform, model.config.hidden_size, tokens=at_a_time)
         meter.predicted_memory_bytes = max(needed_bytes(compiled) + more, rounds.memory_bytes)
+        meter.memory_by_category = by_category(meter.predicted_memory_bytes, state, frozen, shapes)
         took = step_seconds(compiled, jaxpr, machine, copies=copies(state, mesh))
         meter.predicted_step_seconds = took.total + rounds.seconds(machine).total
         meter.flops_of_step = float(count(jaxpr).total_flops)
@@ -450,6 +453,7 @@ def _summarise(
 ) -> dict[str, Any]:
     summary = {
         "status": status,
+        "ended": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
         "steps": steps,
         **(totals := meter.totals()),
         **account.figures(totals, steps),

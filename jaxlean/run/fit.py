@@ -1,8 +1,6 @@
 """`train.remat: auto` in a run: its memory budget, the step's arguments, and what to try where nothing fits."""
 
-import math
 from collections.abc import Collection
-from typing import Any
 
 import jax
 
@@ -10,6 +8,7 @@ from jaxlean import tree
 from jaxlean.config import RunConfig
 from jaxlean.run.job import Build, State, batch_shapes, is_base_quantized, tokens_at_a_time
 from jaxlean.run.predict import workspace
+from jaxlean.run.step_memory import local_bytes
 from jaxlean.train.diloco import DilocoState
 from jaxlean.xla.mesh import num_batch_shards
 from jaxlean.xla.precision import compute_dtype
@@ -50,10 +49,10 @@ def fit(
     set_budget = config.train.memory_budget
     budget = set_budget if set_budget is not None else device_budget(mesh.devices.flat)
     budget -= workspace(mesh.devices.flat[0].platform, hidden, tokens=tokens_at_a_time(config, rows, length, mesh))
-    sizes = {name: _local_bytes(part) for name, part in
+    sizes = {name: local_bytes(part) for name, part in
              (("trainable", state.trainable), ("optimizer", state.optimizer), ("frozen", frozen))}  # fmt: skip
 
-    common = _local_bytes((state.outer, state.momentum)) if isinstance(state, DilocoState) else 0
+    common = local_bytes((state.outer, state.momentum)) if isinstance(state, DilocoState) else 0
 
     def advice(needed: int) -> str:
         short = needed - budget
@@ -126,8 +125,3 @@ def say_cuts(found: list[tuple[str, int]], short: int) -> str:
              for setting, saved in found]  # fmt: skip
     alone = "" if any(saved >= short for _, saved in found) else "; none of them is enough alone"
     return "next, in this order: " + "; ".join(lines) + alone
-
-
-def _local_bytes(part: Any) -> int:
-    """Of arrays, on one device."""
-    return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(part))

@@ -21,7 +21,7 @@ from jaxlean.cost.phases import CHECKPOINT, COMPILE, DATA_WAIT, LOAD, LOST, STEP
 from jaxlean.cost.price import Price
 from jaxlean.cost.utilization import Utilization
 from jaxlean.errors import RunError
-from jaxlean.run.summary import Evaluation
+from jaxlean.run.summary import Evaluation, MemoryByCategory
 from jaxlean.train.step import StepMetrics, over_replicas
 from jaxlean.xla.compile import Compilations
 from jaxlean.xla.spread import fetch
@@ -50,6 +50,7 @@ class Meter:
         self.flops_of_step: float | None = None  # of matrix products on all devices, what is recomputed included
         self.compiled_from_cache: bool | None = None  # of this process; None: nothing compiled, or no cache
         self.predicted_memory_bytes: int | None = None  # of the compiled step on one device
+        self.memory_by_category: MemoryByCategory | None = None  # of the same
         self.predicted_step_seconds: float | None = None
         self._memory = StepMemory()
         # of the last steps known to be done: their number, and the training seconds at which that was known
@@ -305,6 +306,7 @@ class Meter:
             "energy_source": self.energy_source,
             "compiled_from_cache": self.compiled_from_cache,
             "predicted_memory_bytes": self.predicted_memory_bytes,
+            "memory_by_category": self.memory_by_category,
             "measured_memory_bytes": self._memory.held(),
             "predicted_step_seconds": self.predicted_step_seconds,
             "measured_step_seconds": self.step_seconds,

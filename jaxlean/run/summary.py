@@ -33,10 +33,21 @@ class Evaluation(TypedDict, total=False):
     tokens: int  # held-out tokens that carry loss
 
 
+class MemoryByCategory(TypedDict):
+    """What a step takes on one device, in bytes (`jaxlean.run.step_memory`)."""
+
+    frozen: int  # parameters that do not train, as they are held
+    trained: int  # parameters that do
+    optimizer: int  # its moments and counts; of replicas also what they started the round from
+    batch: int  # tokens, masks, labels, images; of a teacher what it said of them
+    temporaries: int  # all the rest: activations, gradients, what the compiled program works in
+
+
 class Summary(TypedDict, total=False):
     """The keys of summary.json; a key with nothing to say is null."""
 
     status: str  # completed, preempted, budget (a limit was reached), diverged (a loss that is not a number), failed
+    ended: str  # when the last process of it did, UTC, ISO 8601
     steps: int  # optimizer updates done
     tokens: int  # trained tokens that carry loss
     total_tokens: int  # trained tokens, padding left out
@@ -57,6 +68,7 @@ class Summary(TypedDict, total=False):
     compiled_from_cache: bool | None  # whether this process read its step from disk; null where no cache was asked
     tokens_per_second: float  # total_tokens / train_seconds
     predicted_memory_bytes: int | None  # of a step on one device, by XLA's analysis: parameters, state, all between
+    memory_by_category: MemoryByCategory | None  # the same by what takes it
     measured_memory_bytes: int | None  # of one device while it trained; on CPU what the process held beyond its start
     predicted_step_seconds: float | None  # from the work in the step and the hardware table (jaxlean.run.predict)
     measured_step_seconds: float | None  # the median of this process's steps

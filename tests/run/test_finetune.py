@@ -84,6 +84,7 @@ def test_a_run_leaves_everything_and_its_numbers_are_true(tiny_run, tiny_base, t
     assert summary["tokens_per_second"] == pytest.approx(3 * total / summary["train_seconds"])
     assert summary["peak_memory_bytes"] > 10**6
     assert 10**5 < summary["predicted_memory_bytes"] < summary["peak_memory_bytes"]
+    assert sum(summary["memory_by_category"].values()) == summary["predicted_memory_bytes"]
     assert 10**5 < summary["measured_memory_bytes"] < summary["peak_memory_bytes"]
     assert summary["predicted_step_seconds"] > 0
     assert (summary["device_kind"], summary["num_devices"]) == ("cpu", 1)
@@ -153,6 +154,9 @@ def test_without_lora_the_whole_model_is_written(tiny_run, tmp_path):
     model = tmp_path / "run" / "model"
     assert not (tmp_path / "run" / "adapter").exists()
     assert summary["num_trainable"] == summary["num_params"]
+    memory = summary["memory_by_category"]
+    assert (memory["frozen"], memory["trained"]) == (0, 4 * summary["num_params"])
+    assert memory["optimizer"] > 2 * memory["trained"], "two moments, and counts"
     # Loaded without naming the template: it went with the model.
     found = evaluate(tiny_run("lora=null", f"model.path={model}"))
     assert found["loss"] == pytest.approx(summary["eval_after"]["loss"], rel=1e-6)

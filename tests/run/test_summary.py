@@ -11,10 +11,11 @@ from jaxlean.errors import RunError
 from jaxlean.run.summary import Summary, final_table, write_summary
 
 KEYS = """
-    status steps tokens total_tokens seconds train_seconds compile_seconds
+    status ended steps tokens total_tokens seconds train_seconds compile_seconds
     phases data_wait_share accelerator_utilization accelerator_hours flops_per_step flops mfu
     kwh energy_source gco2e gco2e_source compiled_from_cache tokens_per_second
-    predicted_memory_bytes measured_memory_bytes predicted_step_seconds measured_step_seconds peak_memory_bytes
+    predicted_memory_bytes memory_by_category measured_memory_bytes
+    predicted_step_seconds measured_step_seconds peak_memory_bytes
     dtype attention remat
     num_params num_trainable train_loss eval_before eval_few_shot eval_after eval_teacher best_step
     stopped_early evaluations usd usd_by_price price_source device_kind num_devices versions
