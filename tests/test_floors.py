@@ -22,7 +22,7 @@ FLOORS = {
     **dict.fromkeys(("train", "compress"), 4),
     "run": 5,
     **dict.fromkeys(("plan", "curate"), 6),
-    **dict.fromkeys(("search", "receipt"), 7),
+    **dict.fromkeys(("search", "receipt", "report"), 7),
     "cli": 8,
     **dict.fromkeys(("__init__", "__main__"), 9),  # the faces of the package: they import what they show
 }

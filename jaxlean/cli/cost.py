@@ -71,3 +71,14 @@ def receipt(
     from jaxlean.receipt.receipt import receipt
 
     receipt(run, rounds=rounds, measure=calibrate)
+
+
+@app.command(rich_help_panel=COST)
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="output_dir of a run; of several one page.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Show runs in one HTML file that opens offline: losses, evaluations, cost, memory, what each cut saved."""
+    from jaxlean.report.report import report
+
+    typer.echo(report(runs, output))

@@ -1,0 +1,89 @@
+"""The page: what was found of the runs, filled into `template/page.html`. It asks no network for anything.
+
+Everything is in the one file, and its content security policy forbids the rest: no address is opened, and no script
+runs but the page's own, known by its hash. Names and texts are escaped by jinja2.
+"""
+
+import base64
+import hashlib
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxlean import __version__
+from jaxlean.redact import hidden
+from jaxlean.report import bars, curves, facts, receipt, settings
+from jaxlean.report.chart import SIZE
+from jaxlean.report.read import Run
+
+# By which a file is known as a report, which another report may replace.
+GENERATOR = "jaxlean report"
+# As many colours as colour-blind people tell apart on either ground (`template/style.css`); then the same, dashed.
+NUM_COLOURS = 5
+
+
+def render(runs: Sequence[Run]) -> str:
+    """HTML of the whole page, of one run or of several in the same charts."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("jaxlean.report", "template"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    script = _source(environment, "script.js")
+    colours = [run_class(place) for place in range(len(runs))]
+    page = environment.get_template("page.html").render(
+        runs=runs,
+        one=runs[0] if len(runs) == 1 else None,
+        title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
+        generator=f"{GENERATOR} {__version__}",
+        style=_source(environment, "style.css"),
+        script=script,
+        script_hash=_hash(script),
+        colours=colours,
+        shown=[{"name": run.name, "colour": colour} for run, colour in zip(runs, colours, strict=True)],
+        facts=facts,
+        same_data=facts.data(runs[0]) if len({facts.data(run) for run in runs}) == 1 else "",
+        compared=facts.compared(runs),
+        learning=curves.learning(runs),
+        course=curves.course(runs),
+        cost=curves.cost(runs),
+        bars=[found for found in (bars.phases(runs), bars.memory(runs)) if found is not None],
+        receipts=receipt.receipts(runs),
+        differences=settings.differences(runs) if len(runs) > 1 else [],
+        changed=settings.changed(runs[0]) if len(runs) == 1 else [],
+        quality=facts.qualities(runs[0]) if len(runs) == 1 else ([], []),
+        versions=[facts.versions(run) for run in runs],
+        again=[again(run) for run in runs],
+        size=SIZE,
+    )
+    return hidden(page)
+
+
+def run_class(place: int) -> str:
+    """The classes of a run's lines and swatches.
+
+    >>> run_class(1), run_class(6)
+    ('run-1', 'run-1 dashed')
+    """
+    return f"run-{place % NUM_COLOURS}" + (" dashed" if place >= NUM_COLOURS else "")
+
+
+def again(run: Run) -> str:
+    """The command that does the run again, beside it.
+
+    >>> again(Run(Path("runs/a b"), "a b", "completed", None, {}))
+    "jaxlean finetune 'runs/a b/config.yaml' 'output_dir=runs/a b-again'"
+    """
+    folder = Path(run.folder)
+    words = ["jaxlean", "finetune", str(folder / "config.yaml"), f"output_dir={folder}-again"]
+    return shlex.join(words)
+
+
+def _source(environment: "object", name: str) -> str:
+    source, *_ = environment.loader.get_source(environment, name)  # type: ignore[attr-defined]
+    return source
+
+
+def _hash(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
