@@ -35,6 +35,7 @@ class Line:
         x, y: float64 [points], x ascending; NaN in y is a gap.
         dotted: its points are shown too: there are few.
         faint: it stands behind another of the same run, which says it in short.
+        ended: its last point is shown too: it may end on another line.
     """
 
     run: int
@@ -42,6 +43,7 @@ class Line:
     y: np.ndarray
     dotted: bool = False
     faint: bool = False
+    ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,14 @@ class Chart:
 
     Attributes:
         key: its name in the page.
-        title: what is shown, with its unit.
+        title: what is shown.
         label: of the horizontal axis.
         kinds: (of x, of y): how their numbers are written, as of `axis.axis`.
         lines: at least one point is a number.
         runs: names of all runs.
         note: what a reader must know of how it is drawn.
-        x_axis, y_axis: default: as the numbers ask for.
+        y_axis: default: as the numbers ask for.
+        unit: of y, where its ticks do not say it.
     """
 
     key: str
@@ -86,6 +89,7 @@ class Chart:
     note: str = ""
     marks: Sequence[Mark] = ()
     y_axis: Axis | None = None
+    unit: str = ""
     x: Axis = field(init=False)
     y: Axis = field(init=False)
 
@@ -103,16 +107,20 @@ class Chart:
         return f"{self.label}, {self.x.unit}" if self.x.unit else self.label
 
     @property
+    def scale(self) -> str:
+        """What the vertical axis is in."""
+        return ", ".join(filter(None, (self.unit, "log scale" if self.y.log else "")))
+
+    @property
     def gutter(self) -> int:
         """Characters that the longest text beside the vertical axis has."""
         return max((len(text) for _, text in self.y.ticks), default=1)
 
     def drawn(self) -> list[dict[str, Any]]:
-        """`run`, `path` and how it is drawn, of each line; faint ones first, under the others."""
+        """`run`, `path` and how it is drawn, of each line; under the others those that are faint, then the longer."""
         return [
-            {"run": line.run, "path": self._path(line), "dots": self._dots(line) if line.dotted else "",
-             "faint": line.faint}
-            for line in sorted(self.lines, key=lambda line: not line.faint)
+            {"run": line.run, "path": self._path(line), "dots": self._dots(line), "faint": line.faint}
+            for line in sorted(self.lines, key=lambda line: (not line.faint, -float(line.x[-1])))
         ]  # fmt: skip
 
     def keys(self) -> list[tuple[str, str]]:
@@ -197,7 +205,9 @@ class Chart:
 
     def _dots(self, line: Line) -> str:
         """A stroke without length at each point: round caps make a dot of it, however the SVG is stretched."""
-        there = np.isfinite(line.y)
+        there = np.flatnonzero(np.isfinite(line.y))
+        if not line.dotted:
+            there = there[-1:] if line.ended else there[:0]
         return "".join(f"M{x} {y}h0.1" for x, y in _rounded(*self._place(line.x[there], line.y[there])))
 
 

@@ -1,9 +1,11 @@
 """The line charts that there are of runs: what they learned, how they went, what that cost."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from jaxlean.report import facts
 from jaxlean.report.axis import Axis, axis
 from jaxlean.report.chart import Chart, Line, Mark
 from jaxlean.report.read import Run, number
@@ -29,15 +31,17 @@ def learning(runs: Sequence[Run]) -> list[Chart]:
     # what a student learns from its teacher is another loss than the one it is measured by
     alike = len(both) and held and trained and not any(run.setting("distill") for run in runs)
     shared = axis(both) if alike else None
+    unit = _loss_unit(runs)
     found = []
     if trained:
         note = _means(trained)
         marks = _broken(runs, trained) if held else [*_broken(runs, trained), *_chosen(runs, trained)]
-        found.append(_over_steps(runs, "loss", "Training loss", trained, note=note, marks=marks, y_axis=shared))
+        found.append(_over_steps(runs, "loss", "Training loss", trained, note=note, marks=marks, y_axis=shared,
+                                 unit=unit))  # fmt: skip
     if held:
         note = "On the same scale as the training loss." if alike else ""
         marks = _chosen(runs, held)
-        found.append(_over_steps(runs, "held_out", "Held-out loss", held, note=note, marks=marks, y_axis=shared))
+        found.append(_over_steps(runs, "held_out", "Held-out loss", held, note=note, marks=marks, y_axis=shared, unit=unit))
     qualities = [(name, lines) for name in _QUALITY if (lines := _measured(runs, name))]
     for name, lines in qualities[:2]:
         title = f"Held-out {name.replace('_', ' ')}"
@@ -67,13 +71,15 @@ def cost(runs: Sequence[Run]) -> list[Chart]:
     found = []
     spent = _lines(runs, "seconds", "usd")
     if spent:
-        found.append(Chart("usd", "Cost", "time", ("seconds", "usd"), spent, _names(runs)))
+        spent = [replace(line, ended=len(runs) > 1) for line in spent]
+        note = "From the first step that was logged; before it the run loads, evaluates and compiles."
+        found.append(Chart("usd", "Cost", "time", ("seconds", "usd"), spent, _names(runs), note))
     if len(runs) > 1:
         by, label, kind = ("usd", "cost", "usd") if len(spent) == len(runs) else ("seconds", "time", "seconds")
         lines = [line for line in _smoothed(runs, by, "loss") if not line.faint]
         if lines:
             found.append(Chart("loss_by", f"Training loss by {label}", label, (kind, "number"), lines, _names(runs),
-                               _means(lines)))  # fmt: skip
+                               _means(lines), unit=_loss_unit(runs)))  # fmt: skip
     return found
 
 
@@ -87,8 +93,9 @@ def _over_steps(
     note: str = "",
     marks: Sequence[Mark] = (),
     y_axis: Axis | None = None,
+    unit: str = "",
 ) -> Chart:
-    return Chart(key, title, _STEP, ("count", kind), lines, _names(runs), note, marks, y_axis)
+    return Chart(key, title, _STEP, ("count", kind), lines, _names(runs), note, marks, y_axis, unit)
 
 
 def points(run: Run, x: str, y: str) -> Points:
@@ -185,6 +192,12 @@ def _mains(lines: Sequence[Line]) -> list[Line]:
 
 def _values(lines: Sequence[Line]) -> np.ndarray:
     return np.concatenate([line.y[np.isfinite(line.y)] for line in lines] or [np.empty(0)])
+
+
+def _loss_unit(runs: Sequence[Run]) -> str:
+    """Nothing where the runs differ in it."""
+    units = {facts.loss_unit(run) for run in runs}
+    return units.pop() if len(units) == 1 else ""
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

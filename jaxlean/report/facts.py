@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxlean.report import account
 from jaxlean.report.read import Run, number
 from jaxlean.run.units import show_bytes, show_count, show_percent, show_seconds, show_usd
 
@@ -15,6 +16,7 @@ _ORDER = (
     *("held-out loss", "training loss", *(name.replace("_", " ") for name in QUALITY)),
     *("time", "cost", "energy", "peak memory", "tokens per second"),
 )
+_LOSS_OF = {"classify": "row", "tag": "word", "embed": "pair"}
 _STATUS = {
     "completed": "completed",
     "preempted": "preempted: --resume goes on with it",
@@ -60,6 +62,11 @@ def data(run: Run) -> str:
              (sources if isinstance(sources, list) else [sources]) if source]  # fmt: skip
     shown = ", ".join(map(str, paths[:2])) or "no data that the config names"
     return shown + (f" and {len(paths) - 2} more" if len(paths) > 2 else "")
+
+
+def loss_unit(run: Run) -> str:
+    """What a loss is in, by the run's task."""
+    return f"nats per {_LOSS_OF.get(str(run.setting('task')), 'token')}"
 
 
 def device(run: Run) -> str:
@@ -128,11 +135,12 @@ def _gain(run: Run, key: str) -> tuple[float | None, float | None, str]:
 
 def _quality(run: Run) -> Figure:
     before, after, when = _gain(run, "loss")
-    trained = _shown(run.last("train_loss", "loss"))
+    trained, unit = _shown(run.last("train_loss", "loss")), loss_unit(run)
     if before is None and after is None:
-        return Figure("training loss", trained, "", "held-out: not measured")
+        return Figure("training loss", trained, "", f"{unit}; held-out: not measured")
     start = f"{_shown(before)} → " if before is not None else ""
-    return Figure("held-out loss", start + _shown(after), "", when if after is not None else f"training loss {trained}")
+    detail = when if after is not None else f"training loss {trained}"
+    return Figure("held-out loss", start + _shown(after), "", ", ".join(filter(None, (unit, detail))))
 
 
 def _best_quality(run: Run) -> Figure | None:
@@ -157,11 +165,11 @@ def _cost(run: Run) -> Figure:
 
 
 def _energy(run: Run) -> Figure | None:
-    kwh, grams, source = run.last("kwh"), run.last("gco2e"), run.summary.get("energy_source")
-    if kwh is None:
+    energy, emissions = account.energy(run), account.emissions(run)
+    if energy is None:
         return None
-    detail = [f"{grams:.3g} g CO2e" if grams is not None else "", str(source) if source else ""]
-    return Figure("energy", f"{kwh:.3g}", "kWh", ", ".join(filter(None, detail)))
+    said = emissions is not None and emissions.value != "-"
+    return Figure("energy", energy.value, account.how(energy), emissions.value if emissions is not None and said else "")
 
 
 def _memory(run: Run) -> Figure:

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxlean import __version__
-from jaxlean.redact import hidden
-from jaxlean.report import bars, curves, facts, receipt, settings
+from jaxlean.report import account, bars, curves, facts, receipt, settings
 from jaxlean.report.chart import SIZE
 from jaxlean.report.read import Run
 
@@ -32,7 +31,7 @@ def render(runs: Sequence[Run]) -> str:
     )  # fmt: skip
     script = _source(environment, "script.js")
     colours = [run_class(place) for place in range(len(runs))]
-    page = environment.get_template("page.html").render(
+    return environment.get_template("page.html").render(
         runs=runs,
         one=runs[0] if len(runs) == 1 else None,
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
@@ -49,7 +48,9 @@ def render(runs: Sequence[Run]) -> str:
         course=curves.course(runs),
         cost=curves.cost(runs),
         bars=[found for found in (bars.phases(runs), bars.memory(runs)) if found is not None],
+        account=account.rows(runs),
         receipts=receipt.receipts(runs),
+        no_receipt=receipt.missing(runs),
         differences=settings.differences(runs) if len(runs) > 1 else [],
         changed=settings.changed(runs[0]) if len(runs) == 1 else [],
         quality=facts.qualities(runs[0]) if len(runs) == 1 else ([], []),
@@ -57,7 +58,6 @@ def render(runs: Sequence[Run]) -> str:
         again=[again(run) for run in runs],
         size=SIZE,
     )
-    return hidden(page)
 
 
 def run_class(place: int) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from jaxlean.errors import RunError
+from jaxlean.redact import hidden
 from jaxlean.run.folder import SEARCH
 from jaxlean.run.lock import FolderLock
 
@@ -113,7 +114,7 @@ def names(folders: Sequence[Path]) -> list[str]:
 def _run(folder: Path, name: str) -> Run:
     config = _config(folder)
     unread: list[str] = []
-    summary = _object(folder / "summary.json", unread)
+    summary = _hidden(_object(folder / "summary.json", unread))
     lines, evaluations = _metrics(folder / "metrics.jsonl", unread)
     receipt = _receipt(folder / "receipt.json", unread)
     going = _is_written(folder)
@@ -124,8 +125,8 @@ def _run(folder: Path, name: str) -> Run:
         summary = {key: summary[key] for key in _LASTING if key in summary}
     status = "running" if going else str(summary.get("status") or "unfinished")
     return Run(
-        folder=folder, name=name, status=status, ended=_ended(folder, summary), config=config, summary=summary,
-        lines=lines, evaluations=evaluations, receipt=receipt, unread=unread,
+        folder=Path(hidden(str(folder))), name=hidden(name), status=status, ended=_ended(folder, summary), config=_hidden(config),
+        summary=summary, lines=lines, evaluations=evaluations, receipt=_hidden(receipt), unread=_hidden(unread),
     )  # fmt: skip
 
 
@@ -210,6 +211,15 @@ def _receipt(file: Path, unread: list[str]) -> dict[str, Any] | None:
         unread.append(f"{file.name} is of format {found.get('format')}; this version reads {RECEIPT_FORMAT}")
         return None
     return found
+
+
+def _hidden(value: Any) -> Any:
+    """Without secrets, which are looked for before they are written as HTML: escaped they look otherwise."""
+    if isinstance(value, str):
+        return hidden(value)
+    if isinstance(value, Mapping):
+        return {_hidden(key): _hidden(item) for key, item in value.items()}
+    return [_hidden(item) for item in value] if isinstance(value, list) else value
 
 
 def _ended(folder: Path, summary: Mapping[str, Any]) -> datetime | None:

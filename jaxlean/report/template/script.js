@@ -1,5 +1,6 @@
 "use strict";
-// What the pointer is at, beside it. Without this the charts are the same pictures, with a table behind each.
+// What the pointer is at, beside it, or the arrow keys. Without this the charts are the same pictures, with a table
+// behind each.
 const runs = JSON.parse(document.getElementById("runs").textContent);
 for (const chart of document.querySelectorAll(".chart")) {
   const said = JSON.parse(chart.querySelector("script").textContent);
@@ -41,17 +42,14 @@ for (const chart of document.querySelectorAll(".chart")) {
     return low > 0 && x - points[low - 1][0] < points[low][0] - x ? points[low - 1] : points[low];
   };
 
-  const point = event => {
-    const box = plot.getBoundingClientRect();
-    const share = (event.clientX - box.left) / box.width;
+  const shownSeries = () => said.series
+    .filter(series => series.points.length && (document.getElementById(`show-${series.run}`)?.checked ?? true));
+  let place = null;  // along x, what is told of
+  const tell = at => {
     clear();
-    if (share < -0.02 || share > 1.02) return;
-    const at = said.x[0] + share * (said.x[1] - said.x[0]);
-    const there = said.series
-      .filter(series => series.points.length && (document.getElementById(`show-${series.run}`)?.checked ?? true))
-      .map(series => ({ ...series, point: nearest(series.points, at) }));
-    if (!there.length) return;
-    const x = there.map(series => series.point[0]).reduce((a, b) => Math.abs(b - at) < Math.abs(a - at) ? b : a);
+    const there = shownSeries().map(series => ({ ...series, point: nearest(series.points, at) }));
+    if (!there.length) return "";
+    const x = place = there.map(series => series.point[0]).reduce((a, b) => Math.abs(b - at) < Math.abs(a - at) ? b : a);
     add("rule").style.left = across(x) + "%";
     const tip = add("tip");
     add("where", tip).textContent = `${said.label} ${shown(x, said.kinds[0])}`;
@@ -70,10 +68,32 @@ for (const chart of document.querySelectorAll(".chart")) {
       }
       add("number", row).textContent = shown(y, said.kinds[1]);
     }
-    const left = across(x) / 100 * box.width;
-    const beside = left + 12 + tip.offsetWidth <= box.width + 8 ? left + 12 : left - 12 - tip.offsetWidth;
+    const width = plot.clientWidth, left = across(x) / 100 * width;
+    const beside = left + 12 + tip.offsetWidth <= width + 8 ? left + 12 : left - 12 - tip.offsetWidth;
     tip.style.left = Math.max(beside, -40) + "px";
+    return [...tip.children].map(row => row.textContent).join(", ");
   };
+  const point = event => {
+    const box = plot.getBoundingClientRect();
+    const share = (event.clientX - box.left) / box.width;
+    if (share < -0.02 || share > 1.02) clear();
+    else tell(said.x[0] + share * (said.x[1] - said.x[0]));
+  };
+  const key = event => {
+    const steps = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+    if (event.key === "Escape") clear();
+    if (steps === undefined) return;
+    event.preventDefault();
+    const all = [...new Set(shownSeries().flatMap(series => series.points.map(each => each[0])))].sort((a, b) => a - b);
+    if (!all.length) return;
+    const now = place === null ? (steps > 0 ? -1 : all.length) : all.indexOf(place);
+    document.getElementById("said").textContent = tell(all[Math.min(Math.max(now + steps, 0), all.length - 1)]);
+  };
+  plot.tabIndex = 0;
+  plot.setAttribute("role", "group");
+  plot.setAttribute("aria-label", chart.querySelector("h3").textContent + ": arrow keys tell the values");
+  plot.addEventListener("keydown", key);
+  plot.addEventListener("blur", clear);
   plot.addEventListener("pointermove", point);
   plot.addEventListener("pointerdown", point);
   plot.addEventListener("pointerleave", clear);
