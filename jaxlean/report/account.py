@@ -1,7 +1,7 @@
 """What a run took, a figure a row, and beside each how it is known: measured or modelled, and by what."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxlean.report.read import Run, number
@@ -23,10 +23,11 @@ class Known:
 
 @dataclass(frozen=True)
 class Row:
-    """Attributes: label: what; found: one a run, None where a run does not say."""
+    """Attributes: label: what; found: one a run, None where it does not say; source: of all, where they have one."""
 
     label: str
     found: Sequence[Known | None]
+    source: str = ""
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
@@ -39,8 +40,16 @@ def rows(runs: Sequence[Run]) -> list[Row]:
         ("waited for data", _share("data_wait_share", "of the steps' time")),
         ("MFU", _share("mfu", "of the device's peak FLOPs")),
     ]  # fmt: skip
-    found = [Row(label, [figure(run) for run in runs]) for label, figure in figures]
-    return [row for row in found if any(row.found)]
+    found = [(label, [figure(run) for run in runs]) for label, figure in figures]
+    return [_row(label, known) for label, known in found if any(known)]
+
+
+def _row(label: str, found: Sequence[Known | None]) -> Row:
+    """What is known of several in the same way is said once."""
+    sources = {known.source for known in found if known is not None}
+    if len(found) == 1 or len(sources) > 1:
+        return Row(label, found)
+    return Row(label, [known and replace(known, source="") for known in found], sources.pop())
 
 
 def energy(run: Run) -> Known | None:

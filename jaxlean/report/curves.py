@@ -41,7 +41,9 @@ def learning(runs: Sequence[Run]) -> list[Chart]:
     if held:
         note = "On the same scale as the training loss." if alike else ""
         marks = _chosen(runs, held)
-        found.append(_over_steps(runs, "held_out", "Held-out loss", held, note=note, marks=marks, y_axis=shared, unit=unit))
+        found.append(
+            _over_steps(runs, "held_out", "Held-out loss", held, note=note, marks=marks, y_axis=shared, unit=unit)
+        )
     qualities = [(name, lines) for name in _QUALITY if (lines := _measured(runs, name))]
     for name, lines in qualities[:2]:
         title = f"Held-out {name.replace('_', ' ')}"

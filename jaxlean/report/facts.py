@@ -169,7 +169,9 @@ def _energy(run: Run) -> Figure | None:
     if energy is None:
         return None
     said = emissions is not None and emissions.value != "-"
-    return Figure("energy", energy.value, account.how(energy), emissions.value if emissions is not None and said else "")
+    return Figure(
+        "energy", energy.value, account.how(energy), emissions.value if emissions is not None and said else ""
+    )
 
 
 def _memory(run: Run) -> Figure:
@@ -180,7 +182,7 @@ def _memory(run: Run) -> Figure:
 
 def _speed(run: Run) -> Figure:
     tokens, steps = run.last("total_tokens"), run.steps
-    detail = f"{show_count(tokens)} in {show_count(steps)} steps" if tokens is not None else ""
+    detail = f"{show_count(tokens)} tokens in {show_count(steps)} steps" if tokens is not None else ""
     return Figure("tokens per second", show_count(run.last("tokens_per_second")), "", detail)
 
 

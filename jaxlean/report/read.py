@@ -59,7 +59,7 @@ class Run:
     unread: Sequence[str] = ()
 
     def last(self, key: str, in_line: str | None = None) -> float | None:
-        """A number of the summary; where it says none, of the last line that does (there it may be called otherwise)."""
+        """A number of the summary; where it says none, of the last line that does (which may call it otherwise)."""
         found = number(self.summary.get(key))
         if found is not None:
             return found
@@ -86,8 +86,10 @@ def read(folders: Sequence[Path]) -> list[Run]:
     Raises:
         RunError: a folder holds no run, or its config cannot be read.
     """
-    once = list({folder.resolve(): folder for folder in reversed(folders)}.values())[::-1]
-    return [_run(folder, name) for folder, name in zip(once, names(once), strict=True)]
+    once: dict[Path, Path] = {}
+    for folder in folders:
+        once.setdefault(folder.resolve(), folder)
+    return [_run(folder, name) for folder, name in zip(once.values(), names([*once]), strict=True)]
 
 
 def number(value: Any) -> float | None:
@@ -125,8 +127,9 @@ def _run(folder: Path, name: str) -> Run:
         summary = {key: summary[key] for key in _LASTING if key in summary}
     status = "running" if going else str(summary.get("status") or "unfinished")
     return Run(
-        folder=Path(hidden(str(folder))), name=hidden(name), status=status, ended=_ended(folder, summary), config=_hidden(config),
-        summary=summary, lines=lines, evaluations=evaluations, receipt=_hidden(receipt), unread=_hidden(unread),
+        folder=Path(hidden(str(folder))), name=hidden(name), status=status, ended=_ended(folder, summary),
+        config=_hidden(config), summary=summary, lines=lines, evaluations=evaluations, receipt=_hidden(receipt),
+        unread=_hidden(unread),
     )  # fmt: skip
 
 
@@ -237,6 +240,6 @@ def _is_written(folder: Path) -> bool:
     """Whether a process has the folder."""
     try:
         FolderLock(folder).check()
-    except RunError:
-        return True
+    except RunError as error:
+        return error.__cause__ is None  # else the file system has no locks, and nothing is known
     return False

@@ -1,6 +1,6 @@
 """A run's receipt as a table: of each cut what the run took with it, and what it would have taken without.
 
-Every number, source and note is as `jaxlean receipt` wrote it into receipt.json; nothing is computed here but the share.
+Every number, source and note is as `jaxlean receipt` wrote it into receipt.json; only shares are computed here.
 """
 
 import shlex
@@ -48,7 +48,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Receipt:
-    """Attributes: run: its place; name: of it; sentence: what it all came to; measures: heads; cuts: rows; made: how."""
+    """Attributes: run: its place; name: of it; sentence: what it came to; measures: heads; cuts: rows; made: how."""
 
     run: int
     name: str
@@ -146,8 +146,8 @@ def _pair(with_cut: float | None, without: float | None, key: str, source: str =
 
 def _change(with_cut: float, without: float) -> str:
     """
-    >>> _change(2.0, 8.0), _change(3.0, 2.0), _change(1.0, 1.0001)
-    ('−75 %', '+50 %', '0 %')
+    >>> _change(3.0, 2.0), _change(1.0, 1.0001)
+    ('+50 %', '0 %')
     """
     less = with_cut - without
     if abs(less) < _NOTHING * abs(without) or less == 0:

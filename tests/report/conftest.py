@@ -1,5 +1,6 @@
 """Folders as runs leave them, made up: of any length and in any state."""
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -15,19 +16,32 @@ CONFIG = {
     "train": {"learning_rate": 0.003}, "eval": {"eval_steps": 20},
 }  # fmt: skip
 MEMORY = {"frozen": 8000, "trained": 2000, "optimizer": 4000, "batch": 1000, "temporaries": 85_000}
-RECEIPT = {
-    "format": 1, "made": "2026-01-02T03:04:05Z",
-    "total": {"usd": 0.002, "usd_without": 0.02, "usd_without_where": "on a larger machine",
-              "sentence": "This job would have cost $0.02 on a larger machine; it cost $0.0020."},
+RECEIPT: dict[str, Any] = {
+    "format": 1, "made": "2026-01-02T04:00:00+00:00", "run": "runs/x", "versions": {"jaxlean": "0.1.0"},
+    "device_kind": "cpu", "num_devices": 1, "calibration": {"rounds": 3, "steps": [0.1, 0.1]},
     "cuts": [
-        {"number": 2, "cut": "LoRA", "settings": ["lora.r=8"], "without": ["lora=null"],
+        {"number": 1, "cut": "open weights", "kind": "unmeasured", "settings": ["model.path=org/base"], "without": [],
+         "memory_bytes": None, "flops": None, "seconds": None, "kwh": None, "usd": None, "note": "nothing is claimed"},
+        {"number": 2, "cut": "LoRA", "kind": "program", "settings": ["lora.r=8"], "without": ["lora=null"],
          "memory_bytes": {"with": 2**20, "without": 2**22, "source": "compiled"},
-         "flops": {"with": 2.5e12, "without": 3e12, "source": "compiled"},
-         "seconds": {"with": 60.0, "without": 90.0, "source": "measured"},
-         "usd": {"with": 0.002, "without": 0.003, "source": "measured"}, "note": "of the base no gradient"},
-        {"number": 4, "cut": "remat", "settings": ["train.remat=full"], "without": ["train.remat=none"],
-         "memory_bytes": {"with": 2**20, "without": 2**21, "source": "compiled"}, "flops": None, "usd": None},
+         "flops": {"with": 2.5e12, "without": 2e12, "source": "compiled"},
+         "seconds": {"with": 60.0, "without": 90.0, "source": "timed"},
+         "kwh": {"with": 0.0006, "without": 0.0009, "source": "timed, at the run's power"},
+         "usd": {"with": 0.002, "without": 0.003, "source": "timed"}, "note": ""},
+        {"number": 5, "cut": "loss in chunks", "kind": "program", "settings": ["train.loss_chunk_bytes=auto"],
+         "without": ["train.loss_chunk_bytes=null"],
+         "memory_bytes": {"with": 1_000_000, "without": 1_000_100, "source": "compiled"}, "flops": None,
+         "seconds": None, "kwh": None, "usd": None, "note": ""},
+        {"number": None, "cut": "packing", "kind": "steps", "settings": ["data.packing=true"],
+         "without": ["data.packing=False"], "memory_bytes": None, "flops": None,
+         "seconds": {"with": 60.0, "without": 120.0, "source": "counted"},
+         "kwh": {"with": 0.0006, "without": 0.0012, "source": "counted, at the run's power"},
+         "usd": {"with": 0.002, "without": 0.004, "source": "counted"}, "note": ""},
     ],
+    "total": {"usd": 0.002, "seconds": 60.0, "kwh": 0.0006, "memory_bytes": 2**20, "memory_bytes_without": 2**22,
+              "cuts": ["LoRA", "loss in chunks", "packing"], "usd_without": 0.006, "seconds_without": 180.0,
+              "kwh_without": 0.0018, "usd_without_where": "these devices",
+              "sentence": "on these devices, without LoRA and packing, this job would have cost $0.006"},
 }  # fmt: skip
 
 
@@ -40,7 +54,7 @@ def line(step: int, **other: Any) -> dict[str, Any]:
     } | other  # fmt: skip
 
 
-def summary(steps: int, **other: Any) -> dict[str, Any]:
+def summary(steps: int) -> dict[str, Any]:
     return {
         "status": "completed", "ended": "2026-01-02T03:04:05Z", "steps": steps, "tokens": 100 * steps,
         "total_tokens": 200 * steps, "seconds": 15 + steps / 5, "train_seconds": steps / 5, "tokens_per_second": 1000.0,
@@ -49,8 +63,14 @@ def summary(steps: int, **other: Any) -> dict[str, Any]:
         "eval_before": {"loss": 5.25, "perplexity": 190.6, "exact_match": 0.0, "examples": 300, "tokens": 8000},
         "eval_after": {"loss": 0.0136, "perplexity": 1.0137, "exact_match": 0.937, "examples": 300, "tokens": 8000},
         "eval_few_shot": None, "eval_teacher": None, "best_step": None, "stopped_early": None, "device_kind": "cpu",
-        "num_devices": 1, "versions": {"jaxlean": "0.1.0", "jax": "0.10.2"},
-    } | other  # fmt: skip
+        "num_devices": 1, "measured_step_seconds": 0.2, "versions": {"jaxlean": "0.1.0", "jax": "0.10.2"},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def told() -> dict[str, Any]:
+    """A receipt as `jaxlean receipt` writes it."""
+    return copy.deepcopy(RECEIPT)
 
 
 @pytest.fixture
@@ -74,7 +94,7 @@ def made(tmp_path: Path) -> Callable[..., Path]:
             lines += [{"step": step, "eval_loss": 0.06 + 5 * math.exp(-step / 30)} for step in range(0, steps + 1, 20)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
         if summary is not None:
-            (folder / "summary.json").write_text(json.dumps(_summary(steps, **summary)))
+            (folder / "summary.json").write_text(json.dumps(_summary(steps) | summary))
         if receipt is not None:
             (folder / "receipt.json").write_text(json.dumps(receipt))
         return folder
