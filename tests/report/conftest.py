@@ -45,7 +45,7 @@ RECEIPT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def line(step: int, **other: Any) -> dict[str, Any]:
+def _line(step: int, **other: Any) -> dict[str, Any]:
     """A line of training."""
     return {
         "step": step, "loss": 0.05 + 5 * math.exp(-step / 30), "grad_norm": 1.0, "tokens": 100 * step,
@@ -65,6 +65,12 @@ def summary(steps: int) -> dict[str, Any]:
         "eval_few_shot": None, "eval_teacher": None, "best_step": None, "stopped_early": None, "device_kind": "cpu",
         "num_devices": 1, "measured_step_seconds": 0.2, "versions": {"jaxlean": "0.1.0", "jax": "0.10.2"},
     }  # fmt: skip
+
+
+@pytest.fixture
+def line() -> Callable[..., dict[str, Any]]:
+    """`line(3, loss=2.0)`: a line of training at a step."""
+    return _line
 
 
 @pytest.fixture
@@ -90,7 +96,7 @@ def made(tmp_path: Path) -> Callable[..., Path]:
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | (config or {}), sort_keys=False))
         if lines is None:
-            lines = [line(step) for step in range(2, steps + 1, 2)]
+            lines = [_line(step) for step in range(2, steps + 1, 2)]
             lines += [{"step": step, "eval_loss": 0.06 + 5 * math.exp(-step / 30)} for step in range(0, steps + 1, 20)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
         if summary is not None:

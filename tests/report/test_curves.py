@@ -5,7 +5,6 @@ import pytest
 
 from jaxlean.report import curves
 from jaxlean.report.read import read
-from tests.report.conftest import line
 
 
 def charts(found):
@@ -45,12 +44,12 @@ def test_of_many_runs_only_the_means_are_drawn(made):
     assert loss.note == "Each point is the mean of 9 logged values."
 
 
-def test_two_evaluations_are_no_curve(made):
+def test_two_evaluations_are_no_curve(made, line):
     runs = read([made("a", lines=[line(1), line(2), *evaluated([0, 2])])])
     assert list(charts(curves.learning(runs))) == ["loss"]
 
 
-def test_qualities_measured_on_the_way_are_shares(made):
+def test_qualities_measured_on_the_way_are_shares(made, line):
     runs = read([made("a", lines=[line(1), *evaluated(range(5), eval_accuracy=0.5, eval_macro_f1=0.4, eval_mrr=0.1)])])
     found = charts(curves.learning(runs))
     assert list(found)[2:] == ["accuracy", "macro_f1"], "the first two"
@@ -64,7 +63,7 @@ def test_best_step_and_early_stop_are_marked_where_the_evaluations_are(made):
     assert [(mark.kind, mark.x) for mark in found["held_out"].marks] == [("best", 20.0), ("stopped", 40.0)]
 
 
-def test_where_a_loss_was_no_number_is_marked(made):
+def test_where_a_loss_was_no_number_is_marked(made, line):
     lines = [line(1), line(2, loss=4.0), line(3, loss=None)]
     found = charts(curves.learning(read([made("a", lines=lines, summary={"status": "diverged", "steps": 2})])))
     (mark,) = found["loss"].marks
@@ -80,7 +79,7 @@ def test_cost_is_over_time_and_of_several_runs_so_is_the_loss(made):
     assert several["loss_by"].axis_title == "cost"
 
 
-def test_where_no_price_is_known_the_loss_is_over_time(made):
+def test_where_no_price_is_known_the_loss_is_over_time(made, line):
     free = [line(step, usd=None) for step in range(1, 10)]
     found = charts(curves.cost(read([made("a", lines=free), made("b", lines=free)])))
     assert list(found) == ["loss_by"]

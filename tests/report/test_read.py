@@ -10,7 +10,6 @@ from jaxlean.errors import RunError
 from jaxlean.report.read import number, read
 from jaxlean.run.folder import SEARCH
 from jaxlean.run.lock import FolderLock
-from tests.report.conftest import line
 
 
 def one(folder):
@@ -57,7 +56,7 @@ def test_a_run_that_a_process_writes_is_running(made):
     assert one(folder).status == "unfinished"
 
 
-def test_of_a_step_that_was_done_twice_the_later_line_counts(made):
+def test_of_a_step_that_was_done_twice_the_later_line_counts(made, line):
     run = one(made("a", lines=[line(1), line(2, loss=9.0), line(3), line(2, loss=7.0)]))
     assert [(each["step"], each["loss"]) for each in run.lines][1] == (2, 7.0)
 
