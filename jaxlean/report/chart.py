@@ -76,7 +76,7 @@ class Chart:
         lines: at least one point is a number.
         runs: names of all runs.
         note: what a reader must know of how it is drawn.
-        y_axis: default: as the numbers ask for.
+        y_axis, x_axis: default: as the numbers ask for.
         unit: of y, where its ticks do not say it.
     """
 
@@ -90,12 +90,13 @@ class Chart:
     marks: Sequence[Mark] = ()
     y_axis: Axis | None = None
     unit: str = ""
+    x_axis: Axis | None = None
     x: Axis = field(init=False)
     y: Axis = field(init=False)
 
     def __post_init__(self) -> None:
         x, y = self._all("x"), self._all("y")
-        object.__setattr__(self, "x", axis(x, kind=self.kinds[0], tight=True, log=False))
+        object.__setattr__(self, "x", self.x_axis or axis(x, kind=self.kinds[0], tight=True, log=False))
         object.__setattr__(self, "y", self.y_axis or axis(y, kind=self.kinds[1]))
 
     def _all(self, name: str) -> np.ndarray:

@@ -56,7 +56,7 @@ def course(runs: Sequence[Run]) -> list[Chart]:
     found = []
     rates, norms = _lines(runs, _STEP, "learning_rate"), _smoothed(runs, _STEP, "grad_norm")
     if rates:
-        scale = axis(_values(rates), log=False)
+        scale = axis(np.append(_values(rates), 0.0), log=False)
         found.append(_over_steps(runs, "learning_rate", "Learning rate", rates, y_axis=scale))
     if norms:
         found.append(_over_steps(runs, "grad_norm", "Gradient norm", norms, note=_means(norms)))
@@ -97,7 +97,13 @@ def _over_steps(
     y_axis: Axis | None = None,
     unit: str = "",
 ) -> Chart:
-    return Chart(key, title, _STEP, ("count", kind), lines, _names(runs), note, marks, y_axis, unit)
+    return Chart(key, title, _STEP, ("count", kind), lines, _names(runs), note, marks, y_axis, unit, _steps(runs))
+
+
+def _steps(runs: Sequence[Run]) -> Axis:
+    """One for all charts, however far each of them goes."""
+    steps = [line["step"] for run in runs for line in (*run.lines, *run.evaluations)]
+    return axis(np.array(steps, np.float64), kind="count", tight=True, log=False)
 
 
 def points(run: Run, x: str, y: str) -> Points:

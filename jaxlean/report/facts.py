@@ -107,6 +107,8 @@ def qualities(run: Run) -> tuple[list[str], list[list[str]]]:
         "before": run.summary.get("eval_before"), "with examples": run.summary.get("eval_few_shot"),
         "after": run.summary.get("eval_after"), "teacher": run.summary.get("eval_teacher"),
     }  # fmt: skip
+    if not isinstance(found["after"], Mapping) and run.evaluations and (step := run.evaluations[-1]["step"]) > 0:
+        found = found | {f"at step {step:,}": run.evaluations[-1]}
     there: dict[str, Mapping[str, Any]] = {name: value for name, value in found.items() if isinstance(value, Mapping)}
     rows = []
     for key in (*_NUMBERS, *QUALITY, "examples", "tokens"):

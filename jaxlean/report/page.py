@@ -8,7 +8,6 @@ import base64
 import hashlib
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from jaxlean import __version__
 from jaxlean.report import account, bars, curves, facts, receipt, settings
@@ -19,6 +18,7 @@ from jaxlean.report.read import Run
 GENERATOR = "jaxlean report"
 # As many colours as colour-blind people tell apart on either ground (`template/style.css`); then the same, dashed.
 NUM_COLOURS = 5
+_RESUMABLE = ("preempted", "budget", "unfinished")
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -55,7 +55,8 @@ def render(runs: Sequence[Run]) -> str:
         changed=settings.changed(runs[0]) if len(runs) == 1 else [],
         quality=facts.qualities(runs[0]) if len(runs) == 1 else ([], []),
         versions=[facts.versions(run) for run in runs],
-        again=[again(run) for run in runs],
+        commands=[line for run in runs for line in commands(run)],
+        resumable=any(run.status in _RESUMABLE for run in runs),
         size=SIZE,
     )
 
@@ -69,15 +70,18 @@ def run_class(place: int) -> str:
     return f"run-{place % NUM_COLOURS}" + (" dashed" if place >= NUM_COLOURS else "")
 
 
-def again(run: Run) -> str:
-    """The command that does the run again, beside it.
+def commands(run: Run) -> list[str]:
+    """What goes on with a run that came to no end, and what does it again, beside it.
 
-    >>> again(Run(Path("runs/a b"), "a b", "completed", None, {}))
-    "jaxlean finetune 'runs/a b/config.yaml' 'output_dir=runs/a b-again'"
+    >>> from pathlib import Path
+    >>> for command in commands(Run(Path("runs/a b"), "a b", "preempted", None, {})):
+    ...     print(command)
+    jaxlean finetune 'runs/a b/config.yaml' --resume
+    jaxlean finetune 'runs/a b/config.yaml' 'output_dir=runs/a b-again'
     """
-    folder = Path(run.folder)
-    words = ["jaxlean", "finetune", str(folder / "config.yaml"), f"output_dir={folder}-again"]
-    return shlex.join(words)
+    start = ["jaxlean", "finetune", str(run.folder / "config.yaml")]
+    found = [[*start, "--resume"]] if run.status in _RESUMABLE else []
+    return [shlex.join(words) for words in (*found, [*start, f"output_dir={run.folder}-again"])]
 
 
 def _source(environment: "object", name: str) -> str:

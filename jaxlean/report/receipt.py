@@ -86,20 +86,18 @@ def receipts(runs: Sequence[Run]) -> list[Receipt]:
 
 
 def missing(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
-    """(name, what is said of it, the command that writes it) of runs without a receipt, or with one of less than it."""
+    """(name, what it lacks, the command that writes it) of runs that have no receipt, or one of a part of them."""
     found = []
     for run in runs:
         command = shlex.join(["jaxlean", "receipt", str(run.folder)])
         if run.receipt is not None:
             made = _date(run.receipt.get("made"))
             if made is not None and run.ended is not None and made < run.ended:
-                found.append((run.name, "The run went on after its receipt was made; made again by", command))
+                found.append((run.name, "Went on after its receipt was made, which is measured again by", command))
         elif run.summary.get("measured_step_seconds"):
-            found.append((run.name, "There is no receipt of this run yet. It is measured, and written beside it, by",
-                          command))  # fmt: skip
+            found.append((run.name, "No receipt yet: it is measured, and written into the run's folder, by", command))
         else:
-            found.append((run.name, "A receipt is of a run that has come to an end with steps that were timed. Then",
-                          command))  # fmt: skip
+            found.append((run.name, "No receipt yet: once the run has ended, it is measured by", command))
     return found
 
 

@@ -93,6 +93,13 @@ def test_the_course_of_training(made):
     np.testing.assert_allclose(found["tokens_per_second"].lines[0].y, 1000.0)
 
 
+def test_charts_over_steps_begin_and_end_at_the_same(made):
+    runs = read([made("a", steps=30)])
+    ends = {(chart.x.low, chart.x.high) for chart in (*curves.learning(runs), *curves.course(runs))}
+    assert ends == {(0.0, 30.0)}, "of which the last evaluation is at 20"
+    assert curves.course(runs)[0].y.low == 0.0
+
+
 def test_losses_in_different_units_say_none(made):
     runs = read([made("a"), made("b", config={"task": "classify"})])
     assert charts(curves.learning(runs))["loss"].unit == ""

@@ -106,7 +106,10 @@ def test_quality_before_and_after(made):
         "loss": ["5.25", "0.0136"], "perplexity": ["191", "1.01"], "exact match": ["0.0 %", "93.7 %"],
         "examples": ["300", "300"], "tokens": ["8,000", "8,000"],
     }  # fmt: skip
-    assert facts.qualities(one(made, "b", summary=None))[1] == []
+    heads, rows = facts.qualities(one(made, "b", summary=None))
+    assert heads == ["held-out", "at step 40"], "of a run that came to no end"
+    assert rows[0][0] == "loss"
+    assert facts.qualities(one(made, "c", summary=None, lines=[]))[1] == []
 
 
 @pytest.mark.parametrize(

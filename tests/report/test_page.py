@@ -127,7 +127,7 @@ def test_one_run_has_all_its_sections(made, told):
 
 def test_without_a_receipt_it_says_what_writes_one(made):
     text = Page(render(read([made("a")]))).text
-    assert "What each cut saved There is no receipt of this run yet" in text
+    assert "What each cut saved No receipt yet: it is measured" in text
     assert re.search(r"by jaxlean receipt \S+/a \.", text)
 
 
@@ -141,8 +141,15 @@ def test_several_runs_are_overlaid_and_their_settings_compared(several):
         assert f'class="run-{place} of-{place}' in text
         assert f"body:has(#show-{place}:not(:checked)) .of-{place} {{ display: none; }}" in text
     assert page.text.count("unfinished: nothing says how it ended") == 1
-    assert "b: There is no receipt of this run yet" in page.text
-    assert "c: A receipt is of a run that has come to an end" in page.text
+    assert "b: No receipt yet: it is measured" in page.text
+    assert "c: No receipt yet: once the run has ended" in page.text
+
+
+def test_a_run_that_came_to_no_end_is_gone_on_with(made):
+    text = Page(render(read([made("a", summary={"status": "preempted"})]))).text
+    assert "Go on, or the same again" in text
+    assert "/a/config.yaml --resume" in text
+    assert "--resume" not in Page(render(read([made("b")]))).text
 
 
 def test_runs_that_differ_in_nothing_say_so(made):

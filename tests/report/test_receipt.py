@@ -80,10 +80,10 @@ def test_the_shares_are_those_that_the_command_prints(made, told):
 @pytest.mark.parametrize(
     ("receipt", "summary", "words"),
     [
-        (None, {}, "There is no receipt of this run yet"),
-        (None, None, "A receipt is of a run that has come to an end"),
-        (None, {"measured_step_seconds": None}, "A receipt is of a run that has come to an end"),
-        ("told", {"ended": "2026-01-03T00:00:00Z"}, "The run went on after its receipt was made"),
+        (None, {}, "No receipt yet: it is measured"),
+        (None, None, "No receipt yet: once the run has ended"),
+        (None, {"measured_step_seconds": None}, "No receipt yet: once the run has ended"),
+        ("told", {"ended": "2026-01-03T00:00:00Z"}, "Went on after its receipt was made"),
         ("told", {}, None),
     ],
 )
