@@ -107,8 +107,12 @@ def qualities(run: Run) -> tuple[list[str], list[list[str]]]:
         "before": run.summary.get("eval_before"), "with examples": run.summary.get("eval_few_shot"),
         "after": run.summary.get("eval_after"), "teacher": run.summary.get("eval_teacher"),
     }  # fmt: skip
-    if not isinstance(found["after"], Mapping) and run.evaluations and (step := run.evaluations[-1]["step"]) > 0:
-        found = found | {f"at step {step:,}": run.evaluations[-1]}
+    if run.evaluations:
+        first, last = run.evaluations[0], run.evaluations[-1]
+        if found["before"] is None and first["step"] == 0:
+            found["before"] = first
+        if found["after"] is None and last["step"] > 0:
+            found[f"at step {last['step']:,}"] = last
     there: dict[str, Mapping[str, Any]] = {name: value for name, value in found.items() if isinstance(value, Mapping)}
     rows = []
     for key in (*_NUMBERS, *QUALITY, "examples", "tokens"):

@@ -107,7 +107,7 @@ def test_quality_before_and_after(made):
         "examples": ["300", "300"], "tokens": ["8,000", "8,000"],
     }  # fmt: skip
     heads, rows = facts.qualities(one(made, "b", summary=None))
-    assert heads == ["held-out", "at step 40"], "of a run that came to no end"
+    assert heads == ["held-out", "before", "at step 40"], "of a run that came to no end"
     assert rows[0][0] == "loss"
     assert facts.qualities(one(made, "c", summary=None, lines=[]))[1] == []
 

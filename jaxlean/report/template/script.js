@@ -71,7 +71,8 @@ for (const chart of document.querySelectorAll(".chart")) {
     const width = plot.clientWidth, left = across(x) / 100 * width;
     const beside = left + 12 + tip.offsetWidth <= width + 8 ? left + 12 : left - 12 - tip.offsetWidth;
     tip.style.left = Math.max(beside, -40) + "px";
-    return [...tip.children].map(row => row.textContent).join(", ");
+    const words = row => [...row.childNodes].map(node => node.textContent).filter(Boolean).join(" ");
+    return [...tip.children].map(words).join(", ");
   };
   const point = event => {
     const box = plot.getBoundingClientRect();
