@@ -1,5 +1,6 @@
 """A receipt of a run: what its compiled steps say, what was timed, and what cannot be said."""
 
+import html
 import json
 from dataclasses import replace
 
@@ -11,7 +12,9 @@ from jaxlean.receipt import receipt as module
 from jaxlean.receipt.cuts import ALL
 from jaxlean.receipt.programs import Program
 from jaxlean.receipt.receipt import receipt
+from jaxlean.report.report import report
 from jaxlean.run.finetune import finetune
+from jaxlean.run.units import show_bytes, show_seconds, show_usd
 
 pytestmark = [pytest.mark.usefixtures("small_machine"), pytest.mark.slow]
 
@@ -174,3 +177,18 @@ def test_from_the_command_line(cli, run, seconds):
     code, _, err = cli("receipt", run / "none")
     assert code == 2
     assert "no finished run there" in err
+
+
+def test_a_report_shows_it_as_it_is(run, seconds, tmp_path):
+    seconds.update({"LoRA": 2.0, "gradient checkpointing": 0.5, ALL: 1.5})
+    told = receipt(run)
+    report([run], tmp_path / "report.html")
+    page = html.unescape((tmp_path / "report.html").read_text(encoding="utf-8"))
+    words = [told["total"]["sentence"]]
+    for line in told["cuts"]:
+        words += [line["cut"], line["note"], *line["settings"], *line["without"]]
+        for key, show in (("memory_bytes", show_bytes), ("seconds", show_seconds), ("usd", show_usd)):
+            if line[key] is not None:
+                words += [show(line[key]["with"]), show(line[key]["without"]), line[key]["source"]]
+    assert [word for word in words if word not in page] == []
+    assert "No receipt yet" not in page
