@@ -25,7 +25,7 @@ app = typer.Typer(
 
 # The panels of --help.
 TRAIN, COST, USE = "Train", "What it costs", "Use a model"
-SHRINK, DATA, ABOUT = "Smaller, and served", "Data", "About jaxlean"
+SHRINK, DATA, CONFIGS, ABOUT = "Smaller, and served", "Data", "Configs", "About jaxlean"
 
 Config = Annotated[Path, typer.Argument(help="YAML file; configs/ holds examples.")]
 Overrides = Annotated[

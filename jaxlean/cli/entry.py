@@ -7,12 +7,12 @@ import sys
 import typer
 
 # in the order of --help
-from jaxlean.cli import train, cost, use, shrink, data, about  # isort: skip
+from jaxlean.cli import train, cost, use, shrink, data, configs, about  # isort: skip
 from jaxlean.cli.app import app
 from jaxlean.errors import EXIT_USER_ERROR, BudgetReached, Preempted, RunError, UserError
 from jaxlean.redact import guard, hidden
 
-VERBS = (train, cost, use, shrink, data, about)
+VERBS = (train, cost, use, shrink, data, configs, about)
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ class ContrastSection(Section):
 
 
 # What Hugging Face's Trainer calls them.
-_OPTIMIZER_NAMES = {
+OPTIMIZER_NAMES = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf"), "adamw"),
     "adamw_bnb_8bit": "adamw_8bit",
     "lion_32bit": "lion",
@@ -66,9 +66,13 @@ class TrainSection(Section):
     momentum_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="What adamw, lion, sgd and muon hold the first moment in."
     )
-    adam_beta1: Fraction = 0.9
-    adam_beta2: Fraction = 0.999
-    adam_epsilon: float = Field(1e-8, gt=0)
+    adam_beta1: Fraction = Field(
+        0.9, description="adamw, lion, muon (vectors): share of the first moment that stays in a step's direction."
+    )
+    adam_beta2: Fraction = Field(
+        0.999, description="adamw, muon (vectors): of the second; lion: of the first that is kept."
+    )
+    adam_epsilon: float = Field(1e-8, gt=0, description="adamw, muon (vectors): added to the second moment's root.")
     momentum: Fraction = Field(0.9, description="sgd and muon.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled; never on norms, biases or 1-d parameters.")
     max_grad_norm: float | None = Field(1.0, gt=0, description="Clip the global gradient norm; null turns it off.")
@@ -121,7 +125,7 @@ class TrainSection(Section):
         description="Float32 logits that one device holds at a time, in bytes; null: those of the whole batch. "
         "auto: 256 MiB on GPU and TPU; on CPU 32 MiB, and those of at most 256 positions.",
     )
-    logging_steps: PositiveInt = 10
+    logging_steps: PositiveInt = Field(10, description="Steps between lines of metrics.jsonl and of the trackers.")
     save_steps: PositiveInt | None = Field(None, description="Steps between checkpoints; default: a tenth of the run.")
     save_total_limit: PositiveInt = Field(2, description="Checkpoints kept.")
 
@@ -145,7 +149,7 @@ class TrainSection(Section):
     @field_validator("optim", mode="before")
     @classmethod
     def _other_names_of_optimizers(cls, value: Any) -> Any:
-        return _OPTIMIZER_NAMES.get(value, value) if isinstance(value, str) else value
+        return OPTIMIZER_NAMES.get(value, value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _optimizer_has_a_first_moment(self) -> "TrainSection":
@@ -219,15 +223,15 @@ class DistributedSection(Section):
 class ReportSection(Section):
     """Where the numbers go, beside metrics.jsonl."""
 
-    tensorboard: bool = True
-    wandb: bool = False
-    wandb_project: str = "jaxlean"
-    run_name: str | None = None
+    tensorboard: bool = Field(True, description="Write output_dir/tensorboard.")
+    wandb: bool = Field(False, description="Send them to Weights & Biases; needs pip install wandb.")
+    wandb_project: str = Field("jaxlean", description="wandb only. The project that runs appear in.")
+    run_name: str | None = Field(None, description="wandb only. What the run is called; default: as W&B makes up.")
     progress: bool = Field(True, description="Draw a progress bar when the output is a terminal.")
 
 
 # Transformers' names of pipelines, and PEFT's of task types, in lower case with "-" for "_".
-_TASK_NAMES = {
+TASK_NAMES = {
     **dict.fromkeys(("text-generation", "causal-lm"), "generate"),
     **dict.fromkeys(("text-classification", "sequence-classification", "seq-cls"), "classify"),
     **dict.fromkeys(("token-classification", "token-cls", "ner"), "tag"),
@@ -269,7 +273,7 @@ class RunConfig(Section):
     @field_validator("task", mode="before")
     @classmethod
     def _other_names_of_tasks(cls, value: Any) -> Any:
-        return _TASK_NAMES.get(value.lower().replace("_", "-"), value) if isinstance(value, str) else value
+        return TASK_NAMES.get(value.lower().replace("_", "-"), value) if isinstance(value, str) else value
 
     @field_validator("train")
     @classmethod
