@@ -98,9 +98,8 @@ def _complete(made: dict[str, Any], section: type[Section]) -> None:
         own.setdefault("description", about(field))
         properties[public(name, field)] = own
         for alias in aliases(name, field):
-            properties[alias] = copy.deepcopy(own) | {
-                "description": f"Another name of {public(name, field)}. {own['description']}"
-            }
+            described = f"Another name of {public(name, field)}. {own['description']}"
+            properties[alias] = copy.deepcopy(own) | {"description": described}
     made["properties"] = properties | _KEYS.get(section.__name__, {})
     # a required key may be given under another name
     required = [name for name in made.pop("required", []) if not aliases(name, section.model_fields[name])]
