@@ -18,7 +18,7 @@ FLOORS = {
     **dict.fromkeys(("errors", "redact"), 0),
     **dict.fromkeys(("codec", "config", "fingerprint", "platform", "ranks", "tree"), 1),
     **dict.fromkeys(("models", "data", "adapt", "xla", "cost"), 2),
-    "hub": 3,
+    **dict.fromkeys(("hub", "convert"), 3),
     **dict.fromkeys(("train", "compress"), 4),
     "run": 5,
     **dict.fromkeys(("plan", "curate"), 6),

@@ -39,7 +39,15 @@ def load_config(config: Path, overrides: list[str] | None) -> "RunConfig":
     """A YAML file with `section.key=value` overrides. Raises: ConfigError."""
     from jaxlean.config import load
 
-    return load(config, overrides)
+    try:
+        return load(config, overrides)
+    except ConfigError as error:
+        from jaxlean.convert import hint
+
+        found = hint(config)
+        if found is None:
+            raise
+        raise ConfigError(error.what, where=error.where, got=error.got, wanted=error.wanted, fix=found) from None
 
 
 def check_dtype(name: str) -> None:
