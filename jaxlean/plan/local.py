@@ -22,7 +22,7 @@ from jaxlean.xla.mesh import split_host
 from jaxlean.xla.remat_auto import device_budget
 
 # What may be slower than the best by estimate, and still be the fastest: worth a few steps.
-_NEAR = 1.15
+NEAR = 1.15
 
 
 def choose_mesh(config: RunConfig, *, rows: int | None = None, most: int = 4) -> RunConfig:
@@ -64,7 +64,7 @@ def _choose(config: RunConfig, rows: int | None, most: int, peers: Peers) -> Run
             say(_line(row))
         raise RunError("mesh: auto found no mesh that the job fits on", got=found[-1].note if found else None)
     # all processes run the same ones, in the same order
-    told = peers.share([row.as_dict() for row in fitting if _seconds(row) <= _NEAR * _seconds(fitting[0])])
+    told = peers.share([row.as_dict() for row in fitting if _seconds(row) <= NEAR * _seconds(fitting[0])])
     near = [Row.from_dict(values) for values in told]
     took = peers.share(_run(open_, near, devices, length, peers))
     best = min(range(len(near)), key=took.__getitem__)

@@ -110,7 +110,7 @@ def plan(
     config.mesh.auto = False  # what it would choose for the devices here is chosen for each target
     job = resolved(config)
     work = describe(job)
-    _check_job(job, work.length)
+    check_job(job, work.length)
     cores = os.cpu_count() or 1
     jobs = [
         Job(name, told(job), work.length, file, most,
@@ -124,7 +124,7 @@ def plan(
     return Plan(work, ranked(offers, deadline_hours=deadline_hours, max_usd=max_usd), config)
 
 
-def _check_job(config: RunConfig, length: int) -> None:
+def check_job(config: RunConfig, length: int) -> None:
     """What is wrong with a job on every target, said once, with its fix; the step is made of shapes, for one device.
 
     Raises:

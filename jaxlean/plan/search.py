@@ -4,11 +4,12 @@ Thousands of candidates become a handful of compilations: what cannot fit by any
 in the order of its estimated time, and each compilation corrects the estimates of the others.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -22,9 +23,13 @@ from jaxlean.plan.remedy import remedy
 from jaxlean.plan.target import Target, devices_of, missing
 from jaxlean.platform import written_for
 from jaxlean.run.job import is_base_quantized
+from jaxlean.xla.mesh import AXES
 from jaxlean.xla.precision import compute_dtype
 from jaxlean.xla.work import as_one_kernel
 
+# What is chosen: all that the config leaves open; or the mesh and the microbatch alone; or nothing, but the policy of
+# `remat: auto`.
+Ways = Literal["all", "spread", "own"]
 # Compilations for a target, at most; and what another may take by estimate, of what fits, to be worth one: estimates
 # tell ways to use a mesh apart better than meshes.
 MOST = 4
@@ -49,6 +54,7 @@ class Row:
         compile_seconds: that it took.
         as_written: it is the config's own, nothing chosen.
         remedy: what would make it fit.
+        variant: of which of several configs it is, where there are several.
     """
 
     target: str
@@ -63,6 +69,7 @@ class Row:
     compile_seconds: float = 0.0
     as_written: bool = False
     remedy: str = ""
+    variant: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -83,6 +90,7 @@ def search(
     rows: int | None = None,
     devices: list[Any] | None = None,
     vary_base: bool = True,
+    ways: Ways = "all",
     most: int = MOST,
     skip: frozenset[str] = frozenset(),
     starting: Callable[[Candidate], None] = lambda candidate: None,
@@ -96,12 +104,17 @@ def search(
         rows: sequences of a step; default: what the config says on one device.
         devices: to compile for; default: descriptions of the target's.
         vary_base: whether the base may be held in another form than the config says.
+        ways: what may be chosen beside it. On a target that the config's mesh or microbatch does not divide among, they
+            are chosen all the same.
         most: compilations.
         skip: `str` of candidates that are not to be compiled, since the compiler fails on them.
         starting: called before each compilation, so that who waits knows what for.
     """
     lacking = missing(target)
     job, note = for_platform(config, target, bounded=lacking is not None)
+    if ways != "all":
+        vary_base = False
+        job.train.remat = job.train.remat  # what was at its default is set now, and so not to be chosen
     with written_for(target.platform), as_one_kernel(SCOPE) if note else nullcontext():
         # a bound needs no compiler: the host's device stands for the target's
         if devices is None:
@@ -110,6 +123,8 @@ def search(
         try:
             bases = _bases(job, target) if vary_base else [(_dtype(job), str(job.model.quantization))]
             guesses = _guesses(job, target, devices[0], bases, rows=rows, length=length)
+            if ways == "own":
+                guesses = _own(job, target.num_devices, guesses)
         except UserError as error:
             yield Row(target.name, "failed", note=_first_line(error))
             return
@@ -124,6 +139,16 @@ def search(
         if vary_base:
             yield from _written(job, target, devices, guesses, rows, length, skip, starting, note)
         yield from _compile_foremost(job, target, devices, guesses, length, most, skip, starting, note)
+
+
+def _own(job: RunConfig, num_devices: int, guesses: list[Guess]) -> list[Guess]:
+    """Those whose mesh and microbatch are the config's; where there is none, whose mesh is; or all."""
+    sizes = [getattr(job.mesh, axis) for axis in AXES]
+    known = math.prod(size for size in sizes if size > 0)
+    mesh = tuple(num_devices // known if size == -1 else size for size in sizes)
+    spread = [guess for guess in guesses if guess.candidate.mesh == mesh]
+    microbatch = job.train.per_device_train_batch_size
+    return [guess for guess in spread if guess.candidate.microbatch == microbatch] or spread or guesses
 
 
 def _written(

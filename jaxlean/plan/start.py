@@ -7,11 +7,11 @@ from typing import Any
 
 from jaxlean.config import RunConfig
 from jaxlean.cost.forecast import Start, best_start, quantities, read_forecast
-from jaxlean.cost.hardware import Device, of_kind
+from jaxlean.cost.hardware import Device
 from jaxlean.cost.price import watts
 from jaxlean.errors import ConfigError
+from jaxlean.plan.here import here, target_of
 from jaxlean.plan.plan import plan
-from jaxlean.run.devices import look
 from jaxlean.run.units import show_energy, show_seconds, show_usd
 
 _UNITS = {"gco2e_per_kwh": "gCO2e/kWh", "usd_per_kwh": "USD/kWh", "usd_per_hour": "USD/h"}
@@ -45,9 +45,7 @@ def wait_for_start(
     if cost.forecast is None:
         raise ConfigError("cost.start needs to know what will be", fix="cost.forecast=FILE (or a URL)")
     forecast = read_forecast(cost.forecast, quantities(cost.start))  # before the job is planned, which takes its time
-    found = look()
-    device = None if found is None else of_kind(found.kind, cost.hardware)
-    num = 1 if found is None else found.num
+    device, num = here(cost.hardware)
     hours = cost.start_hours if cost.start_hours is not None else _planned_hours(config, device, num)
     start = best_start(cost.start, forecast, hours, now())
     say(_line(cost.start, start, hours, now(), watts(device, num)))
@@ -57,13 +55,9 @@ def wait_for_start(
 
 
 def _planned_hours(config: RunConfig, device: Device | None, num_devices: int) -> float:
-    target = None if device is None else device.target
     fix = "cost.start_hours=... says how long it takes"
-    if device is None or target is None:
-        raise ConfigError("how long will the job take? The hardware table does not know what is here", fix=fix)
-    if device.platform == "tpu":
-        raise ConfigError("how long will the job take? A TPU's grid is not known before the run", fix=fix)
-    winner = plan(config, [target if device.platform == "cpu" else f"{target}:{num_devices}"]).winner
+    target = target_of(device, num_devices, why="how long will the job take", fix=fix)
+    winner = plan(config, [target]).winner
     if winner is None or winner.hours is None:
         raise ConfigError("how long will the job take? It could not be planned for what is here", fix=fix)
     return winner.hours

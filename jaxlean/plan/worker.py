@@ -34,6 +34,7 @@ def main() -> None:
         build(job["config"]),
         parse(job["target"], job["hardware"]),
         length=job["length"],
+        ways=job["ways"],
         most=job["most"],
         skip=frozenset(job["skip"]),
         starting=lambda candidate: say(starting=candidate.as_dict()),

@@ -10,11 +10,11 @@ import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from jaxlean.plan.candidate import Candidate
-from jaxlean.plan.search import Row
+from jaxlean.plan.search import Row, Ways
 
 # A compiler that failed so often on a target is left alone.
 _TRIES = 3
@@ -40,6 +40,8 @@ class Job:
         hardware: the user's table.
         most: compilations.
         host_devices: devices that a CPU target's host is split into.
+        ways: what may be chosen, as of `search`.
+        variant: said again in each row.
     """
 
     target: str
@@ -48,6 +50,8 @@ class Job:
     hardware: str | None
     most: int
     host_devices: int = 1
+    ways: Ways = "all"
+    variant: str = ""
 
 
 def run(
@@ -60,7 +64,7 @@ def run(
     """The rows of all jobs, as they come.
 
     Args:
-        jobs: one a target.
+        jobs: one a target, or (`variant`) one for each config on it.
         parallel: processes at a time.
         limit_seconds: that a worker may be silent: one compilation, say.
         watch: told (target, what it does now).
@@ -79,9 +83,9 @@ def run(
                 break
             try:
                 for row in _run_one(job, limit_seconds, watch, processes):
-                    rows.put(row)
+                    rows.put(replace(row, variant=job.variant))
             except Exception as error:  # a target that cannot be planned is a row, not the end of the plan
-                rows.put(Row(job.target, "failed", note=f"{type(error).__name__}: {error}"))
+                rows.put(Row(job.target, "failed", note=f"{type(error).__name__}: {error}", variant=job.variant))
             watch(job.target, "done")
         rows.put(None)
 
@@ -174,8 +178,9 @@ def _attempt(
         assert process.stdin is not None
         assert process.stdout is not None
         told = {"target": job.target, "config": job.config, "length": job.length, "hardware": job.hardware}
+        told |= {"ways": job.ways, "most": job.most, "skip": skip}
         with suppress(BrokenPipeError):  # its end is told below
-            process.stdin.write(json.dumps({**told, "most": job.most, "skip": skip}) + "\n")
+            process.stdin.write(json.dumps(told) + "\n")
             process.stdin.flush()  # and stays open: a worker whose stdin ends leaves
         lines: queue.Queue[str] = queue.Queue()
         reader = threading.Thread(target=_pass_on, args=(process.stdout, lines), daemon=True)

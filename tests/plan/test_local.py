@@ -50,7 +50,7 @@ def searched():
 
 @pytest.fixture
 def every_mesh_is_near(monkeypatch, searched):
-    monkeypatch.setattr(module, "_NEAR", 1e9)
+    monkeypatch.setattr(module, "NEAR", 1e9)
     monkeypatch.setattr("jaxlean.plan.search._WORTH_ANOTHER_MESH", 1e9)
     search = module.search
 

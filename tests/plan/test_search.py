@@ -32,6 +32,27 @@ def test_the_first_that_fits_is_compiled_and_those_after_it_only_if_they_may_be_
         assert 0 <= row.exchange_seconds < row.step_seconds
 
 
+def test_as_it_is_written_nothing_is_chosen(job, monkeypatch):
+    asked = []
+
+    def compiled(config, target, devices, candidate, **named):
+        asked.append(candidate)
+        return module.Compiled(1, True, 1.0, 0.0, 1.0, 0.0, 0, 0.0)
+
+    monkeypatch.setattr(module, "compile_candidate", compiled)
+    train = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    (row,) = rows(job(train=train), ways="own")
+    assert row.candidate == Candidate((1, 1, 1, 1, 1), 2, 4, "float32", "none", "none")
+    rows(job(train=train), ways="spread", most=8)
+    assert {(candidate.quantization, candidate.remat) for candidate in asked} == {("none", "none")}
+    # on devices that the microbatch does not divide among, the mesh stays as it is
+    (spread, *_) = rows(job(train=train), "cpu:8", ways="own")
+    assert spread.candidate.axes["data"] == 8
+    assert spread.candidate.microbatch == 1
+    # the policy of `auto` is what is looked for
+    assert rows(job(train=train | {"remat": "auto"}), ways="own")[0].candidate.microbatch == 2
+
+
 @pytest.mark.slow
 def test_a_config_that_does_not_fit_as_it_is_written_says_so_and_what_would_mend_it(job, hardware):
     config = job(train={"per_device_train_batch_size": 8, "remat": "none"}, model={"attention": "plain"})

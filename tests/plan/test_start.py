@@ -38,7 +38,7 @@ def forecast(tmp_path):
 
 
 def wait(devices, monkeypatch, **cost):
-    monkeypatch.setattr(module, "look", lambda: devices)
+    monkeypatch.setattr("jaxlean.plan.here.look", lambda: devices)
     clock, said = Clock(), []
     found = wait_for_start(build({"cost": cost}), say=said.append, now=clock.now, sleep=clock.sleep)
     return found, clock, said

@@ -28,7 +28,14 @@ def worker(tmp_path):
 
 def job(file, target, **changes):
     config = load(file, ["model.quantization=int8", "train.remat=full"])  # what is set is not varied: one trace
-    told = {"target": target, "config": config.model_dump(mode="json"), "length": 64, "hardware": None, "most": 1}
+    told = {
+        "target": target,
+        "config": config.model_dump(mode="json"),
+        "length": 64,
+        "hardware": None,
+        "most": 1,
+        "ways": "all",
+    }
     return json.dumps(told | {"skip": []} | changes) + "\n"
 
 

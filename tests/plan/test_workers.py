@@ -112,6 +112,12 @@ def test_what_workers_are_told_and_say(stand_in, monkeypatch):
     assert calls["two"][6] == "--a --xla_force_host_platform_device_count=4"
 
 
+def test_rows_of_several_configs_say_whose_they_are(stand_in):
+    jobs = [stand_in("dead", variant="a"), stand_in("later", variant="b"), stand_in("one", variant="c")]
+    rows = list(run(jobs, parallel=2, limit_seconds=30))
+    assert {(row.target, row.variant) for row in rows} == {("dead", "a"), ("later", "b"), ("one", "c")}
+
+
 def test_a_compiler_that_crashes_is_a_row_and_the_plan_goes_on_without_the_candidate(stand_in):
     rows = list(run([stand_in("crash"), stand_in("fine")], parallel=1, limit_seconds=30))
     assert told(rows, "fine") == [("fits", SLOW, ""), ("fits", FAST, "")]
