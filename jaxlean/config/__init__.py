@@ -9,7 +9,7 @@ from jaxlean.config.distill import DistillSection, MatchSection, StudentSection,
 from jaxlean.config.evaluation import EvalSection, StoppingSection
 from jaxlean.config.model import LoraSection, ModelSection
 from jaxlean.config.pruning import GradualSection, PruneSection
-from jaxlean.config.read import build, dump, load, with_values
+from jaxlean.config.read import build, dump, load, of_values, with_values
 from jaxlean.config.search import DistributionSection, SearchSection
 from jaxlean.config.section import Section
 from jaxlean.config.sections import (
@@ -24,6 +24,7 @@ __all__ = [
     "build",
     "dump",
     "load",
+    "of_values",
     "with_values",
     "CalibrationSection",
     "CostSection",

@@ -29,8 +29,8 @@ def load(file: str | Path | None, overrides: list[str] | None = None) -> RunConf
         ConfigError: no such file, not YAML, an unknown key, a value of the wrong type.
     """
     values: Any = {}
+    file = None if file is None else Path(file)
     if file is not None:
-        file = Path(file)
         try:
             values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         except FileNotFoundError:
@@ -43,12 +43,21 @@ def load(file: str | Path | None, overrides: list[str] | None = None) -> RunConf
             raise ConfigError("not valid YAML", where=where, got=getattr(error, "problem", error)) from None
         if not isinstance(values, dict):
             raise ConfigError("a config is a mapping of sections", where=file, got=type(values).__name__)
+    return of_values(values, overrides, file=file)
+
+
+def of_values(values: dict[str, Any], overrides: list[str] | None = None, *, file: Path | None = None) -> RunConfig:
+    """As `load`, of what a file holds, or would hold.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type.
+    """
     values = _canonical(values, RunConfig, where=file)
     given = {_apply(values, override): override for override in overrides or []}
     _own_held_out_rows(values, overrides or [])
     config = _checked(values, file, given)
     if file is not None:
-        _find_paths(config, Path(file).resolve().parent)
+        _find_paths(config, file.resolve().parent)
     return config
 
 
