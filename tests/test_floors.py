@@ -23,8 +23,9 @@ FLOORS = {
     "run": 5,
     **dict.fromkeys(("plan", "curate"), 6),
     **dict.fromkeys(("search", "receipt", "report"), 7),
-    "cli": 8,
-    **dict.fromkeys(("__init__", "__main__"), 9),  # the faces of the package: they import what they show
+    "audit": 8,  # above receipt, which says what the cuts are called and when one is in force
+    "cli": 9,
+    **dict.fromkeys(("__init__", "__main__"), 10),  # the faces of the package: they import what they show
 }
 MAX_LINES = 500
 # These say where a thing was put, not what it is.

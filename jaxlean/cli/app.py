@@ -50,6 +50,30 @@ def load_config(config: Path, overrides: list[str] | None) -> "RunConfig":
         raise ConfigError(error.what, where=error.where, got=error.got, wanted=error.wanted, fix=found) from None
 
 
+def load_any_config(file: Path, overrides: list[str] | None) -> tuple["RunConfig", str]:
+    """A config of ours, or another project's made into one, with overrides; and what to say of that.
+
+    Raises:
+        ConfigError: it is neither, or cannot be one.
+    """
+    from jaxlean.config import load, of_values
+    from jaxlean.convert.convert import convert, nested
+    from jaxlean.convert.detect import is_ours
+    from jaxlean.convert.source import read
+
+    ours = is_ours(read(file))
+    try:
+        return load(file, overrides), ""
+    except ConfigError:
+        if ours:
+            raise
+    found = convert(file)
+    lost = [line.key for line in found.lines if line.outcome.kind in ("missing", "unknown")]
+    told = f"{file}: {found.format.title}, converted (jaxlean convert {file} says how)"
+    told += f"; without counterpart: {', '.join(lost)}" if lost else ""
+    return of_values(nested(found.settings), overrides, file=file), told
+
+
 def check_dtype(name: str) -> None:
     """Of `--dtype`. Raises: ConfigError."""
     if name not in ("auto", "float32", "bfloat16"):

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from jaxlean.cli.app import COST, Config, Overrides, app, load_config, without_compilers_chatter
+from jaxlean.cli.app import (
+    COST,
+    Config,
+    Overrides,
+    app,
+    load_any_config,
+    load_config,
+    without_compilers_chatter,
+)
 
 
 @app.command(rich_help_panel=COST)
@@ -39,6 +47,34 @@ def plan(
         settings, names, deadline_hours=deadline_hours, max_usd=max_usd, json=json, every=every, parallel=parallel,
         limit_seconds=limit,
     )  # fmt: skip
+
+
+@app.command(rich_help_panel=COST)
+def audit(
+    config: Annotated[Path, typer.Argument(help="YAML file; also one of Axolotl, LLaMA-Factory, TRL or Unsloth.")],
+    overrides: Overrides = None,
+    targets: Annotated[
+        str | None, typer.Option(help="Devices, by commas, as of jaxlean plan; default: this machine.")
+    ] = None,
+    parallel: Annotated[int | None, typer.Option(min=1, help="Compilers at a time; default: one a core.")] = None,
+    limit: Annotated[float, typer.Option(min=1, help="Seconds that one compilation may take.")] = 300,
+) -> None:
+    """Say which cuts a config leaves on the table: its step compiled as it is and with each, ranked by dollars."""
+    # its programs are compiled by other processes, for other machines: it looks for no hardware itself
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    settings, told = load_any_config(config, overrides)
+    if told:
+        typer.echo(told)
+    with without_compilers_chatter():
+        from jaxlean.run.devices import leave
+
+        leave()
+        import jax
+
+        from jaxlean.audit.show import audit_and_print
+
+        jax.devices("cpu")
+    audit_and_print(settings, targets, file=config, limit_seconds=limit, parallel=parallel)
 
 
 @app.command(rich_help_panel=COST)

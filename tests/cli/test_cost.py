@@ -96,3 +96,42 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() - start < 60
         time.sleep(0.05)
+
+
+def test_audit_asks_for_what_it_is_told(cli, tiny_yaml, monkeypatch):
+    asked = {}
+    monkeypatch.setattr("jaxlean.audit.show.audit_and_print", lambda *given, **how: asked.update(how, given=given))
+    code, out, err = cli("audit", tiny_yaml, "seed=5", "--targets", "l4:1,cpu", "--parallel", "1", "--limit", "9")
+    assert (code, out, err) == (0, "", "")
+    config, targets = asked.pop("given")
+    assert (config.seed, targets) == (5, "l4:1,cpu")
+    assert asked == {"file": tiny_yaml, "limit_seconds": 9, "parallel": 1}
+
+
+def test_audit_takes_another_projects_config(cli, tiny_base, tiny_rows, tmp_path, python):
+    """The whole way, with processes that compile: of a config in which little is left to plan."""
+    theirs = tmp_path / "axolotl.yaml"
+    theirs.write_text(
+        f"base_model: {tiny_base}\nadapter: qlora\nlora_target_linear: true\nneftune_noise_alpha: 5\nbf16: true\n"
+        f"datasets: [{{path: {tiny_rows.name}, type: {{field_instruction: prompt, field_output: completion}}}}]\n"
+        "micro_batch_size: 1\nlearning_rate: 1e-4\nsequence_len: 64\nsample_packing: true\n"
+    )
+    (tmp_path / tiny_rows.name).write_text(tiny_rows.read_text())  # beside the config, as its path says
+    done = python("-m", "jaxlean", "audit", theirs, "train.remat=auto", "--targets", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert f"{theirs}: Axolotl, converted (jaxlean convert {theirs} says how)" in done.stdout
+    assert "without counterpart: neftune_noise_alpha" in done.stdout
+    assert "2 LoRA" in done.stdout
+    assert "6 base in nf4" in done.stdout.partition("left on the table")[0]
+    assert "10 right-sized parallelism" in done.stdout
+    assert "price: " in done.stdout
+
+
+def test_audit_tells_what_is_wrong_with_a_config(cli, tmp_path):
+    file = tmp_path / "wrong.yaml"
+    file.write_text("train: {lerning_rate: 1}\n")
+    assert "did you mean 'learning_rate'?" in cli("audit", file, "--targets", "cpu")[2]
+    file.write_text("colour: red\n")
+    assert "not a config that is known" in cli("audit", file, "--targets", "cpu")[2]
+    file.write_text("base_model: x\nadapter: lora\nrl: dpo\n")
+    assert "jaxlean does not do this" in cli("audit", file, "--targets", "cpu")[2]
