@@ -147,8 +147,9 @@ def audit(
     planner = _Planner(known, parallel or os.cpu_count() or 1, limit_seconds, here, watch)
 
     # ---- the cuts that are not in force
-    open_ = proposals(job, {_dtype(job, target) for target in known.values()})
-    left = unplanned(job)
+    spreads = work.rows > 1 or any(target.num_devices > 1 for target in known.values())
+    open_ = proposals(job, {_dtype(job, target) for target in known.values()}, spreads=spreads)
+    left = unplanned(job, spreads=spreads)
     variants: dict[str, _Variant] = {AS_WRITTEN: _Variant(job, work)}
     refused: list[Finding] = []
     for proposal in open_:

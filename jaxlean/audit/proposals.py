@@ -69,19 +69,25 @@ def cuts_in_force(config: RunConfig, ran: Mapping[str, Any]) -> list[tuple[int |
     return list(dict.fromkeys(names))
 
 
-def proposals(config: RunConfig, dtypes: set[str]) -> list[Proposal]:
+def proposals(config: RunConfig, dtypes: set[str], *, spreads: bool = True) -> list[Proposal]:
     """The cuts that may be planned.
 
     Args:
         config: resolved.
         dtypes: of matrix products on the targets.
+        spreads: whether a step has more than one sequence, or a target more than one device.
     """
-    return [_named(config, each) for each in _planned(config, dtypes)]
+    found = [_named(config, each) for each in _planned(config, dtypes)]
+    return found if spreads else [each for each in found if each.ways != "spread"]
 
 
-def unplanned(config: RunConfig) -> list[Unplanned]:
-    """The cuts whose saving only runs can show."""
-    return list(_not_planned(config))
+def unplanned(config: RunConfig, *, spreads: bool = True) -> list[Unplanned]:
+    """The cuts whose saving only runs can show, or that there is nothing to plan of. Args: as of `proposals`."""
+    found = list(_not_planned(config))
+    if not spreads:
+        why = "a step is one sequence on one device"
+        found.append(Unplanned(10, "right-sized parallelism", {}, why))
+    return found
 
 
 def _planned(config: RunConfig, dtypes: set[str]) -> Iterator[Proposal]:
@@ -105,7 +111,8 @@ def _planned(config: RunConfig, dtypes: set[str]) -> Iterator[Proposal]:
         yield Proposal(None, "8-bit Adam", {"train.optim": "adamw_8bit"})
     yield Proposal(10, "right-sized parallelism", ways="spread")
     if not data.packing and config.task == "generate" and not data.streaming and train.max_steps is None:
-        yield Proposal(None, "packing", {"data.packing": True}, reads=True)
+        note = "fewer steps, each of more rows: the learning rate may want to be higher"
+        yield Proposal(None, "packing", {"data.packing": True}, reads=True, note=note)
 
 
 def _not_planned(config: RunConfig) -> Iterator[Unplanned]:

@@ -69,7 +69,7 @@ def load_any_config(file: Path, overrides: list[str] | None) -> tuple["RunConfig
             raise
     found = convert(file)
     lost = [line.key for line in found.lines if line.outcome.kind in ("missing", "unknown")]
-    told = f"{file}: {found.format.title}, converted (jaxlean convert {file} says how)"
+    told = f"{file}: {found.format.title}, converted (jaxlean convert {file} -o CONFIG.yaml says how)"
     told += f"; without counterpart: {', '.join(lost)}" if lost else ""
     return of_values(nested(found.settings), overrides, file=file), told
 

@@ -74,7 +74,9 @@ def audit(
         from jaxlean.audit.show import audit_and_print
 
         jax.devices("cpu")
-    audit_and_print(settings, targets, file=config, limit_seconds=limit, parallel=parallel)
+    # what is to be added, is added to the converted file
+    file = Path("CONFIG.yaml") if told else config
+    audit_and_print(settings, targets, file=file, limit_seconds=limit, parallel=parallel)
 
 
 @app.command(rich_help_panel=COST)

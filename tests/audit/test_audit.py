@@ -147,7 +147,7 @@ def test_the_step_with_a_cut_is_the_one_that_is_compiled(tiny_run, monkeypatch) 
                 yield type(row)(**{**vars(row), "variant": job.variant})
 
     monkeypatch.setattr("jaxlean.audit.audit.run", run)
-    monkeypatch.setattr("jaxlean.audit.audit.proposals", lambda job, dtypes: [KEPT])
+    monkeypatch.setattr("jaxlean.audit.audit.proposals", lambda job, dtypes, spreads: [KEPT])
     config = tiny_run(*WHOLE, "train.remat=full", "model.quantization=nf4")
     found = audit(config, ["cpu"])
     kept = by_name((*found.pays, *found.others))["gradient checkpointing"]

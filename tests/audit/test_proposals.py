@@ -86,6 +86,12 @@ def test_steps_that_are_counted_are_not_fewer_for_packing() -> None:
     assert "packing" not in {each.name for each in proposals(config(train={"max_steps": 5}), set())}
 
 
+def test_one_sequence_on_one_device_is_not_spread() -> None:
+    assert (10, "right-sized parallelism") not in named(proposals(config(), set(), spreads=False))
+    (left,) = [each for each in unplanned(config(), spreads=False) if each.number == 10]
+    assert "one sequence on one device" in left.why
+
+
 def test_all_weights_that_are_to_train_stay_so() -> None:
     for sections in ({"train": {"trainable": ["norm"]}}, {"distill": {"teacher": "org/large"}}):
         fixed = config(lora=None, **sections)

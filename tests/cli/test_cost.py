@@ -112,17 +112,17 @@ def test_audit_takes_another_projects_config(cli, tiny_base, tiny_rows, tmp_path
     """The whole way, with processes that compile: of a config in which little is left to plan."""
     theirs = tmp_path / "axolotl.yaml"
     theirs.write_text(
-        f"base_model: {tiny_base}\nadapter: qlora\nlora_target_linear: true\nneftune_noise_alpha: 5\nbf16: true\n"
+        f"base_model: {tiny_base}\nadapter: lora\nload_in_8bit: true\nlora_target_linear: true\nbf16: true\n"
         f"datasets: [{{path: {tiny_rows.name}, type: {{field_instruction: prompt, field_output: completion}}}}]\n"
-        "micro_batch_size: 1\nlearning_rate: 1e-4\nsequence_len: 64\nsample_packing: true\n"
+        "neftune_noise_alpha: 5\nmicro_batch_size: 1\nlearning_rate: 1e-4\nsequence_len: 64\nsample_packing: true\n"
     )
     (tmp_path / tiny_rows.name).write_text(tiny_rows.read_text())  # beside the config, as its path says
     done = python("-m", "jaxlean", "audit", theirs, "train.remat=auto", "--targets", "cpu")
     assert done.returncode == 0, done.stderr
-    assert f"{theirs}: Axolotl, converted (jaxlean convert {theirs} says how)" in done.stdout
+    assert f"{theirs}: Axolotl, converted (jaxlean convert {theirs} -o CONFIG.yaml says how)" in done.stdout
     assert "without counterpart: neftune_noise_alpha" in done.stdout
     assert "2 LoRA" in done.stdout
-    assert "6 base in nf4" in done.stdout.partition("left on the table")[0]
+    assert "6 base in int8" in done.stdout.partition("left on the table")[0]
     assert "10 right-sized parallelism" in done.stdout
     assert "price: " in done.stdout
 
