@@ -74,7 +74,7 @@ def test_a_bare_name_or_an_alias_is_found_wherever_it_stands() -> None:
     [
         ("train.lerning_rate", ["got:    train.lerning_rate", "did you mean 'learning_rate'?"]),
         ("lorra", ["did you mean 'lora'?"]),
-        ("lora.zzzz", ["known: init_lora_weights, lora_alpha"]),
+        ("lora.zzzz", ["known: init_from, init_lora_weights, lora_alpha"]),
     ],
 )
 def test_a_misspelt_key_is_told(wanted, words) -> None:
