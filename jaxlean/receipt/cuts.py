@@ -4,6 +4,7 @@ A cut that changes what is learned, and not what a step costs (open weights, war
 named and nothing is claimed for it: it saves steps to an equal quality, which no calibration of seconds can show.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -40,7 +41,8 @@ class Cut:
     @property
     def typed_without(self) -> list[str]:
         """The overrides as they are typed."""
-        return [f"{key}={'null' if value is None else value}" for key, value in self.without.items()]
+        words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.without.items()}
+        return [f"{key}={word}" for key, word in words.items()]
 
 
 def in_force(config: RunConfig, summary: Mapping[str, Any]) -> list[Cut]:

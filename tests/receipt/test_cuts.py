@@ -36,6 +36,8 @@ def test_without_lora_the_base_trains_and_cannot_be_quantized():
     assert without(found, "base in nf4").model.quantization == "none"
     (lora,) = [cut for cut in found[1] if cut.name == "LoRA"]
     assert lora.typed_without == ["lora=null", "model.quantization=none"]
+    packing = next(cut for cut in found[1] if cut.name == "packing")
+    assert packing.typed_without == ["data.packing=false"]
 
 
 @pytest.mark.parametrize(
