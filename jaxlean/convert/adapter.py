@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jaxlean.convert import reasons
 from jaxlean.convert.row import Outcome
 from jaxlean.convert.source import Source, names, truth
 
@@ -50,6 +51,16 @@ def start(value: Any, source: Source) -> Outcome:
         note = "the singular vectors are exact here, without iterations" if "niter" in name else ""
         return Outcome("carried", {"lora.init_lora_weights": "pissa"}, note)
     return Outcome("missing", note=f"the adapter's start {name}; nearest: lora.init_lora_weights: default or pissa")
+
+
+def start_from(value: Any, source: Source) -> Outcome:
+    """Of an adapter that training goes on with: Axolotl's `lora_model_dir`, LLaMA-Factory's `adapter_name_or_path`."""
+    given = names(value)
+    if source.on("create_new_adapter"):
+        return Outcome("missing", note=f"merges it, and trains a new one; nearest: {reasons.ADAPTER}")
+    if len(given) != 1:
+        return Outcome("missing", note=f"merges all but the last of several; nearest: {reasons.ADAPTER}")
+    return Outcome("carried", {"lora.init_from": given[0]}, "rank, alpha and modules are its own")
 
 
 def pissa(value: Any, source: Source) -> Outcome:

@@ -230,7 +230,7 @@ _MODEL: tuple[Row, ...] = (
     carried("loraplus_lr_ratio", "lora.loraplus_lr_ratio"),
     idle("loraplus_lr_embedding", "no embedding has an adapter"),
     missing("lora_modules_to_save", "modules that train whole beside the adapter", reasons.WHOLE_MODULES),
-    missing("lora_model_dir", "goes on with that adapter", reasons.ADAPTER),
+    carried("lora_model_dir", "lora.init_from", becomes=adapter.start_from),
     missing("lora_target_parameters lora_exclude_modules", "parameters by name", "lora.target_modules"),
     missing("peft_layers_to_transform peft_layers_pattern", "some layers only", "lora.target_modules, in every layer"),
     missing("peft_layer_replication", "layers twice", "none"),

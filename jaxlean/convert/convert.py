@@ -143,6 +143,9 @@ def _settle(found: Conversion) -> None:
         _take_back(found, [key for key in settings if key.startswith("lora.")], "idle", "all weights train: no adapter")
         why = "a quantized base is for adapters; nearest: train.optim: adamw_8bit"
         _take_back(found, ["model.quantization"], "missing", why)
+    if "lora.init_from" in settings:
+        own = [f"lora.{key}" for key in ("r", "lora_alpha", "use_rslora", "use_dora", "target_modules")]
+        _take_back(found, own, "idle", "the adapter that it starts from has its own")
     while_it_runs = ["eval.load_best", "eval.stopping.patience", "eval.stopping.min_delta"]
     if "data.eval" not in settings and "data.eval_fraction" not in settings:
         _take_back(found, [*while_it_runs, "eval.eval_steps"], "missing", _NO_ROWS)

@@ -15,7 +15,7 @@ _SHOWN = (
     "model.path", "model.dtype", "model.quantization", "model.chat_template", "model.new_tokens",
     "data.train", "data.eval", "data.eval_fraction", "data.max_length", "data.on_long", "data.packing", "data.train_on",
     "data.shuffle", "lora", "lora.r", "lora.lora_alpha", "lora.lora_dropout", "lora.target_modules", "lora.use_rslora",
-    "lora.use_dora", "lora.init_lora_weights", "lora.loraplus_lr_ratio", "train.learning_rate",
+    "lora.use_dora", "lora.init_lora_weights", "lora.init_from", "lora.loraplus_lr_ratio", "train.learning_rate",
     "train.lr_scheduler_type", "train.warmup_steps", "train.min_lr_ratio", "train.num_train_epochs", "train.max_steps",
     "train.per_device_train_batch_size", "train.gradient_accumulation_steps", "train.optim", "train.weight_decay",
     "train.max_grad_norm", "train.remat", "train.save_steps", "train.save_total_limit", "train.logging_steps",
@@ -26,7 +26,7 @@ _MOST = 3
 # Keys that have no counterpart, and that people look for.
 _MISSED = (
     ("axolotl", "neftune_noise_alpha"), ("axolotl", "lora_modules_to_save"), ("llama-factory", "additional_target"),
-    ("axolotl", "lora_model_dir"), ("llama-factory", "use_galore"), ("trl", "eos_token"), ("trl", "group_by_length"),
+    ("llama-factory", "use_galore"), ("trl", "eos_token"), ("trl", "group_by_length"),
     ("axolotl", "dataset_exact_deduplication"), ("trl", "resume_from_checkpoint"), ("trl", "push_to_hub"),
 )  # fmt: skip
 # Configs that say nothing but what they are: by them the defaults are told.

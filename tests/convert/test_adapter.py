@@ -52,3 +52,10 @@ def test_tasks_kinds_and_biases(source) -> None:
     assert adapter.bias("none", source()).kind == "idle"
     assert adapter.bias("all", source()).kind == "missing"
     assert adapter.pissa(True, source()).settings == {"lora.init_lora_weights": "pissa"}
+
+
+def test_an_adapter_to_go_on_with(source) -> None:
+    assert adapter.start_from("runs/a", source()).settings == {"lora.init_from": "runs/a"}
+    assert adapter.start_from("a,b", source()).kind == "missing"
+    merged = adapter.start_from("runs/a", source(create_new_adapter=True))
+    assert (merged.kind, "jaxlean merge" in merged.note) == ("missing", True)

@@ -206,6 +206,14 @@ def test_without_an_adapter_nothing_of_adapters_is_written(write) -> None:
     assert "model.quantization" not in found.settings
 
 
+def test_what_an_adapter_says_itself_is_not_said_again(write) -> None:
+    found = convert(write("base_model: x\nadapter: lora\nlora_model_dir: out\nlora_r: 64\nlora_target_linear: true\n"))
+    assert {key: value for key, value in found.settings.items() if key.startswith("lora.")} == {"lora.init_from": "out"}
+    told = {line.key: line.outcome for line in found.lines}
+    assert told["lora_r"].kind == "idle"
+    assert "has its own" in told["lora_r"].note
+
+
 def test_what_needs_scores_while_a_run_goes_is_taken_back_where_there_are_none(write) -> None:
     rest = "base_model: x\nadapter: lora\nearly_stopping_patience: 2\nload_best_model_at_end: true\n"
     without_rows = convert(write(rest + "eval_steps: 5\n"))
