@@ -76,7 +76,7 @@ def show(found: Audit, console: "Console", *, file: Path) -> None:
             console.print(f"  {_head(left.number, left.name)}: {left.why}{line}")
     console.print("")
     for note in found.notes:
-        console.print(note)
+        console.print(f"~ {note}" if note.startswith("bound only") else note)
     if found.cost is not None and found.cost.offer.price_source:
         console.print(f"price: {found.cost.offer.price_source}")
 
