@@ -136,6 +136,7 @@ def test_targets_that_are_none_are_told(tiny_run) -> None:
         audit(tiny_run(*WHOLE), ["h1000"])
 
 
+@pytest.mark.slow
 def test_the_step_with_a_cut_is_the_one_that_is_compiled(tiny_run, monkeypatch) -> None:
     """No stand-in: what is said of a cut is what the planner says of the config that has it."""
 

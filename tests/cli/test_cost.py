@@ -108,6 +108,7 @@ def test_audit_asks_for_what_it_is_told(cli, tiny_yaml, monkeypatch):
     assert asked == {"file": tiny_yaml, "limit_seconds": 9, "parallel": 1}
 
 
+@pytest.mark.slow
 def test_audit_takes_another_projects_config(cli, tiny_base, tiny_rows, tmp_path, python):
     """The whole way, with processes that compile: of a config in which little is left to plan."""
     theirs = tmp_path / "axolotl.yaml"
