@@ -33,6 +33,7 @@ class StepMemory:
     def __init__(self) -> None:
         self._base = self._arguments = 0
         self._devices = 1
+        self._held: int | None = None
 
     def begin(self, arguments: int, num_devices: int) -> None:
         """From here on the steps run.
@@ -44,7 +45,7 @@ class StepMemory:
         global _highest
         _highest = max(_highest, _process_peak()[0])
         give_back()
-        self._base, self._arguments, self._devices = _status("VmRSS:"), arguments, num_devices
+        self._base, self._arguments, self._devices, self._held = _status("VmRSS:"), arguments, num_devices, None
         with contextlib.suppress(OSError):
             _CLEAR.write_text("5", encoding="utf-8")
 
@@ -55,7 +56,14 @@ class StepMemory:
             return device
         if not self._base:
             return None
+        if self._held is not None:
+            return self._held
         return self._arguments + max(_status("VmHWM:") - self._base, 0) // self._devices
+
+    def before_host_copies(self) -> None:
+        """What the process takes from here on is more than the devices hold: copies of the state for a checkpoint."""
+        if self._base and self._held is None:
+            self._held = self.held()
 
 
 def process_peak_bytes() -> int:

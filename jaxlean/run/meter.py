@@ -82,6 +82,8 @@ class Meter:
     def within(self, phase: str) -> Iterator[None]:
         """The block is in this phase (`cost.phases`)."""
         self._utilization.pause()
+        if phase == CHECKPOINT:
+            self._memory.before_host_copies()
         with self._phases.within(phase):
             yield
 

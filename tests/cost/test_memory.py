@@ -73,3 +73,21 @@ print(before - resident())
 def test_another_c_library_has_nothing_to_give(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: types.SimpleNamespace())
     memory.give_back()
+
+
+def test_copies_for_a_checkpoint_are_no_memory_of_a_step(monkeypatch):
+    told = {"VmRSS:": 1000, "VmHWM:": 1000}
+    monkeypatch.setattr(memory, "_device_peak", lambda: None)
+    monkeypatch.setattr(memory, "_status", told.__getitem__)
+    counted = memory.StepMemory()
+    assert counted.held() is None
+    counted.before_host_copies()
+    counted.begin(100, 2)
+    told["VmHWM:"] = 1400
+    assert counted.held() == 100 + 400 // 2
+    counted.before_host_copies()
+    told["VmHWM:"] = 5000
+    counted.before_host_copies()
+    assert counted.held() == 300
+    counted.begin(100, 1)  # the next process of a run
+    assert counted.held() == 4100
