@@ -3,8 +3,8 @@
     python benchmarks/receipt.py [--steps 60] [--turn 5] [--quick] [--out DIR]
 
 The quickstart for --steps steps, then `jaxlean receipt` of it. Every cut that is another program is then left out of a
-run of its own, typed as receipt.json says. `memory` is what the receipt says that the cut saves of a step's memory (read
-off the compiled programs: nothing is run for it), `measured` what the process without it held more while it trained,
+run of its own, typed as receipt.json says. `memory` is what the receipt says that the cut saves of a step's memory
+(read off the compiled programs: nothing is run for it), `measured` what the process without it held more in its steps,
 and `off` the difference of the two as a share of what it held. All runs go on at once, in turns of --turn seconds, the
 others stopped, so that a machine that is slower for a while is so for all: `time` is what the receipt says that the cut
 saves of the steps' time, `time_measured` what the runs took: the median over blocks of ten steps, the first left out,
