@@ -5,7 +5,7 @@
 The job: `configs/quickstart.yaml`, customer messages to JSON, as good as *full fine-tuning* makes the base in an epoch
 of --rows rows. Full fine-tuning is in float32 with AdamW, 32 rows a step, each row padded to 128 tokens (the longest
 has 119), plain attention, all logits at once, an evaluation four times on the way: what people start from. Each arm
-is that with one cut, and `together` has all that pay. All are `jaxlean` commands, `overrides` is what an arm adds.
+is that with one cut. All are `jaxlean` commands, `overrides` is what an arm adds.
 
 Quality first: an arm trains for ever shorter shares of the epoch, each with its own whole schedule and three seeds,
 and the shortest whose median of bits per byte, on 300 held-out rows, is no worse than the worst seed of full
@@ -42,7 +42,6 @@ from turns import in_turns
 ROOT = Path(__file__).parent.parent
 TASK = ROOT / "configs" / "quickstart"
 REFERENCE = "full fine-tuning, float32"
-TOGETHER = "all together"
 SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
 ROWS_A_STEP = 32
 FULL = (
