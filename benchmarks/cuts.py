@@ -1,4 +1,4 @@
-"""The twelve cuts, each alone and all together: quality, seconds, memory and dollars of one job on this machine.
+"""The cuts, each alone: quality, seconds, memory and dollars of one job on this machine.
 
     python benchmarks/cuts.py --work DIR [--rows 4000] [--seeds 0 1 2] [--quick] [--out DIR]
 
